@@ -1,0 +1,10 @@
+"""SpaPerb: predict how cells respond to a stimulus where the response was never measured."""
+
+from importlib.metadata import version
+
+from spaperb import baselines, datasets, metrics, pl
+from spaperb.model import SpaPerbModel
+
+__all__ = ["SpaPerbModel", "baselines", "datasets", "metrics", "pl"]
+
+__version__ = version("spaperb")

@@ -1,0 +1,270 @@
+"""The command line: `spaperb demo` and `spaperb predict`, thin over the public functions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+from anndata import AnnData
+
+from spaperb import SpaPerbModel, baselines, datasets, metrics, pl
+from spaperb.validation import NORMALISE_ADVICE, expression_kind, expression_matrix, listed
+
+LAYER = "spaperb_stimulated"
+
+
+class CommandError(Exception):
+    """What the user can mend; shown without a traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (CommandError, ValueError, OSError) as error:
+        print(f"spaperb: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("spaperb: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spaperb", description="Predict stimulated cells from control cells."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="simulate cells, hide one type's response, predict it")
+    demo.add_argument("--output", type=Path, default=Path("spaperb_demo/predicted.h5ad"))
+    demo.add_argument("--plots", type=Path, default=Path("spaperb_demo"), metavar="DIR")
+    demo.set_defaults(run=run_demo)
+
+    predict = commands.add_parser("predict", help="train on an .h5ad file and predict its cells")
+    predict.add_argument("file", type=Path, metavar="FILE.h5ad", help="cells by genes")
+    predict.add_argument("--condition-key", default="condition", help="obs column of the condition")
+    predict.add_argument("--control", default="control", help="its value for control cells")
+    predict.add_argument("--stimulated", help="its value for stimulated cells; default: all others")
+    predict.add_argument("--labels-key", default="cell_type", help="obs column of the cell type")
+    predict.add_argument("--batch-key", help="obs column of the batch, to pair cells within batches")
+    predict.add_argument(
+        "--hide",
+        metavar="TYPE",
+        help="hide the stimulated cells of this type from training, and score their prediction",
+    )
+    predict.add_argument(
+        "--normalize",
+        action="store_true",
+        help="X holds raw counts: normalise to 10,000 a cell and log1p (counts go to a layer)",
+    )
+    predict.add_argument(
+        "--n-top-genes", type=_positive, help="keep the most variable genes of the training cells"
+    )
+    predict.add_argument("--output", type=Path, required=True, metavar="OUT.h5ad")
+    predict.add_argument("--plots", type=Path, metavar="DIR", help="save a UMAP and a scatter here")
+    predict.set_defaults(run=run_predict)
+
+    for command in (demo, predict):
+        command.add_argument("--overwrite", action="store_true", help="replace the output file")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--max-epochs", type=_positive, help="stop training after these epochs")
+    return parser
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """Hide the response of one simulated cell type, predict it, and show how close it comes."""
+    print("Simulating cells (`spaperb.datasets.simulated`). These are not real cells.")
+    setup = {"condition_key": "condition", "control": "control", "labels_key": "cell_type"}
+    _train_and_predict(datasets.simulated(seed=args.seed), setup, "type_0", None, args)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    """Train on the user's cells and predict them."""
+    _refuse_existing(args)
+    if not args.file.is_file():
+        raise CommandError(f"There is no file {args.file}.")
+    adata = ad.read_h5ad(args.file)
+    _normalize(adata, args.normalize)
+    setup = {
+        "condition_key": args.condition_key,
+        "control": _obs_value(adata, args.condition_key, args.control),
+        "stimulated": _obs_value(adata, args.condition_key, args.stimulated),
+        "labels_key": args.labels_key,
+        "batch_key": args.batch_key,
+    }
+    hide = _obs_value(adata, args.labels_key, args.hide)
+    _train_and_predict(adata, setup, hide, args.n_top_genes, args)
+
+
+def _train_and_predict(
+    adata: AnnData,
+    setup: dict[str, Any],
+    hide: Any | None,
+    n_top_genes: int | None,
+    args: argparse.Namespace,
+) -> None:
+    _refuse_existing(args)
+    scvi.settings.seed = args.seed
+    control, stimulated = _arms(adata, setup)
+    hidden = np.zeros(adata.n_obs, dtype=bool)
+    if hide is not None:
+        hidden = stimulated & _of_type(adata, setup["labels_key"], hide, control, stimulated)
+        print(f"Hiding the {hidden.sum()} stimulated cells of {hide} from all that follows.")
+    train = adata[~hidden].copy()
+    if n_top_genes is not None and n_top_genes < adata.n_vars:
+        sc.pp.highly_variable_genes(train, flavor="seurat", n_top_genes=n_top_genes)
+        genes = train.var["highly_variable"].to_numpy()
+        adata, train = adata[:, genes].copy(), train[:, genes].copy()
+
+    SpaPerbModel.setup_anndata(train, **setup)
+    model = SpaPerbModel(train)
+    model.train(max_epochs=args.max_epochs)
+    model.predict_stimulated(adata, key_added=LAYER)
+
+    adata.obs["spaperb_hidden"] = hidden
+    _write_atomically(adata, args.output, args.overwrite)
+    print(f"\nWrote {args.output}: layer {LAYER!r} for {adata.n_obs} cells, {adata.n_vars} genes.")
+
+    of_type = np.ones(adata.n_obs, dtype=bool)
+    if hide is not None:
+        of_type = adata.obs[setup["labels_key"]].to_numpy() == hide
+        print(f"\nPrediction of the hidden stimulated cells, {hide}:")
+        print(_scores(adata[control & of_type], adata[hidden], train, setup).to_string())
+    else:
+        print("No cell type was hidden (`--hide`), so there is nothing to score honestly.")
+    if args.plots is not None:
+        title = f"{hide}, hidden in training" if hide is not None else "all are training cells"
+        _plot(adata[control & of_type], adata[stimulated & of_type], title, args.plots)
+
+
+def _scores(
+    control: AnnData, real: AnnData, train: AnnData, setup: dict[str, Any]
+) -> pd.DataFrame:
+    """Score the prediction beside the simplest baselines."""
+    shift_setup = {key: value for key, value in setup.items() if key != "batch_key"}
+    mean_shift = baselines.MeanShift().fit(train, **shift_setup)
+    predictions = {
+        "SpaPerb": control.layers[LAYER],
+        "no change": baselines.NoChange().fit(train).predict(control),
+        "mean shift": mean_shift.predict(control),
+    }
+    return pd.DataFrame(
+        {
+            name: {
+                "pearson_delta": metrics.pearson_delta(predicted, real.X, control.X),
+                "r2_mean": metrics.r2_mean(predicted, real.X),
+            }
+            for name, predicted in predictions.items()
+        }
+    ).T.round(3)
+
+
+def _plot(control: AnnData, stimulated: AnnData, title: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    predicted = control.layers[LAYER]
+    pl.umap(
+        {"control": control.X, "real stimulated": stimulated.X, "predicted": predicted},
+        title=title,
+        save=folder / "umap.png",
+    )
+    pl.mean_expression_scatter(
+        predicted,
+        stimulated.X,
+        control.var_names,
+        control=control.X,
+        title=title,
+        save=folder / "mean_expression.png",
+    )
+    print(f"Saved {folder / 'umap.png'} and {folder / 'mean_expression.png'}.")
+
+
+def _normalize(adata: AnnData, normalize: bool) -> None:
+    """Normalise counts if asked, and refuse what does not fit the request."""
+    counts = expression_kind(expression_matrix(adata, None)).counts
+    if counts and not normalize:
+        raise CommandError(
+            "X holds raw counts. Pass --normalize to normalise them here, or store normalised "
+            f"expression in X: {NORMALISE_ADVICE}."
+        )
+    if normalize and not counts:
+        raise CommandError(
+            "--normalize is for raw counts, and X holds values that are not whole numbers. Leave "
+            "it out if X is log-normalised already."
+        )
+    if normalize:
+        adata.layers["counts"] = adata.X.copy()
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+
+
+def _obs_value(adata: AnnData, key: str, text: str | None) -> Any | None:
+    """Find the value that a word on the command line means: obs may hold numbers."""
+    values = adata.obs[key].unique() if key in adata.obs else []
+    return {str(value): value for value in values}.get(str(text), text)
+
+
+def _arms(adata: AnnData, setup: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the control and of the stimulated cells; wrong columns are setup_anndata's errors."""
+    if setup["condition_key"] not in adata.obs:
+        nothing = np.zeros(adata.n_obs, dtype=bool)
+        return nothing, nothing
+    condition = adata.obs[setup["condition_key"]].to_numpy()
+    control = condition == setup["control"]
+    chosen = setup.get("stimulated")
+    return control, (~control if chosen is None else condition == chosen)
+
+
+def _of_type(
+    adata: AnnData, key: str, hide: Any, control: np.ndarray, stimulated: np.ndarray
+) -> np.ndarray:
+    """Mask of a cell type to hide, which must have cells in both conditions."""
+    types = adata.obs[key].to_numpy() if key in adata.obs else np.full(adata.n_obs, None)
+    of_type = types == hide
+    if not (of_type & control).any() or not (of_type & stimulated).any():
+        found = pd.Series(types[control | stimulated]).value_counts()
+        raise CommandError(
+            f"--hide {hide!r}: {(of_type & control).sum()} control and "
+            f"{(of_type & stimulated).sum()} stimulated cells have this value in obs[{key!r}], and "
+            f"both are needed. The values are: {listed(found.index)}."
+        )
+    return of_type
+
+
+def _refuse_existing(args: argparse.Namespace) -> None:
+    if args.output.exists() and not args.overwrite:
+        raise CommandError(f"{args.output} exists. Pass --overwrite to replace it.")
+
+
+def _write_atomically(adata: AnnData, path: Path, overwrite: bool) -> None:
+    """Write the whole file under another name first, so that ``path`` is never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spaperb-") as folder:
+        whole = Path(folder) / path.name
+        adata.write_h5ad(whole, compression="gzip")
+        if overwrite:
+            os.replace(whole, path)
+        else:
+            os.link(whole, path)  # unlike a rename, refuses to replace a file made meanwhile
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Flat minibatches of pairs, and the split of cells into training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS, settings
+from scvi.data import AnnDataManager
+from scvi.dataloaders import DataSplitter
+from torch.utils.data import DataLoader, Sampler
+
+from spaperb.pairing import (
+    CONTROL,
+    NEITHER,
+    STIMULATED,
+    IntArray,
+    Stratum,
+    random_pairs,
+    split_strata,
+)
+from spaperb.validation import warn
+
+CONDITION_KEY = "condition"
+"""Registry key of the condition column (not scvi-tools' batch: a batch is another thing)."""
+
+MIN_PAIRS = 2
+"""Batch normalisation needs two rows."""
+
+
+class PairedBatchSampler(Sampler[IntArray]):
+    """Draw pairs and yield flat minibatches: n control positions, then their n partners.
+
+    The pairs of an epoch are spread evenly over its minibatches, so that none is left with a
+    single pair. Each pass draws new pairs, a function of ``seed`` and the epoch alone.
+
+    Parameters
+    ----------
+    strata
+        Cells that may become partners.
+    batch_size
+        Pairs a minibatch at most (one more where the alternative is a minibatch of one pair).
+    seed
+        Seed of the draws; ``None`` takes one from the operating system.
+    fixed
+        Yield the same pairs in the same order in each pass, for validation.
+    """
+
+    def __init__(
+        self, strata: list[Stratum], batch_size: int, seed: int | None, fixed: bool = False
+    ):
+        self.strata = strata
+        self.fixed = fixed
+        self.epoch = 0
+        self.seed = np.random.SeedSequence(seed).entropy
+        self.n_pairs = sum(stratum.n_pairs for stratum in strata)
+        self.n_batches = min(-(-self.n_pairs // batch_size), self.n_pairs // MIN_PAIRS)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next pass draws; Lightning calls this at each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[IntArray]:
+        rng = np.random.default_rng([self.seed, 0 if self.fixed else self.epoch])
+        # Where set_epoch is never called (a distributed sampler around this one) passes still differ.
+        self.epoch += 1
+        pairs = random_pairs(self.strata, rng)
+        if not self.fixed:
+            pairs = rng.permutation(pairs)
+        for batch in np.array_split(pairs, self.n_batches):
+            yield batch.T.ravel()
+
+
+class PairedDataSplitter(DataSplitter):
+    """Split cells by condition, cell type and batch, and load them in pairs.
+
+    The split is stratified: each combination of condition, cell type and batch gives its share to
+    training, validation and test, so that no partner is missing in one of them by accident.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager of an AnnData set up by :meth:`spaperb.SpaPerbModel.setup_anndata`.
+    train_size
+        Fraction of the cells for training, 0.9 by default.
+    validation_size
+        Fraction of the cells for validation, by default all that training leaves.
+    shuffle_set_split
+        Whether to split at random, seeded by ``scvi.settings.seed``, or in the cells' order.
+    batch_size
+        Pairs a minibatch.
+    load_sparse_tensor
+        Whether to load sparse rows as sparse tensors and make them dense on the device.
+    external_indexing
+        Training, validation and test positions to use instead of a split.
+    distributed_sampler
+        Ignored: Lightning distributes the sampler itself.
+    **data_loader_kwargs
+        Further arguments of :class:`torch.utils.data.DataLoader`, ``num_workers`` say.
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is below 2, or the training cells give fewer than two pairs.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int = 256,
+        load_sparse_tensor: bool = False,
+        external_indexing: list[IntArray] | None = None,
+        distributed_sampler: bool = False,
+        **data_loader_kwargs: Any,
+    ):
+        if batch_size < MIN_PAIRS:
+            raise ValueError(
+                f"`batch_size` counts pairs and must be at least {MIN_PAIRS}, because batch "
+                f"normalisation needs two rows; it is {batch_size}."
+            )
+        self.arms = condition_arms(adata_manager)
+        self.labels = stratum_labels(adata_manager)
+        if external_indexing is None:
+            external_indexing = stratified_split(
+                3 * self.labels + self.arms,
+                0.9 if train_size is None else train_size,
+                validation_size,
+                np.random.default_rng(settings.seed) if shuffle_set_split else None,
+            )
+        super().__init__(
+            adata_manager,
+            load_sparse_tensor=load_sparse_tensor,
+            external_indexing=external_indexing,
+            drop_last=True,  # silences a warning about small last minibatches, which pairs never make
+        )
+        self.batch_size = batch_size
+        self.data_loader_kwargs = {
+            "num_workers": settings.dl_num_workers,
+            "persistent_workers": settings.dl_persistent_workers,
+            **data_loader_kwargs,
+        }
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take the split and check that it leaves pairs where pairs are needed."""
+        super().setup(stage)
+        if (n_pairs := self._sampler(self.train_idx).n_pairs) < MIN_PAIRS:
+            raise ValueError(
+                f"The training cells give {n_pairs} pairs of a control and a stimulated cell of one "
+                f"cell type (and batch, where one is registered), and training needs at least "
+                f"{MIN_PAIRS}. Add cells, raise `train_size`, or check the condition, cell type and "
+                "batch columns."
+            )
+        stops_early = self.trainer is not None and self.trainer.early_stopping_callback is not None
+        if stops_early and self.val_dataloader() is None:
+            raise ValueError(
+                "Early stopping watches the validation pairs, and the validation cells give fewer "
+                f"than {MIN_PAIRS} pairs. Pass `early_stopping=False`, lower `train_size`, or add cells."
+            )
+        self._warn_of_one_armed_types()
+
+    def train_dataloader(self) -> DataLoader:
+        """Training pairs, drawn anew at each epoch."""
+        return self._loader(self._sampler(self.train_idx))
+
+    def val_dataloader(self) -> DataLoader | None:
+        """Validation pairs, the same at each epoch; ``None`` where there are none."""
+        return self._fixed_loader(self.val_idx)
+
+    def test_dataloader(self) -> DataLoader | None:
+        """Test pairs, the same each time; ``None`` where there are none."""
+        return self._fixed_loader(self.test_idx)
+
+    def _sampler(self, indices: IntArray, fixed: bool = False) -> PairedBatchSampler:
+        strata = split_strata(np.asarray(indices, dtype=np.int64), self.arms, self.labels)
+        return PairedBatchSampler(strata, self.batch_size, settings.seed, fixed)
+
+    def _fixed_loader(self, indices: IntArray) -> DataLoader | None:
+        sampler = self._sampler(indices, fixed=True)
+        return self._loader(sampler) if len(sampler) else None
+
+    def _loader(self, sampler: PairedBatchSampler) -> DataLoader:
+        return DataLoader(
+            self.adata_manager.create_torch_dataset(load_sparse_tensor=self.load_sparse_tensor),
+            sampler=sampler,
+            batch_size=None,
+            # A generator of the loader's own leaves the global random state to the networks.
+            generator=torch.Generator(),
+            **self.data_loader_kwargs,
+        )
+
+    def _warn_of_one_armed_types(self) -> None:
+        types = _categories(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
+        codes = _codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
+        all_cells = np.arange(len(codes))
+        paired = {codes[s.control[0]] for s in split_strata(all_cells, self.arms, self.labels)}
+        unpaired = [str(types[c]) for c in np.unique(codes[self.arms != NEITHER]) if c not in paired]
+        if unpaired:
+            warn(
+                "These cell types have no control and stimulated cells to pair (within a batch, "
+                f"where one is registered) and take no part in training: {', '.join(unpaired)}."
+            )
+
+
+def condition_arms(adata_manager: AnnDataManager) -> IntArray:
+    """For every cell CONTROL, STIMULATED or NEITHER, ``(n_obs,)``.
+
+    ``stimulated=None`` in the set-up makes every condition but the control stimulated.
+    """
+    setup = adata_manager.registry["setup_args"]
+    control, stimulated = setup["control"], setup["stimulated"]
+
+    def arm(category: object) -> int:
+        if category == control:
+            return CONTROL
+        return STIMULATED if stimulated is None or category == stimulated else NEITHER
+
+    categories = _categories(adata_manager, CONDITION_KEY)
+    return np.array([arm(c) for c in categories])[_codes(adata_manager, CONDITION_KEY)]
+
+
+def stratum_labels(adata_manager: AnnDataManager) -> IntArray:
+    """For every cell the number of its cell type and batch, ``(n_obs,)``."""
+    labels = _codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
+    if REGISTRY_KEYS.BATCH_KEY not in adata_manager.data_registry:
+        return labels
+    n_batches = len(_categories(adata_manager, REGISTRY_KEYS.BATCH_KEY))
+    return labels * n_batches + _codes(adata_manager, REGISTRY_KEYS.BATCH_KEY)
+
+
+def stratified_split(
+    labels: IntArray,
+    train_size: float,
+    validation_size: float | None,
+    rng: np.random.Generator | None,
+) -> list[IntArray]:
+    """Split positions into training, validation and test within each label.
+
+    Each label keeps at least one cell for training; the rest is rounded to the nearest number.
+
+    Parameters
+    ----------
+    labels
+        Label of every cell, ``(n_obs,)``.
+    train_size
+        Fraction for training, in (0, 1].
+    validation_size
+        Fraction for validation; ``None`` for ``1 - train_size``. What is left is for testing.
+    rng
+        Source of randomness; ``None`` splits in the cells' order.
+
+    Returns
+    -------
+    Sorted positions for training, validation and test.
+
+    Raises
+    ------
+    ValueError
+        If the fractions are out of range or add up to more than one.
+    """
+    if validation_size is None:
+        validation_size = 1 - train_size
+    if not 0 < train_size <= 1 or validation_size < 0 or train_size + validation_size > 1 + 1e-9:
+        raise ValueError(
+            "`train_size` must be in (0, 1], `validation_size` at least 0, and both together at "
+            f"most 1; they are {train_size} and {validation_size}."
+        )
+    parts: tuple[list[IntArray], ...] = ([], [], [])
+    for label in np.unique(labels):
+        cells = np.flatnonzero(labels == label)
+        if rng is not None:
+            cells = rng.permutation(cells)
+        n_train = max(1, round(train_size * len(cells)))
+        n_train_and_val = max(n_train, round((train_size + validation_size) * len(cells)))
+        for part, chosen in zip(parts, np.split(cells, [n_train, n_train_and_val]), strict=True):
+            part.append(chosen)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def _codes(adata_manager: AnnDataManager, key: str) -> IntArray:
+    return np.asarray(adata_manager.get_from_registry(key), dtype=np.int64).ravel()
+
+
+def _categories(adata_manager: AnnDataManager, key: str) -> np.ndarray:
+    return np.asarray(adata_manager.get_state_registry(key).categorical_mapping)

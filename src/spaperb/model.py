@@ -1,0 +1,409 @@
+"""SpaPerbModel: what a user sees of SpaPerb."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+
+# scvi-tools 1.4.2 uses rich.pretty in `view_anndata_setup` without importing it.
+import rich.pretty  # noqa: F401
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalObsField, LayerField
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
+from scvi.utils import setup_anndata_dsp
+
+from spaperb.dataloaders import CONDITION_KEY, PairedDataSplitter
+from spaperb.module import SpaPerbModule
+from spaperb.prediction import Prediction, make_query, predict_rows, select_rows
+from spaperb.train import SpaPerbTrainingPlan
+from spaperb.validation import (
+    ExpressionKind,
+    check_column,
+    check_conditions,
+    check_some_pairs,
+    expression_kind,
+    expression_matrix,
+    listed,
+    warn_of_unusual_expression,
+)
+
+DELTA_KEY = "X_spaperb_delta"
+
+
+class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+    """Predict stimulated cells from control cells.
+
+    SpaPerb learns from control and stimulated cells of some cell types (patients, studies) and
+    predicts what the control cells of another would look like after the stimulus.
+
+    Parameters
+    ----------
+    adata
+        AnnData set up with :meth:`~spaperb.SpaPerbModel.setup_anndata`.
+    registry
+        Registry of a saved model, for a model without data; :meth:`load` passes it.
+    n_latent
+        Number of latent dimensions.
+    n_hidden
+        Units in each hidden layer of the encoder and the decoder.
+    n_layers
+        Number of hidden layers of the encoder and of the decoder.
+    dropout_rate
+        Dropout rate of the hidden layers.
+    **module_kwargs
+        Further arguments of :class:`~spaperb.module.SpaPerbModule`: the weights of the loss,
+        ``n_hidden_delta``, ``delta_noise``, ``kl_on``.
+
+    Examples
+    --------
+    >>> SpaPerbModel.setup_anndata(adata)
+    >>> model = SpaPerbModel(adata)
+    >>> model.train()
+    >>> model.predict_stimulated(adata)  # writes adata.layers["spaperb_stimulated"]
+
+    References
+    ----------
+    Tang et al. (2024), scPerb, Journal of Advanced Research, doi:10.1016/j.jare.2024.10.035.
+    """
+
+    _module_cls = SpaPerbModule
+    _data_splitter_cls = PairedDataSplitter
+    _training_plan_cls = SpaPerbTrainingPlan
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        n_latent: int = 100,
+        n_hidden: int = 800,
+        n_layers: int = 2,
+        dropout_rate: float = 0.2,
+        **module_kwargs: Any,
+    ):
+        super().__init__(adata, registry)
+        self.module = self._module_cls(
+            n_input=self.summary_stats.n_vars,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            **module_kwargs,
+        )
+        # Without data there is nothing to look at, and `load` puts the saved values here.
+        self.expression_kind_ = (
+            None
+            if adata is None
+            else tuple(expression_kind(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)))
+        )
+        self._model_summary_string = (
+            f"SpaPerbModel with n_latent: {n_latent}, n_hidden: {n_hidden}, n_layers: {n_layers}, "
+            f"dropout_rate: {dropout_rate}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    @setup_anndata_dsp.dedent
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        condition_key: str = "condition",
+        control: Any = "control",
+        stimulated: Any | None = None,
+        labels_key: str = "cell_type",
+        layer: str | None = None,
+        batch_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """%(summary)s.
+
+        Expression must be normalised and log-transformed, as by ``scanpy.pp.normalize_total``
+        and ``scanpy.pp.log1p``.
+
+        Parameters
+        ----------
+        %(param_adata)s
+        condition_key
+            Column of ``adata.obs`` that tells control from stimulated cells.
+        control
+            Value of control cells in that column.
+        stimulated
+            Value of stimulated cells; ``None`` takes every other value for stimulated. Cells with
+            further values take no part in training.
+        labels_key
+            Column of ``adata.obs`` with the cell type; only cells of one type are paired.
+        %(param_layer)s
+        batch_key
+            Column of ``adata.obs`` with the batch, if only cells of one batch may be paired.
+
+        Raises
+        ------
+        ValueError
+            If a column is absent or has missing values, the control or the stimulated value does
+            not occur, there is only one condition, no cell type (in one batch) has both,
+            expression is empty, NaN, infinite or not in memory, or gene names repeat. ``adata`` is
+            unchanged then.
+
+        Notes
+        -----
+        Sets the following fields, as every scvi-tools model does:
+
+        - ``adata.obs["_scvi_condition"]``, ``["_scvi_labels"]``, ``["_scvi_batch"]``: codes
+        - ``adata.uns["_scvi_uuid"]``, ``["_scvi_manager_uuid"]``: what binds data to a model
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        x = expression_matrix(adata, layer)
+        columns = {"condition_key": condition_key, "labels_key": labels_key, "batch_key": batch_key}
+        for argument, key in columns.items():
+            if key is not None:
+                check_column(adata, argument, key)
+        is_training_data = "source_registry" not in kwargs
+        if is_training_data:
+            check_conditions(adata, condition_key, control, stimulated)
+            check_some_pairs(adata, condition_key, control, stimulated, labels_key, batch_key)
+        warn_of_unusual_expression(x)
+
+        fields = [
+            # Not corrected to C order: the user's matrix is the user's.
+            LayerField(
+                REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False
+            ),
+            CategoricalObsField(CONDITION_KEY, condition_key),
+            CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
+        ]
+        if batch_key is not None:
+            fields.append(CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key))
+        adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        adata_manager.register_fields(adata, **kwargs)
+        cls.register_manager(adata_manager)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 256,
+        early_stopping: bool = True,
+        early_stopping_monitor: str = "validation_loss",
+        **kwargs: Any,
+    ) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs at most; by default scvi-tools' rule, 400 for up to 20,000 cells and fewer for
+            more. In an epoch each cell of a type's larger condition is visited once.
+        batch_size
+            Pairs in a minibatch, at least 2.
+        early_stopping
+            Whether to stop when the validation pairs stop to improve. They are a tenth of the
+            cells given, the same pairs at each epoch; cells that were left out are never looked at.
+        early_stopping_monitor
+            The logged quantity to watch.
+        **kwargs
+            Further arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`:
+            ``accelerator``, ``devices``, ``train_size``, ``validation_size``, ``plan_kwargs`` (see
+            :class:`~spaperb.train.SpaPerbTrainingPlan`), ``datasplitter_kwargs`` (see
+            :class:`~spaperb.dataloaders.PairedDataSplitter`) and those of
+            :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data, there are fewer than two pairs in a minibatch, or early
+            stopping has no validation pairs to watch.
+        """
+        if self.adata is None:
+            raise ValueError(
+                "This model was loaded without data. Load it with the training AnnData, "
+                "`SpaPerbModel.load(path, adata)`, to train it further."
+            )
+        if kwargs.get("datamodule") is not None:
+            raise ValueError(
+                "SpaPerb trains on pairs that it draws itself and takes no `datamodule`. Pass the "
+                "AnnData to SpaPerbModel, and loader options as `datasplitter_kwargs`."
+            )
+        super().train(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            early_stopping_monitor=early_stopping_monitor,
+            **kwargs,
+        )
+
+    def predict_stimulated(
+        self,
+        adata: AnnData | None = None,
+        *,
+        indices: Any | None = None,
+        batch_size: int | None = None,
+        n_samples: int = 1,
+        give_mean: bool = True,
+        seed: int = 0,
+        key_added: str = "spaperb_stimulated",
+        latent: bool = False,
+        inplace: bool = True,
+    ) -> np.ndarray | None:
+        """Predict what cells would look like after the stimulus, X_stim' = D(Z + Z_delta).
+
+        Every cell given is predicted, whatever its condition. For a control cell this is the
+        stimulated cell it would have become. For a cell that is stimulated already it is that cell
+        with the learned shift added once more, which no data speak for: leave such cells out with
+        ``indices`` where it matters.
+
+        The cells may be new: of cell types that were never seen, without condition or cell type
+        column, with genes in another order. Genes are matched by name.
+
+        Parameters
+        ----------
+        adata
+            Cells to predict, normalised as in training; ``None`` for the AnnData of the model.
+        indices
+            Positions or boolean mask of the cells to predict; ``None`` for all.
+        batch_size
+            Cells to predict at once; ``None`` for ``scvi.settings.batch_size``.
+        n_samples
+            Number of draws of V_delta (and of z, if ``give_mean=False``) to average over.
+        give_mean
+            Whether to take the posterior's mean for z, rather than draws from the posterior.
+        seed
+            Seed of the draws. A cell's draws depend on it and on the cell's row alone.
+        key_added
+            Name of the layer.
+        latent
+            Whether to keep the latent vectors too.
+        inplace
+            Whether to write to ``adata``, or to return the predicted layer and write nothing.
+
+        Returns
+        -------
+        ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
+        log-normalised expression, NaN for cells not selected and for genes that the model does not
+        know. It is never negative if the training data held no negative value.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If there is no AnnData, genes of the model are missing, the layer that the model was
+            set up with is missing, or expression is NaN, infinite, backed, or negative where the
+            training data were not.
+        IndexError
+            If ``indices`` do not fit ``adata``.
+
+        Notes
+        -----
+        Sets the following fields:
+
+        - ``adata.layers[key_added]``: predicted expression, float32
+        - ``adata.uns["spaperb"][key_added]``: what made it (model, version, seed, ...)
+        - ``adata.obsm["X_" + key_added]``: with ``latent=True``, Z_stim', ``(n_obs, n_latent)``
+        - ``adata.obsm["X_spaperb_delta"]``: with ``latent=True``, Z_delta, ``(n_obs, n_latent)``
+
+        If ``adata`` is a view, AnnData turns the object that you hold into a copy with these
+        fields; the object that it was a view of stays as it is.
+        """
+        self._check_if_trained(warn=False)
+        if adata is None and (adata := self.adata) is None:
+            raise ValueError(
+                "This model was loaded without data: pass the cells, `predict_stimulated(adata)`."
+            )
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` must be at least 1; it is {n_samples}.")
+        trained_on = ExpressionKind(*self.expression_kind_)
+        var_names = np.asarray(self.get_var_names())
+        layer = self.registry["setup_args"]["layer"]
+        query = make_query(adata, var_names, layer, trained_on)
+        rows = select_rows(indices, adata.n_obs)
+
+        predicted = np.full(adata.shape, np.nan, dtype=np.float32)
+        z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype=np.float32)
+
+        def write(chunk: np.ndarray, prediction: Prediction) -> None:
+            predicted[np.ix_(rows[chunk], query.columns)] = prediction.px_stim
+            z_stim[rows[chunk]], z_delta[rows[chunk]] = prediction.z_stim, prediction.z_delta
+
+        predict_rows(
+            self.module,
+            query,
+            rows,
+            batch_size=batch_size or settings.batch_size,
+            n_samples=n_samples,
+            give_mean=give_mean,
+            seed=seed,
+            minimum=0.0 if trained_on.nonnegative else None,
+            write=write,
+        )
+        if not inplace:
+            return predicted
+        adata.layers[key_added] = predicted
+        if latent:
+            adata.obsm[f"X_{key_added}"] = z_stim
+            adata.obsm[DELTA_KEY] = z_delta
+        made_by = {
+            "model": type(self).__name__,
+            "version": version("spaperb"),
+            "objective": "published",
+            "seed": seed,
+            "n_samples": n_samples,
+            "give_mean": give_mean,
+        }
+        adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
+        return None
+
+    @classmethod
+    def load(cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any):
+        """Load a model saved by :meth:`save`.
+
+        Loading unpickles the file, so load only files that you trust.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved to.
+        *args, **kwargs
+            Further arguments of :meth:`scvi.model.base.BaseModelClass.load`, ``adata`` first;
+            ``adata=False`` loads the model without data, to predict new cells.
+        prefix
+            Prefix of the file names.
+
+        Raises
+        ------
+        ValueError
+            If there is no model file, it cannot be read, or it holds another model.
+        """
+        path = Path(dir_path) / f"{prefix or ''}model.pt"
+        try:
+            return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
+        except (RuntimeError, EOFError, UnpicklingError) as error:
+            raise ValueError(
+                f"{path} is not a whole {cls.__name__} file: it is truncated, damaged or of "
+                f"another kind ({error}). Copy or save it again."
+            ) from error
+        except ValueError as error:
+            if "different class" not in str(error):
+                raise
+            found = cls.load_registry(str(dir_path), prefix=prefix)["model_name"]
+            raise ValueError(
+                f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
+            ) from error
+
+    def _validate_anndata(self, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> AnnData:
+        """Check gene names too: scvi-tools checks only how many there are."""
+        if adata is not None:
+            expected = np.asarray(self.get_var_names())
+            if not np.array_equal(adata.var_names.astype(str), expected.astype(str)):
+                missing = np.setdiff1d(expected, adata.var_names)
+                found = f"missing are: {listed(missing)}" if len(missing) else "their order differs"
+                raise ValueError(
+                    f"The genes of the AnnData are not those of the model ({len(expected)} genes); "
+                    f"{found}. Subset and reorder it: adata[:, model.get_var_names()].copy()."
+                )
+        return super()._validate_anndata(adata, *args, **kwargs)
+

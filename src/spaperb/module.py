@@ -1,0 +1,242 @@
+"""SpaPerbModule: inference, generative and loss of the published objective, line for line."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import smooth_l1_loss
+
+from spaperb.nn import Decoder, DeltaEncoder, Encoder
+
+
+class SpaPerbModule(BaseModuleClass):
+    """The networks of SpaPerb and their published objective.
+
+    With the encoder E, the delta encoder E_delta, the decoder D and pairs of a control and a
+    stimulated cell::
+
+        Z_ctrl  = E(X_ctrl)           Z_stim  = E(X_stim)
+        Z_delta = E_delta(V_delta)    Z_stim' = Z_ctrl + Z_delta    X_stim' = D(Z_stim')
+
+        L_latent         = SmoothL1(Z_delta, Z_stim - Z_ctrl)
+        L_reconstruction = SmoothL1(X_stim', X_stim)
+        L_KL             = KL( N(mu, sigma) || N(0, I) )
+        Loss = 100 L_latent + 100 L_reconstruction + 0.5 L_KL
+
+    Every term is a mean over features and over pairs, so that the three weights are on one scale.
+    L_KL is the mean of the control cell's and the stimulated cell's divergence.
+
+    A minibatch of pairs is flat: n control rows, then their n partners, in the same order.
+
+    Parameters
+    ----------
+    n_input
+        Number of genes, G.
+    n_latent
+        Number of latent dimensions, L.
+    n_hidden
+        Units in each hidden layer of the encoder and the decoder.
+    n_layers
+        Number of hidden layers of the encoder and of the decoder.
+    n_hidden_delta
+        Units of the delta encoder's hidden layer; ``None`` makes the delta encoder linear.
+    dropout_rate
+        Dropout rate of all hidden layers.
+    latent_weight
+        Weight of L_latent.
+    reconstruction_weight
+        Weight of L_reconstruction.
+    kl_weight
+        Weight of L_KL.
+    kl_on
+        Whose divergence L_KL averages: ``"both"`` cells of a pair, as the ELBO asks for every x,
+        or only the ``"control"`` cell's, as in the authors' released code.
+    delta_noise
+        ``"fresh"`` draws V_delta anew for every cell and every step; ``"fixed"`` keeps one draw,
+        saved with the model, for all cells, as in the authors' released code.
+
+    References
+    ----------
+    Tang et al. (2024), scPerb, Journal of Advanced Research, doi:10.1016/j.jare.2024.10.035.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_latent: int = 100,
+        n_hidden: int = 800,
+        n_layers: int = 2,
+        n_hidden_delta: int | None = None,
+        dropout_rate: float = 0.2,
+        latent_weight: float = 100.0,
+        reconstruction_weight: float = 100.0,
+        kl_weight: float = 0.5,
+        kl_on: Literal["both", "control"] = "both",
+        delta_noise: Literal["fresh", "fixed"] = "fresh",
+    ):
+        super().__init__()
+        _require_choice("kl_on", kl_on, ("both", "control"))
+        _require_choice("delta_noise", delta_noise, ("fresh", "fixed"))
+        self.n_input = n_input
+        self.n_latent = n_latent
+        self.latent_weight = latent_weight
+        self.reconstruction_weight = reconstruction_weight
+        self.kl_weight = kl_weight
+        self.kl_on = kl_on
+        self.encoder = Encoder(n_input, n_latent, n_hidden, n_layers, dropout_rate)
+        self.delta_encoder = DeltaEncoder(n_input, n_latent, n_hidden_delta, dropout_rate)
+        self.decoder = Decoder(n_latent, n_input, n_hidden, n_layers, dropout_rate)
+        self.register_buffer("v_delta", torch.rand(n_input) if delta_noise == "fixed" else None)
+
+    def _get_inference_input(
+        self, tensors: dict[str, torch.Tensor], **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
+
+    def _get_generative_input(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict[str, Any],
+        **kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        return {"z": inference_outputs["z"]}
+
+    @auto_move_data
+    def inference(self, x: torch.Tensor) -> dict[str, Any]:
+        """Encode cells, E: one pass for both halves of a paired minibatch.
+
+        Parameters
+        ----------
+        x
+            Log-normalised expression ``(n_cells, G)``.
+
+        Returns
+        -------
+        dict
+            ``qz``, the posterior N(mu, sigma), and ``z = mu + sigma * eps``, ``(n_cells, L)``.
+        """
+        qz = self.encoder(x)
+        return {"qz": qz, "z": qz.rsample()}
+
+    @auto_move_data
+    def generative(self, z: torch.Tensor, paired: bool = False) -> dict[str, torch.Tensor]:
+        """Decode latent vectors, D.
+
+        Parameters
+        ----------
+        z
+            Latent vectors ``(n_cells, L)``; paired: ``(2n, L)``, n control rows, then n partners.
+        paired
+            Whether to predict the stimulated partners of the control half,
+            D(Z_ctrl + Z_delta), rather than to reconstruct every cell from its own z, D(Z).
+
+        Returns
+        -------
+        dict
+            ``px``, ``(n, G)`` if paired, else ``(n_cells, G)``; if paired also ``z_delta``,
+            ``(n, L)``.
+        """
+        if not paired:
+            return {"px": self.decoder(z)}
+        z_ctrl, _ = z.chunk(2)
+        z_delta = self.delta_encoder(self.draw_v_delta(len(z_ctrl)))
+        return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta)}
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, torch.Tensor],
+        kl_weight: float = 1.0,
+        paired: bool = False,
+    ) -> LossOutput:
+        """Compute the published objective on pairs, or a plain VAE's loss on single cells.
+
+        Parameters
+        ----------
+        tensors
+            Minibatch with the registry's keys; paired: n control rows, then their n partners.
+        inference_outputs
+            Output of :meth:`inference`.
+        generative_outputs
+            Output of :meth:`generative` with the same ``paired``.
+        kl_weight
+            Warm-up factor on the module's own ``kl_weight``; the training plan sets it.
+        paired
+            Whether the minibatch holds pairs. Without pairs there is no latent term, and the
+            reconstruction is SmoothL1(D(Z), X) of each cell.
+
+        Returns
+        -------
+        LossOutput
+            The scalar ``loss``; ``reconstruction_loss`` and ``kl_local``, unweighted means over
+            features, one value a pair (or a cell); paired: ``extra_metrics["latent_loss"]``.
+        """
+        x, px = tensors[REGISTRY_KEYS.X_KEY], generative_outputs["px"]
+        qz, z = inference_outputs["qz"], inference_outputs["z"]
+        kl = kl_divergence(qz, Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))).mean(1)
+
+        if not paired:
+            l_latent = px.new_zeros(())
+            l_reconstruction = smooth_l1_loss(px, x, reduction="none").mean(1)
+            l_kl = kl
+        else:
+            _, x_stim = x.chunk(2)
+            z_ctrl, z_stim = z.chunk(2)
+            kl_ctrl, kl_stim = kl.chunk(2)
+            l_latent = smooth_l1_loss(generative_outputs["z_delta"], z_stim - z_ctrl)
+            l_reconstruction = smooth_l1_loss(px, x_stim, reduction="none").mean(1)
+            l_kl = kl_ctrl if self.kl_on == "control" else 0.5 * (kl_ctrl + kl_stim)
+
+        loss = (
+            self.latent_weight * l_latent
+            + self.reconstruction_weight * l_reconstruction.mean()
+            + kl_weight * self.kl_weight * l_kl.mean()
+        )
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=l_reconstruction,
+            kl_local=l_kl,
+            extra_metrics={"latent_loss": l_latent} if paired else {},
+        )
+
+    def draw_v_delta(self, n: int) -> torch.Tensor:
+        """V_delta for ``n`` cells, ``(n, G)``: uniform on (0, 1), or the saved draw if fixed."""
+        if self.v_delta is not None:
+            return self.v_delta.expand(n, -1)
+        return torch.rand(n, self.n_input, device=self.device)
+
+    @torch.inference_mode()
+    @auto_move_data
+    def predict(
+        self, x: torch.Tensor, v_delta: torch.Tensor, eps: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Predict stimulated cells, X_stim' = D(Z + Z_delta).
+
+        Parameters
+        ----------
+        x
+            Log-normalised expression ``(n, G)``.
+        v_delta
+            V_delta, ``(n, G)``; not used if the module keeps a fixed draw.
+        eps
+            Standard normal noise ``(n, L)`` for z = mu + sigma * eps; ``None`` for z = mu.
+
+        Returns
+        -------
+        dict
+            ``px_stim`` ``(n, G)``, ``z_stim`` and ``z_delta``, each ``(n, L)``.
+        """
+        qz = self.encoder(x)
+        z = qz.loc if eps is None else qz.loc + qz.scale * eps
+        z_delta = self.delta_encoder(v_delta if self.v_delta is None else self.draw_v_delta(len(x)))
+        return {"px_stim": self.decoder(z + z_delta), "z_stim": z + z_delta, "z_delta": z_delta}
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, not {value!r}.")

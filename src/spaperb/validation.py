@@ -1,0 +1,208 @@
+"""Checks of what the user hands in: each error says what was found and what to do.
+
+Nothing here changes the AnnData, and everything here runs before any training.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scvi import settings
+
+NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.log1p(adata)"
+ROWS_AT_ONCE = 4096
+MAX_LISTED = 20
+
+
+class ExpressionKind(NamedTuple):
+    """What the values of an expression matrix say about it."""
+
+    nonnegative: bool
+    counts: bool
+
+
+def expression_matrix(adata: AnnData, layer: str | None) -> np.ndarray | sparse.spmatrix:
+    """Return ``adata.X`` or a layer, if it can be read row by row in memory.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells or genes, gene names repeat, the layer is missing, or the matrix is
+        not in memory.
+    """
+    if adata.isbacked:
+        raise ValueError(
+            f"The AnnData is backed by the file {adata.filename}. Load it with "
+            "`adata = adata.to_memory()`."
+        )
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(
+            f"The AnnData is empty: it has {adata.n_obs} cells and {adata.n_vars} genes."
+        )
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        raise ValueError(
+            f"{len(repeated)} gene name(s) occur more than once: {listed(repeated)}. "
+            "Make them unique with `adata.var_names_make_unique()`."
+        )
+    if layer is not None and layer not in adata.layers:
+        raise ValueError(
+            f"There is no layer {layer!r} in adata.layers; it has: {listed(adata.layers.keys())}."
+        )
+    x = adata.X if layer is None else adata.layers[layer]
+    if not (isinstance(x, np.ndarray) or (sparse.issparse(x) and x.format in ("csr", "csc"))):
+        name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        raise ValueError(
+            f"{name} is of type {type(x).__name__}; a NumPy array or a SciPy CSR or CSC matrix is "
+            "needed. A dask array is loaded with `.compute()`."
+        )
+    return x
+
+
+def expression_kind(x: np.ndarray | sparse.spmatrix) -> ExpressionKind:
+    """Tell whether expression is non-negative and whether it is counts.
+
+    Raises
+    ------
+    ValueError
+        If the values are not numbers, or any is NaN or infinite.
+    """
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"Expression must be numbers; the matrix has the type {x.dtype}.")
+    nonnegative, integer, any_value = True, True, False
+    for values in _value_blocks(x):
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"Expression holds {int((~np.isfinite(values)).sum())} or more NaN or infinite "
+                "values. Remove the cells or genes that have them, or repeat the step that made "
+                "them (a division by a library size of zero, say)."
+            )
+        nonnegative = nonnegative and bool((values >= 0).all())
+        integer = integer and bool((values % 1 == 0).all())
+        any_value = any_value or bool(values.any())
+    return ExpressionKind(nonnegative, nonnegative and integer and any_value)
+
+
+def warn_of_unusual_expression(x: np.ndarray | sparse.spmatrix) -> None:
+    """Warn once if expression to be registered is counts, has negative values, or is CSC."""
+    kind = expression_kind(x)
+    if kind.counts:
+        warn(
+            "Expression holds whole numbers only: these look like raw counts, and SpaPerb is made "
+            f"for log-normalised expression. Normalise first: {NORMALISE_ADVICE}."
+        )
+    if not kind.nonnegative:
+        warn(
+            "Expression holds negative values (scaled or residual data?). They are used as they "
+            "are, and predictions will not be clipped at 0."
+        )
+    if sparse.issparse(x) and x.format == "csc":
+        warn(
+            "Expression is a CSC matrix, from which single cells are read slowly. Training is "
+            "faster after `adata.X = adata.X.tocsr()`."
+        )
+
+
+def check_column(adata: AnnData, argument: str, key: str) -> None:
+    """Check that an obs column exists and has a value for every cell."""
+    if key not in adata.obs:
+        raise ValueError(
+            f"There is no column {key!r} in adata.obs, which `{argument}` names. The columns are: "
+            f"{described_columns(adata)}. Pass the right one as `{argument}=`."
+        )
+    if n_missing := int(adata.obs[key].isna().sum()):
+        raise ValueError(
+            f"adata.obs[{key!r}] (`{argument}`) has no value for {n_missing} of {adata.n_obs} "
+            f"cells. Fill them in, or leave these cells out: adata[adata.obs[{key!r}].notna()].copy()."
+        )
+
+
+def check_conditions(
+    adata: AnnData, condition_key: str, control: Any, stimulated: Any | None
+) -> None:
+    """Check that the condition column holds the control and something to compare it with."""
+    found = list(adata.obs[condition_key].unique())
+    for argument, value in (("control", control), ("stimulated", stimulated)):
+        if value is not None and value not in found:
+            raise ValueError(
+                f"No cell has {value!r} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
+                f"are: {listed(found)}. Pass one of them as `{argument}=`."
+            )
+    if stimulated is not None and stimulated == control:
+        raise ValueError(f"`control` and `stimulated` are both {control!r}.")
+    others = [value for value in found if value != control]
+    if not others:
+        raise ValueError(
+            f"All {adata.n_obs} cells have the condition {control!r} in "
+            f"adata.obs[{condition_key!r}]. Training needs stimulated cells too."
+        )
+    if stimulated is None and len(others) > 1:
+        warn(
+            f"adata.obs[{condition_key!r}] has {len(others)} values beside the control, and all are "
+            f"taken for one stimulus: {listed(others)}. Pass `stimulated=` to choose one of them."
+        )
+
+
+def check_some_pairs(
+    adata: AnnData,
+    condition_key: str,
+    control: Any,
+    stimulated: Any | None,
+    labels_key: str,
+    batch_key: str | None,
+) -> None:
+    """Check that some cell type (in some batch) has control and stimulated cells to pair."""
+    condition = adata.obs[condition_key].to_numpy()
+    is_control = condition == control
+    is_stimulated = ~is_control if stimulated is None else condition == stimulated
+    keys = [labels_key] if batch_key is None else [labels_key, batch_key]
+    groups = [adata.obs[key].astype(str).to_numpy() for key in keys]
+    cells = pd.DataFrame({"control": is_control, "stimulated": is_stimulated})
+    counts = cells.groupby(groups).sum()
+    if (counts.min(axis=1) > 0).any():
+        return
+    found = [f"{name} {c} and {s}" for name, (c, s) in zip(counts.index, counts.values, strict=True)]
+    where = " within one batch" if batch_key else ""
+    raise ValueError(
+        f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells{where}, "
+        f"so there is nothing to pair. Numbers of control and stimulated cells: {listed(found)}. "
+        "Check the columns" + (", or leave out `batch_key`." if batch_key else ".")
+    )
+
+
+def listed(values: Sequence[Any] | Any) -> str:
+    """Values in words, the first of them if there are many."""
+    values = [str(value) for value in values]
+    more = f", ... ({len(values)} in all)" if len(values) > MAX_LISTED else ""
+    return (", ".join(values[:MAX_LISTED]) + more) or "none"
+
+
+def described_columns(adata: AnnData) -> str:
+    """Obs columns, with the values of those that look categorical."""
+    columns = []
+    for key in adata.obs.columns:
+        if str(key).startswith("_scvi"):
+            continue
+        values = adata.obs[key].unique()
+        few = len(values) <= MAX_LISTED
+        columns.append(f"{key!r} ({', '.join(map(str, values))})" if few else repr(key))
+    return listed(columns)
+
+
+def _value_blocks(x: np.ndarray | sparse.spmatrix) -> Iterator[np.ndarray]:
+    """All stored values, in blocks that are small next to the matrix."""
+    values = x.data if sparse.issparse(x) else x
+    step = ROWS_AT_ONCE if values.ndim == 2 else ROWS_AT_ONCE * 1024
+    for start in range(0, len(values), step):
+        yield values[start : start + step]
+
+
+def warn(message: str) -> None:
+    """Warn the user, pointing at the line that scvi-tools' settings ask for."""
+    warnings.warn(message, UserWarning, stacklevel=settings.warnings_stacklevel)
