@@ -381,10 +381,10 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         try:
             return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
-        except (RuntimeError, EOFError, UnpicklingError) as error:
+        except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
             raise ValueError(
-                f"{path} is not a whole {cls.__name__} file: it is truncated, damaged or of "
-                f"another kind ({error}). Copy or save it again."
+                f"{path} could not be read as a {cls.__name__}: {error}. If it is truncated or "
+                "damaged, copy or save it again."
             ) from error
         except ValueError as error:
             if "different class" not in str(error):

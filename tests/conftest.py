@@ -1,0 +1,45 @@
+"""Fixtures: small simulated cells, a trained model, the real cells where they are at hand."""
+
+import os
+from pathlib import Path
+
+import anndata as ad
+import matplotlib as mpl
+import pytest
+import scvi
+from helpers import small_cells, train_small
+
+from spaperb import SpaPerbModel
+
+mpl.use("Agg")
+
+DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
+
+@pytest.fixture(autouse=True)
+def _seed():
+    scvi.settings.seed = 0
+
+
+@pytest.fixture
+def adata() -> ad.AnnData:
+    return small_cells()
+
+
+@pytest.fixture(scope="session")
+def trained() -> SpaPerbModel:
+    return train_small(small_cells())
+
+
+@pytest.fixture
+def query(trained) -> ad.AnnData:
+    """New cells with the model's genes, no obs columns, no traces of scvi-tools."""
+    new = small_cells(seed=1)
+    return ad.AnnData(new.X, var=new.var[[]], obs=new.obs[[]])
+
+
+@pytest.fixture(scope="session")
+def kang() -> ad.AnnData:
+    path = DATA / "kang_pbmc_ifnb.h5ad"
+    if not path.exists():
+        pytest.skip(f"the real cells are not at {path}; set SPAPERB_DATA to their folder")
+    return ad.read_h5ad(path)

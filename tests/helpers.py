@@ -1,0 +1,38 @@
+"""Small simulated cells and a small model of them, for every test."""
+
+import anndata as ad
+import numpy as np
+import scvi
+
+from spaperb import SpaPerbModel, datasets
+
+SMALL_MODEL = {"n_latent": 4, "n_hidden": 16}
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+
+def small_cells(**kwargs) -> ad.AnnData:
+    """Simulate three cell types of 20 cells a condition, 30 genes, without the true layers."""
+    adata = datasets.simulated(**{"n_cell_types": 3, "n_cells": 20, "n_genes": 30, **kwargs})
+    adata.layers.clear()
+    return adata
+
+
+def train_small(adata: ad.AnnData, seed: int = 0, **model_kwargs) -> SpaPerbModel:
+    """Set up and train a small model for a few epochs."""
+    scvi.settings.seed = seed
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **SMALL_MODEL, **model_kwargs)
+    model.train(max_epochs=3, batch_size=16, **QUIET)
+    return model
+
+
+def snapshot(adata: ad.AnnData) -> dict:
+    """Everything of an AnnData that a call might have changed, to compare later."""
+    x = adata.X.toarray() if hasattr(adata.X, "toarray") else np.array(adata.X)
+    return {
+        "X": x.tobytes(),
+        "type": (type(adata.X), x.dtype),
+        "obs": adata.obs.to_csv(),
+        "var": adata.var.to_csv(),
+        "keys": [sorted(getattr(adata, slot)) for slot in ("layers", "obsm", "varm", "obsp", "uns")],
+    }

@@ -1,0 +1,361 @@
+"""SpaPerbModel as a scvi-tools model: set-up, training, representations, files."""
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pytest
+import scanpy as sc
+import scvi
+import torch
+from helpers import QUIET, SMALL_MODEL, small_cells, snapshot, train_small
+from scipy import sparse
+from scvi.train import SaveCheckpoint
+
+from spaperb import SpaPerbModel
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.module.parameters()])
+
+
+class TestSetup:
+    def test_default_names_need_no_argument(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        assert set(adata.obs) >= {"_scvi_condition", "_scvi_labels"}
+
+    def test_expression_is_left_alone(self):
+        for convert in (sparse.csr_matrix, lambda x: np.asfortranarray(x.toarray())):
+            adata = small_cells()
+            adata.X = convert(adata.X)
+            x = adata.X
+            SpaPerbModel.setup_anndata(adata)
+            assert adata.X is x
+
+    def test_layer(self, adata):
+        adata.layers["normalised"] = adata.X.copy()
+        adata.X = adata.X * 0
+        SpaPerbModel.setup_anndata(adata, layer="normalised")
+        assert SpaPerbModel(adata, **SMALL_MODEL).get_from_registry(adata, "X").sum() > 0
+
+    def test_registry_can_be_viewed(self, adata, capsys):
+        SpaPerbModel.setup_anndata(adata)
+        SpaPerbModel(adata, **SMALL_MODEL).view_anndata_setup()
+        assert "condition State Registry" in capsys.readouterr().out
+
+    def test_repr_names_the_model(self, trained, capsys):
+        repr(trained)
+        assert "SpaPerbModel with n_latent: 4" in capsys.readouterr().out
+
+
+class TestTraining:
+    def test_three_calls(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata)
+        model.train(max_epochs=1)
+        model.predict_stimulated(adata)
+        assert adata.layers["spaperb_stimulated"].shape == adata.shape
+
+    def test_loss_falls(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        model.train(max_epochs=60, batch_size=16, plan_kwargs={"lr": 1e-2}, **QUIET)
+        loss = model.history["validation_loss"].to_numpy(dtype=float).ravel()
+        assert loss[-1] < 0.5 * loss[0]
+
+    def test_early_stopping_watches_validation_pairs_by_default(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        model.train(max_epochs=50, early_stopping_patience=1, early_stopping_min_delta=50, **QUIET)
+        assert len(model.history["validation_loss"]) < 50
+        assert model.trainer.early_stopping_callback.monitor == "validation_loss"
+
+    def test_training_again_goes_on(self, adata):
+        model = train_small(adata)
+        before = parameters(model)
+        model.train(max_epochs=2, batch_size=16, **QUIET)
+        assert len(model.history["train_loss"]) == 5
+        assert not torch.equal(before, parameters(model))
+
+    def test_seed_makes_training_reproducible(self):
+        first, second, other = (train_small(small_cells(), seed) for seed in (0, 0, 1))
+        assert torch.equal(parameters(first), parameters(second))
+        assert not torch.equal(parameters(first), parameters(other))
+
+    def test_sparse_and_dense_expression_give_the_same_model(self):
+        dense = small_cells()
+        dense.X = dense.X.toarray()
+        torch.testing.assert_close(
+            parameters(train_small(small_cells())), parameters(train_small(dense))
+        )
+
+    def test_checkpoints(self, adata, tmp_path):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        checkpoint = SaveCheckpoint(
+            dirpath=str(tmp_path), monitor="validation_loss", load_best_on_end=True
+        )
+        model.train(max_epochs=3, callbacks=[checkpoint], **QUIET)
+        (saved,) = tmp_path.iterdir()
+        best = SpaPerbModel.load(str(saved), adata)
+        assert torch.equal(parameters(best), parameters(model))
+
+    def test_compiled(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        # The eager backend checks that the module can be captured, without a compiler on the machine.
+        plan_kwargs = {"compile": True, "compile_kwargs": {"backend": "eager"}}
+        model.train(max_epochs=1, plan_kwargs=plan_kwargs, **QUIET)
+        assert model.is_trained
+
+    def test_indices_of_the_split_are_kept(self, trained):
+        parts = [trained.train_indices, trained.validation_indices, trained.test_indices]
+        assert sorted(np.concatenate(parts)) == list(range(trained.adata.n_obs))
+
+    def test_batches_keep_pairs_apart(self, adata):
+        SpaPerbModel.setup_anndata(adata, batch_key="donor")
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        model.train(max_epochs=1, train_size=0.7, **QUIET)
+        assert model.is_trained
+
+    def test_no_validation_pairs(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        with pytest.raises(ValueError, match="Pass `early_stopping=False`, lower `train_size`"):
+            model.train(max_epochs=1, train_size=1.0, **QUIET)
+        model.train(max_epochs=1, train_size=1.0, early_stopping=False, **QUIET)
+        assert model.is_trained
+
+    def test_minibatch_of_one_pair(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        with pytest.raises(ValueError, match="must be at least 2"):
+            SpaPerbModel(adata, **SMALL_MODEL).train(batch_size=1)
+
+    def test_datamodule_is_refused(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        with pytest.raises(ValueError, match="takes no `datamodule`"):
+            SpaPerbModel(adata, **SMALL_MODEL).train(datamodule=object())
+
+
+class TestRepresentations:
+    def test_latent_representation(self, trained):
+        z = trained.get_latent_representation()
+        assert z.shape == (trained.adata.n_obs, 4)
+        mean, variance = trained.get_latent_representation(return_dist=True)
+        np.testing.assert_array_equal(z, mean)
+        assert (variance > 0).all()
+
+    def test_elbo_and_reconstruction_error(self, trained):
+        elbo = trained.get_elbo(return_mean=False)
+        error = trained.get_reconstruction_error(return_mean=False)["reconstruction_loss"]
+        assert elbo.shape == error.shape == (trained.adata.n_obs,)
+        assert (error > 0).all()
+        # The sign is that of the loss's terms, and KL is positive.
+        assert (-elbo > 0).all()
+
+    def test_genes_in_another_order_are_refused(self, trained):
+        other = small_cells(seed=1)
+        with pytest.raises(ValueError, match="their order differs"):
+            trained.get_latent_representation(other[:, ::-1].copy())
+        with pytest.raises(ValueError, match="missing are: gene_29"):
+            trained.get_latent_representation(other[:, :-1].copy())
+
+    def test_new_cells_in_the_right_order(self, trained):
+        assert trained.get_latent_representation(small_cells(seed=1)).shape == (120, 4)
+
+
+class TestFiles:
+    def test_saved_model_gives_the_same_predictions(self, adata, query, tmp_path):
+        for delta_noise in ("fresh", "fixed"):
+            model = train_small(adata, delta_noise=delta_noise)
+            path = tmp_path / delta_noise
+            model.save(path)
+            expected = model.predict_stimulated(query, inplace=False)
+            for load_adata in (adata, False):
+                loaded = SpaPerbModel.load(path, load_adata)
+                assert np.array_equal(loaded.predict_stimulated(query, inplace=False), expected)
+                assert loaded.history["train_loss"].equals(model.history["train_loss"])
+
+    def test_negative_data_stay_unclipped_after_loading(self, adata, tmp_path):
+        adata.X = adata.X.toarray() - 1
+        with pytest.warns(UserWarning, match="negative values"):
+            model = train_small(adata)
+        model.save(tmp_path / "model")
+        loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+        assert loaded.predict_stimulated(adata, inplace=False).min() < 0
+
+    def test_loaded_with_its_data_it_trains_on(self, adata, tmp_path):
+        train_small(adata).save(tmp_path / "model", save_anndata=True)
+        loaded = SpaPerbModel.load(tmp_path / "model")
+        loaded.train(max_epochs=1, **QUIET)
+        assert len(loaded.history["train_loss"]) == 4
+
+    def test_loaded_with_new_control_cells(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        new = small_cells(seed=1)
+        new = new[new.obs["condition"] == "control"].copy()
+        assert SpaPerbModel.load(tmp_path / "model", new).get_latent_representation().shape[0] == 60
+
+    def test_without_data_it_says_what_it_needs(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+        with pytest.raises(ValueError, match="loaded without data: pass the cells"):
+            loaded.predict_stimulated()
+        with pytest.raises(ValueError, match="Load it with the training AnnData"):
+            loaded.train()
+
+    @pytest.mark.parametrize("size", [0, 100, -100])
+    def test_truncated_file(self, trained, tmp_path, size):
+        trained.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.pt"
+        file.write_bytes(file.read_bytes()[:size])
+        with pytest.raises(ValueError, match=r"model\.pt could not be read as a SpaPerbModel"):
+            SpaPerbModel.load(tmp_path / "model", adata=False)
+
+    def test_model_of_another_class(self, adata, tmp_path):
+        scvi.model.SCVI.setup_anndata(adata)
+        scvi.model.SCVI(adata).save(tmp_path / "model")
+        with pytest.raises(ValueError, match="holds a SCVI, not a SpaPerbModel"):
+            SpaPerbModel.load(tmp_path / "model", adata)
+
+    def test_no_file(self, adata, tmp_path):
+        with pytest.raises(ValueError, match="Failed to load model file"):
+            SpaPerbModel.load(tmp_path, adata)
+
+
+class TestScanpySession:
+    def test_prediction_is_used_like_any_layer(self):
+        """Differential expression, a dot plot and a PCA on the predicted layer."""
+        adata = small_cells()
+        model = train_small(adata)
+        sc.pp.pca(adata, n_comps=5)
+        model.predict_stimulated(adata)
+        layer = "spaperb_stimulated"
+        sc.tl.rank_genes_groups(adata, "cell_type", layer=layer, method="wilcoxon")
+        assert np.isfinite(sc.get.rank_genes_groups_df(adata, None)["scores"]).all()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scanpy's own, about its plotting dependencies
+            axes = sc.pl.dotplot(
+                adata, adata.var_names[:3], "cell_type", layer=layer, show=False
+            )
+        assert "mainplot_ax" in axes
+        before = adata.obsm["X_pca"].copy()
+        sc.pp.pca(adata, n_comps=5, layer=layer)
+        assert adata.obsm["X_pca"].shape == before.shape
+        assert not np.allclose(adata.obsm["X_pca"], before)
+
+
+class TestBadInput:
+    """Each error says what was found, comes before any training, and changes nothing."""
+
+    @staticmethod
+    def refused(adata, match, **setup):
+        before = snapshot(adata)
+        with pytest.raises(ValueError, match=match):
+            SpaPerbModel.setup_anndata(adata, **setup)
+        assert snapshot(adata) == before
+
+    def test_no_condition_column(self, adata):
+        adata.obs = adata.obs.rename(columns={"condition": "treatment"})
+        self.refused(
+            adata, r"no column 'condition'.*'treatment' \(control, stimulated\).*`condition_key=`"
+        )
+
+    def test_no_cell_type_column(self, adata):
+        self.refused(adata, "no column 'celltype'.*'cell_type'", labels_key="celltype")
+
+    def test_no_batch_column(self, adata):
+        self.refused(adata, "no column 'lane'.*'donor'", batch_key="lane")
+
+    @pytest.mark.parametrize("argument", ["control", "stimulated"])
+    def test_absent_value(self, adata, argument):
+        self.refused(
+            adata,
+            rf"No cell has 'ctrl' \(`{argument}`\).*values are: control, stimulated",
+            **{argument: "ctrl"},
+        )
+
+    def test_same_value_twice(self, adata):
+        self.refused(adata, "both 'control'", stimulated="control")
+
+    def test_one_condition_only(self, adata):
+        adata = adata[adata.obs["condition"] == "control"].copy()
+        self.refused(adata, "All 60 cells have the condition 'control'")
+
+    def test_no_type_with_both_conditions(self, adata):
+        adata.obs["cell_type"] = adata.obs["condition"].astype(str) + " cells"
+        self.refused(adata, "nothing to pair.*control cells 60 and 0, stimulated cells 0 and 60")
+
+    def test_no_batch_with_both_conditions(self, adata):
+        adata.obs["lane"] = adata.obs["condition"].astype(str)
+        self.refused(adata, "within one batch.*leave out `batch_key`", batch_key="lane")
+
+    @pytest.mark.parametrize("key", ["condition", "cell_type"])
+    def test_missing_values(self, adata, key):
+        adata.obs.loc[adata.obs_names[:5], key] = np.nan
+        self.refused(adata, rf"\['{key}'\].*has no value for 5 of 120 cells")
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("dense", [True, False])
+    def test_nan_or_infinite(self, adata, value, dense):
+        if dense:
+            adata.X = adata.X.toarray()
+            adata.X[3, 4] = value
+        else:
+            adata.X.data[7] = value
+        self.refused(adata, "NaN or infinite values")
+
+    def test_duplicate_genes(self, adata):
+        adata.var_names = ["gene_0", *adata.var_names[:-1]]
+        self.refused(adata, "1 gene name.*more than once: gene_0.*var_names_make_unique")
+
+    @pytest.mark.parametrize("shape", [(0, 30), (120, 0)])
+    def test_empty(self, adata, shape):
+        self.refused(
+            adata[: shape[0], : shape[1]].copy(), rf"{shape[0]} cells and {shape[1]} genes"
+        )
+
+    def test_missing_layer(self, adata):
+        self.refused(adata, "no layer 'counts' in adata.layers; it has: none", layer="counts")
+
+    def test_no_expression(self, adata):
+        self.refused(ad.AnnData(obs=adata.obs, shape=adata.shape), "of type NoneType")
+
+    def test_expression_that_is_not_numbers(self, adata):
+        adata.X = np.full(adata.shape, "a", dtype=object)
+        self.refused(adata, "must be numbers")
+
+    def test_backed(self, adata, tmp_path):
+        adata.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        with pytest.raises(ValueError, match=r"`adata = adata\.to_memory\(\)`"):
+            SpaPerbModel.setup_anndata(backed)
+        backed.file.close()
+
+    def test_raw_counts_are_warned_of(self):
+        adata = small_cells()
+        adata.X = np.expm1(adata.X.toarray()).round()
+        with pytest.warns(UserWarning, match=r"sc\.pp\.normalize_total.*sc\.pp\.log1p"):
+            SpaPerbModel.setup_anndata(adata)
+
+    def test_negative_values_are_noted_once(self, adata):
+        adata.X = adata.X.toarray() - 1
+        with pytest.warns(UserWarning, match="negative values") as record:
+            SpaPerbModel.setup_anndata(adata)
+        assert len(record) == 1
+
+    def test_column_order_is_warned_of(self, adata):
+        adata.X = adata.X.tocsc()
+        with pytest.warns(UserWarning, match="tocsr"):
+            SpaPerbModel.setup_anndata(adata)
+
+    def test_several_stimuli_are_warned_of(self, adata):
+        adata.obs["condition"] = ["control", "IFN", "TNF"] * 40
+        with pytest.warns(UserWarning, match="one stimulus: .*Pass `stimulated=`"):
+            SpaPerbModel.setup_anndata(adata)
+
+    def test_predict_before_train(self, adata):
+        SpaPerbModel.setup_anndata(adata)
+        with pytest.raises(RuntimeError, match="train the model first"):
+            SpaPerbModel(adata, **SMALL_MODEL).predict_stimulated()
+        assert "spaperb_stimulated" not in adata.layers

@@ -1,0 +1,231 @@
+"""predict_stimulated: what it writes, and every kind of cells that it serves."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import small_cells, snapshot, train_small
+from scipy import sparse
+
+LAYER = "spaperb_stimulated"
+
+
+def predicted(model, adata, **kwargs):
+    return model.predict_stimulated(adata, inplace=False, **kwargs)
+
+
+class TestFields:
+    def test_only_the_announced_fields_are_new(self, trained, query):
+        before = snapshot(query)
+        assert trained.predict_stimulated(query) is None
+        assert query.layers[LAYER].dtype == np.float32
+        made_by = query.uns["spaperb"][LAYER]
+        assert made_by["model"] == "SpaPerbModel"
+        assert made_by["objective"] == "published"
+        assert made_by["seed"] == 0
+        del query.layers[LAYER], query.uns["spaperb"]
+        assert snapshot(query) == before
+
+    def test_latent_vectors_on_request(self, trained, query):
+        trained.predict_stimulated(query, latent=True)
+        z_stim, z_delta = query.obsm["X_spaperb_stimulated"], query.obsm["X_spaperb_delta"]
+        assert z_stim.shape == z_delta.shape == (query.n_obs, 4)
+        np.testing.assert_allclose(
+            z_stim - z_delta,
+            trained.get_latent_representation(small_cells(seed=1)),
+            atol=1e-5,
+        )
+
+    def test_another_key_leaves_the_first_layer(self, trained, query):
+        trained.predict_stimulated(query)
+        first = query.layers[LAYER].copy()
+        trained.predict_stimulated(query, key_added="again", seed=5, latent=True)
+        assert np.array_equal(query.layers[LAYER], first)
+        assert set(query.uns["spaperb"]) == {LAYER, "again"}
+        assert "X_again" in query.obsm
+
+    def test_not_in_place_nothing_is_written(self, trained, query):
+        before = snapshot(query)
+        layer = predicted(trained, query)
+        assert layer.shape == query.shape
+        assert snapshot(query) == before
+
+    def test_the_result_can_be_written_to_a_file(self, trained, query, tmp_path):
+        trained.predict_stimulated(query, latent=True)
+        query.write_h5ad(tmp_path / "cells.h5ad")
+        read = ad.read_h5ad(tmp_path / "cells.h5ad")
+        assert np.array_equal(read.layers[LAYER], query.layers[LAYER])
+
+    def test_the_models_own_cells_by_default(self):
+        adata = small_cells()
+        train_small(adata).predict_stimulated()
+        assert np.isfinite(adata.layers[LAYER]).all()
+
+
+class TestValues:
+    def test_it_is_the_decoded_shifted_posterior(self, query):
+        model = train_small(small_cells(), delta_noise="fixed")
+        x = torch.from_numpy(query.X.toarray())
+        with torch.inference_mode():
+            z = model.module.encoder(x).loc
+            z_delta = model.module.delta_encoder(model.module.v_delta)
+            expected = model.module.decoder(z + z_delta).clip(min=0).numpy()
+        np.testing.assert_allclose(predicted(model, query), expected, rtol=1e-5, atol=1e-5)
+
+    def test_never_negative_for_non_negative_data(self, trained, query):
+        assert predicted(trained, query).min() >= 0
+
+    def test_seed(self, trained, query):
+        layer = predicted(trained, query)
+        assert np.array_equal(layer, predicted(trained, query))
+        assert not np.array_equal(layer, predicted(trained, query, seed=1))
+
+    def test_a_cell_is_predicted_the_same_alone_and_among_others(self, trained, query):
+        everything = predicted(trained, query)
+        for kwargs in ({"batch_size": 7}, {"batch_size": 10_000}, {"indices": [5]}):
+            layer = predicted(trained, query, **kwargs)
+            np.testing.assert_allclose(layer[5], everything[5], rtol=1e-5, atol=1e-6)
+
+    def test_more_samples_approach_the_expected_shift(self, trained, query):
+        many = predicted(trained, query, n_samples=200)
+        deviation = [np.abs(predicted(trained, query, n_samples=n) - many).mean() for n in (1, 20)]
+        assert deviation[1] < 0.5 * deviation[0]
+
+    def test_posterior_draws_differ_from_its_mean(self, query):
+        model = train_small(small_cells(), delta_noise="fixed")
+        mean = predicted(model, query)
+        assert np.array_equal(mean, predicted(model, query, seed=1))
+        draw = predicted(model, query, give_mean=False)
+        assert not np.allclose(mean, draw)
+        assert not np.allclose(draw, predicted(model, query, give_mean=False, seed=1))
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        "indices", [[3, 1], np.array([3, 1]), pd.Index([1, 3]), np.isin(np.arange(120), [1, 3])]
+    )
+    def test_rows_not_selected_are_nan(self, trained, query, indices):
+        trained.predict_stimulated(query, indices=indices)
+        layer = query.layers[LAYER]
+        assert np.isfinite(layer[[1, 3]]).all()
+        assert np.isnan(np.delete(layer, [1, 3], axis=0)).all()
+
+    def test_no_rows(self, trained, query):
+        assert np.isnan(predicted(trained, query, indices=[])).all()
+
+    @pytest.mark.parametrize("indices", [[120], np.ones(119, dtype=bool)])
+    def test_impossible_rows(self, trained, query, indices):
+        with pytest.raises(IndexError):
+            trained.predict_stimulated(query, indices=indices)
+        assert LAYER not in query.layers
+
+
+class TestNewData:
+    def test_genes_in_another_order(self, trained, query):
+        expected = predicted(trained, query)
+        order = np.random.default_rng(0).permutation(query.n_vars)
+        np.testing.assert_array_equal(
+            predicted(trained, query[:, order].copy()), expected[:, order]
+        )
+
+    def test_extra_genes_are_ignored_with_a_note(self, trained, query):
+        expected = predicted(trained, query)
+        extra = ad.AnnData(np.ones((query.n_obs, 2), np.float32), obs=query.obs)
+        extra.var_names = ["other_0", "other_1"]
+        both = ad.concat([extra, query], axis="var")
+        with pytest.warns(UserWarning, match="2 of 32 genes are unknown to the model"):
+            layer = predicted(trained, both)
+        assert np.isnan(layer[:, :2]).all()
+        np.testing.assert_array_equal(layer[:, 2:], expected)
+
+    def test_missing_genes_are_listed(self, trained, query):
+        with pytest.raises(ValueError, match="2 of the model's 30 genes.*: gene_0, gene_7"):
+            trained.predict_stimulated(query[:, ~query.var_names.isin(["gene_0", "gene_7"])])
+
+    def test_unseen_cell_types_and_no_condition(self, trained):
+        new = small_cells(seed=2)
+        new.obs["cell_type"] = "never seen"
+        del new.obs["condition"]
+        trained.predict_stimulated(new)
+        assert np.isfinite(new.layers[LAYER]).all()
+
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            sparse.csr_matrix,
+            sparse.csc_matrix,
+            sparse.csr_array,
+            lambda x: x.toarray(),
+            lambda x: x.toarray().astype(np.float64),
+            lambda x: np.asfortranarray(x.toarray()),
+            lambda x: x.astype(np.float64),
+        ],
+        ids=["csr", "csc", "csr_array", "dense", "float64", "fortran", "csr float64"],
+    )
+    def test_every_kind_of_matrix(self, trained, query, convert):
+        expected = predicted(trained, query)
+        query.X = convert(query.X)
+        before = snapshot(query)
+        np.testing.assert_allclose(predicted(trained, query), expected, rtol=1e-5, atol=1e-6)
+        assert snapshot(query) == before
+
+    def test_integers(self, trained, query):
+        query.X = query.X.toarray().round()
+        with pytest.warns(UserWarning, match="raw counts"):
+            expected = predicted(trained, query)
+        query.X = query.X.astype(int)
+        with pytest.warns(UserWarning, match="raw counts"):
+            np.testing.assert_array_equal(predicted(trained, query), expected)
+
+    def test_a_view_that_the_user_holds_gets_the_layer(self, trained, query):
+        expected = predicted(trained, query)
+        view = query[10:20]
+        with pytest.warns(ad.ImplicitModificationWarning):
+            trained.predict_stimulated(view)
+        assert view.layers[LAYER].shape == (10, 30)
+        assert LAYER not in query.layers
+        # The same cells in other rows: other noise, the same cells.
+        assert np.corrcoef(view.layers[LAYER].ravel(), expected[10:20].ravel())[0, 1] > 0.9
+
+    def test_layer_of_the_set_up(self, adata):
+        from spaperb import SpaPerbModel
+
+        adata.layers["normalised"] = adata.X.copy()
+        SpaPerbModel.setup_anndata(adata, layer="normalised")
+        model = SpaPerbModel(adata, n_latent=4, n_hidden=16)
+        model.train(max_epochs=1, enable_progress_bar=False)
+        with pytest.raises(ValueError, match="no layer 'normalised'"):
+            predicted(model, small_cells())
+        expected = predicted(model, adata)
+        adata.X = None
+        np.testing.assert_array_equal(predicted(model, adata), expected)
+
+    def test_backed(self, trained, query, tmp_path):
+        query.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        with pytest.raises(ValueError, match=r"to_memory\(\)"):
+            trained.predict_stimulated(backed)
+        backed.file.close()
+
+    def test_negative_values_do_not_fit_a_model_of_non_negative_ones(self, trained, query):
+        query.X = query.X.toarray() - 1
+        with pytest.raises(ValueError, match=r"negative values.*Was it scaled\?"):
+            trained.predict_stimulated(query)
+        assert LAYER not in query.layers
+
+    def test_nan(self, trained, query):
+        query.X = query.X.toarray()
+        query.X[0, 0] = np.nan
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            trained.predict_stimulated(query)
+
+    def test_no_sample(self, trained, query):
+        with pytest.raises(ValueError, match="`n_samples` must be at least 1; it is 0"):
+            trained.predict_stimulated(query, n_samples=0)
+
+    def test_progress_is_shown_for_many_chunks(self, trained, query, capsys):
+        predicted(trained, query, batch_size=2)
+        assert "Predicting" in capsys.readouterr().out
+        predicted(trained, query)
+        assert capsys.readouterr().out == ""
