@@ -15,6 +15,7 @@ mpl.use("Agg")
 
 DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
+
 @pytest.fixture(autouse=True)
 def _seed():
     scvi.settings.seed = 0

@@ -34,5 +34,7 @@ def snapshot(adata: ad.AnnData) -> dict:
         "type": (type(adata.X), x.dtype),
         "obs": adata.obs.to_csv(),
         "var": adata.var.to_csv(),
-        "keys": [sorted(getattr(adata, slot)) for slot in ("layers", "obsm", "varm", "obsp", "uns")],
+        "keys": [
+            sorted(getattr(adata, slot)) for slot in ("layers", "obsm", "varm", "obsp", "uns")
+        ],
     }

@@ -98,7 +98,11 @@ class TestSplit:
 
     def test_in_order_without_shuffling(self):
         train, val, test = stratified_split(np.zeros(10), 0.6, 0.2, None)
-        assert (train.tolist(), val.tolist(), test.tolist()) == ([0, 1, 2, 3, 4, 5], [6, 7], [8, 9])
+        assert (train.tolist(), val.tolist(), test.tolist()) == (
+            [0, 1, 2, 3, 4, 5],
+            [6, 7],
+            [8, 9],
+        )
 
     @pytest.mark.parametrize("sizes", [(0.0, None), (1.1, None), (0.9, 0.2), (0.5, -0.1)])
     def test_impossible_fractions_are_refused(self, sizes):

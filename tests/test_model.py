@@ -194,7 +194,9 @@ class TestFiles:
         trained.save(tmp_path / "model")
         new = small_cells(seed=1)
         new = new[new.obs["condition"] == "control"].copy()
-        assert SpaPerbModel.load(tmp_path / "model", new).get_latent_representation().shape[0] == 60
+        assert (
+            SpaPerbModel.load(tmp_path / "model", new).get_latent_representation().shape[0] == 60
+        )
 
     def test_without_data_it_says_what_it_needs(self, trained, tmp_path):
         trained.save(tmp_path / "model")
@@ -235,9 +237,7 @@ class TestScanpySession:
         assert np.isfinite(sc.get.rank_genes_groups_df(adata, None)["scores"]).all()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scanpy's own, about its plotting dependencies
-            axes = sc.pl.dotplot(
-                adata, adata.var_names[:3], "cell_type", layer=layer, show=False
-            )
+            axes = sc.pl.dotplot(adata, adata.var_names[:3], "cell_type", layer=layer, show=False)
         assert "mainplot_ax" in axes
         before = adata.obsm["X_pca"].copy()
         sc.pp.pca(adata, n_comps=5, layer=layer)

@@ -96,7 +96,11 @@ def test_weights_are_arguments():
         for name, weights in {
             "all": {"latent_weight": 1.0, "reconstruction_weight": 2.0, "kl_weight": 3.0},
             "latent": {"latent_weight": 1.0, "reconstruction_weight": 0.0, "kl_weight": 0.0},
-            "reconstruction": {"latent_weight": 0.0, "reconstruction_weight": 2.0, "kl_weight": 0.0},
+            "reconstruction": {
+                "latent_weight": 0.0,
+                "reconstruction_weight": 2.0,
+                "kl_weight": 0.0,
+            },
             "kl": {"latent_weight": 0.0, "reconstruction_weight": 0.0, "kl_weight": 3.0},
         }.items()
     }

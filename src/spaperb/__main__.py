@@ -54,11 +54,17 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="train on an .h5ad file and predict its cells")
     predict.add_argument("file", type=Path, metavar="FILE.h5ad", help="cells by genes")
-    predict.add_argument("--condition-key", default="condition", help="obs column of the condition")
+    predict.add_argument(
+        "--condition-key", default="condition", help="obs column of the condition"
+    )
     predict.add_argument("--control", default="control", help="its value for control cells")
-    predict.add_argument("--stimulated", help="its value for stimulated cells; default: all others")
+    predict.add_argument(
+        "--stimulated", help="its value for stimulated cells; default: all others"
+    )
     predict.add_argument("--labels-key", default="cell_type", help="obs column of the cell type")
-    predict.add_argument("--batch-key", help="obs column of the batch, to pair cells within batches")
+    predict.add_argument(
+        "--batch-key", help="obs column of the batch, to pair cells within batches"
+    )
     predict.add_argument(
         "--hide",
         metavar="TYPE",
@@ -73,13 +79,17 @@ def _parser() -> argparse.ArgumentParser:
         "--n-top-genes", type=_positive, help="keep the most variable genes of the training cells"
     )
     predict.add_argument("--output", type=Path, required=True, metavar="OUT.h5ad")
-    predict.add_argument("--plots", type=Path, metavar="DIR", help="save a UMAP and a scatter here")
+    predict.add_argument(
+        "--plots", type=Path, metavar="DIR", help="save a UMAP and a scatter here"
+    )
     predict.set_defaults(run=run_predict)
 
     for command in (demo, predict):
         command.add_argument("--overwrite", action="store_true", help="replace the output file")
         command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--max-epochs", type=_positive, help="stop training after these epochs")
+        command.add_argument(
+            "--max-epochs", type=_positive, help="stop training after these epochs"
+        )
     return parser
 
 

@@ -201,7 +201,9 @@ class PairedDataSplitter(DataSplitter):
         codes = _codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
         all_cells = np.arange(len(codes))
         paired = {codes[s.control[0]] for s in split_strata(all_cells, self.arms, self.labels)}
-        unpaired = [str(types[c]) for c in np.unique(codes[self.arms != NEITHER]) if c not in paired]
+        unpaired = [
+            str(types[c]) for c in np.unique(codes[self.arms != NEITHER]) if c not in paired
+        ]
         if unpaired:
             warn(
                 "These cell types have no control and stimulated cells to pair (within a batch, "

@@ -76,9 +76,8 @@ def simulated(
     rng = np.random.default_rng(seed)
     baseline = rng.normal(0.0, 1.5, n_genes)
     lineage = np.arange(n_cell_types) % n_lineages
-    type_effect = (
-        _markers(n_lineages, n_genes, marker_fraction, rng)[lineage]
-        + 0.5 * _markers(n_cell_types, n_genes, marker_fraction, rng)
+    type_effect = _markers(n_lineages, n_genes, marker_fraction, rng)[lineage] + 0.5 * _markers(
+        n_cell_types, n_genes, marker_fraction, rng
     )
     donor_effect = rng.normal(0.0, 0.1, (n_donors, n_genes))
     responds = np.zeros(n_genes, dtype=bool)

@@ -158,7 +158,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         x = expression_matrix(adata, layer)
-        columns = {"condition_key": condition_key, "labels_key": labels_key, "batch_key": batch_key}
+        columns = {
+            "condition_key": condition_key,
+            "labels_key": labels_key,
+            "batch_key": batch_key,
+        }
         for argument, key in columns.items():
             if key is not None:
                 check_column(adata, argument, key)
@@ -170,9 +174,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         fields = [
             # Not corrected to C order: the user's matrix is the user's.
-            LayerField(
-                REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False
-            ),
+            LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False),
             CategoricalObsField(CONDITION_KEY, condition_key),
             CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, labels_key),
         ]
@@ -394,16 +396,19 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
             ) from error
 
-    def _validate_anndata(self, adata: AnnData | None = None, *args: Any, **kwargs: Any) -> AnnData:
+    def _validate_anndata(
+        self, adata: AnnData | None = None, *args: Any, **kwargs: Any
+    ) -> AnnData:
         """Check gene names too: scvi-tools checks only how many there are."""
         if adata is not None:
             expected = np.asarray(self.get_var_names())
             if not np.array_equal(adata.var_names.astype(str), expected.astype(str)):
                 missing = np.setdiff1d(expected, adata.var_names)
-                found = f"missing are: {listed(missing)}" if len(missing) else "their order differs"
+                found = (
+                    f"missing are: {listed(missing)}" if len(missing) else "their order differs"
+                )
                 raise ValueError(
                     f"The genes of the AnnData are not those of the model ({len(expected)} genes); "
                     f"{found}. Subset and reorder it: adata[:, model.get_var_names()].copy()."
                 )
         return super()._validate_anndata(adata, *args, **kwargs)
-

@@ -233,10 +233,14 @@ class SpaPerbModule(BaseModuleClass):
         """
         qz = self.encoder(x)
         z = qz.loc if eps is None else qz.loc + qz.scale * eps
-        z_delta = self.delta_encoder(v_delta if self.v_delta is None else self.draw_v_delta(len(x)))
+        z_delta = self.delta_encoder(
+            v_delta if self.v_delta is None else self.draw_v_delta(len(x))
+        )
         return {"px_stim": self.decoder(z + z_delta), "z_stim": z + z_delta, "z_delta": z_delta}
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, not {value!r}.")
+        raise ValueError(
+            f"`{name}` must be one of {', '.join(map(repr, choices))}, not {value!r}."
+        )

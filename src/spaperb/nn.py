@@ -12,9 +12,7 @@ BATCH_NORM_MOMENTUM = 0.1
 describe the data, and a few thousand cells give only some ten minibatches an epoch."""
 
 
-def hidden_layers(
-    n_input: int, n_hidden: int, n_layers: int, dropout_rate: float
-) -> FCLayers:
+def hidden_layers(n_input: int, n_hidden: int, n_layers: int, dropout_rate: float) -> FCLayers:
     """Stack of ``n_layers`` blocks: linear, batch normalisation, ELU, dropout."""
     layers = FCLayers(
         n_in=n_input,

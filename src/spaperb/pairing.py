@@ -68,7 +68,10 @@ def random_pairs(strata: list[Stratum], rng: np.random.Generator) -> IntArray:
     """
     pairs = [
         np.column_stack(
-            [_run_through(arm, stratum.n_pairs, rng) for arm in (stratum.control, stratum.stimulated)]
+            [
+                _run_through(arm, stratum.n_pairs, rng)
+                for arm in (stratum.control, stratum.stimulated)
+            ]
         )
         for stratum in strata
     ]

@@ -161,7 +161,9 @@ def predict_rows(
             eps = None if give_mean else _draw(rngs, "standard_normal", module.n_latent)
             v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
             draws.append(module.predict(x, v_delta, eps))
-        mean = {key: torch.stack([d[key] for d in draws]).mean(0).cpu().numpy() for key in draws[0]}
+        mean = {
+            key: torch.stack([d[key] for d in draws]).mean(0).cpu().numpy() for key in draws[0]
+        }
         if minimum is not None:
             mean["px_stim"] = np.maximum(mean["px_stim"], minimum)
         write(chunk, Prediction(**mean))
@@ -180,4 +182,3 @@ def _cell_rng(seed: int, sample: int, row: int) -> np.random.Generator:
 def _draw(rngs: list[np.random.Generator], kind: str, n: int) -> torch.Tensor:
     """Random numbers of each cell, ``(n_cells, n)``."""
     return torch.from_numpy(np.stack([getattr(rng, kind)(n, dtype=np.float32) for rng in rngs]))
-

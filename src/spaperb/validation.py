@@ -167,7 +167,9 @@ def check_some_pairs(
     counts = cells.groupby(groups).sum()
     if (counts.min(axis=1) > 0).any():
         return
-    found = [f"{name} {c} and {s}" for name, (c, s) in zip(counts.index, counts.values, strict=True)]
+    found = [
+        f"{name} {c} and {s}" for name, (c, s) in zip(counts.index, counts.values, strict=True)
+    ]
     where = " within one batch" if batch_key else ""
     raise ValueError(
         f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells{where}, "
