@@ -45,7 +45,7 @@ class TestUmap:
         ax = pl.umap({"control": CONTROL, "predicted": sparse.csr_matrix(PREDICTED)})
         cells = ax.collections[0]
         assert len(cells.get_offsets()) == 35
-        colours, counts = np.unique(cells.get_facecolors(), axis=0, return_counts=True)
+        counts = np.unique(cells.get_facecolors(), axis=0, return_counts=True)[1]
         assert sorted(counts) == [17, 18]
         names = [text.get_text() for text in ax.get_legend().get_texts()]
         assert names == ["control (18)", "predicted (17)"]

@@ -140,7 +140,7 @@ class TestNewData:
         np.testing.assert_array_equal(layer[:, 2:], expected)
 
     def test_missing_genes_are_listed(self, trained, query):
-        with pytest.raises(ValueError, match="2 of the model's 30 genes.*: gene_0, gene_7"):
+        with pytest.raises(ValueError, match=r"2 of the model's 30 genes.*: gene_0, gene_7"):
             trained.predict_stimulated(query[:, ~query.var_names.isin(["gene_0", "gene_7"])])
 
     def test_unseen_cell_types_and_no_condition(self, trained):

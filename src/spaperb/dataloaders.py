@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +13,11 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
 
+from spaperb._types import IntArray
 from spaperb.pairing import (
     CONTROL,
     NEITHER,
     STIMULATED,
-    IntArray,
     Stratum,
     random_pairs,
     split_strata,
@@ -54,7 +55,7 @@ class PairedBatchSampler(Sampler[IntArray]):
         self.strata = strata
         self.fixed = fixed
         self.epoch = 0
-        self.seed = np.random.SeedSequence(seed).entropy
+        self.seed = secrets.randbits(64) if seed is None else seed
         self.n_pairs = sum(stratum.n_pairs for stratum in strata)
         self.n_batches = min(-(-self.n_pairs // batch_size), self.n_pairs // MIN_PAIRS)
 
@@ -167,15 +168,15 @@ class PairedDataSplitter(DataSplitter):
         self._warn_of_one_armed_types()
 
     def train_dataloader(self) -> DataLoader:
-        """Training pairs, drawn anew at each epoch."""
+        """Return training pairs, drawn anew at each epoch."""
         return self._loader(self._sampler(self.train_idx))
 
     def val_dataloader(self) -> DataLoader | None:
-        """Validation pairs, the same at each epoch; ``None`` where there are none."""
+        """Return validation pairs, the same at each epoch; ``None`` where there are none."""
         return self._fixed_loader(self.val_idx)
 
     def test_dataloader(self) -> DataLoader | None:
-        """Test pairs, the same each time; ``None`` where there are none."""
+        """Return test pairs, the same each time; ``None`` where there are none."""
         return self._fixed_loader(self.test_idx)
 
     def _sampler(self, indices: IntArray, fixed: bool = False) -> PairedBatchSampler:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 from scipy.stats import pearsonr
 
-Expression = npt.NDArray[np.floating] | sparse.spmatrix
+from spaperb._types import Expression
 
 
 def pearson_delta(predicted: Expression, real: Expression, control: Expression) -> float:

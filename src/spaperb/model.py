@@ -96,11 +96,10 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             **module_kwargs,
         )
         # Without data there is nothing to look at, and `load` puts the saved values here.
-        self.expression_kind_ = (
-            None
-            if adata is None
-            else tuple(expression_kind(self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)))
-        )
+        self.expression_kind_: tuple[bool, ...] = ()
+        if adata is not None:
+            x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+            self.expression_kind_ = tuple(expression_kind(x))
         self._model_summary_string = (
             f"SpaPerbModel with n_latent: {n_latent}, n_hidden: {n_hidden}, n_layers: {n_layers}, "
             f"dropout_rate: {dropout_rate}"
@@ -360,7 +359,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         return None
 
     @classmethod
-    def load(cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any):
+    def load(
+        cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any
+    ) -> SpaPerbModel:
         """Load a model saved by :meth:`save`.
 
         Loading unpickles the file, so load only files that you trust.

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from spaperb._types import IntArray
 
 CONTROL, STIMULATED, NEITHER = 0, 1, -1
 """What a cell's condition makes of it (its *arm*): the values of the ``arms`` arrays."""
-
-IntArray = npt.NDArray[np.int64]
 
 
 class Stratum(NamedTuple):

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import sparse
 
-from spaperb.metrics import Expression, mean_expression, r2_mean
+from spaperb._types import Expression
+from spaperb.metrics import mean_expression, r2_mean
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -122,8 +123,10 @@ def umap(
     order = np.random.default_rng(seed).permutation(cells.n_obs)
     colors = dict(zip(populations, PALETTE, strict=False))
     names = cells.obs["population"].to_numpy()[order]
+    x, y = cells.obsm["X_umap"][order].T
     ax.scatter(
-        *cells.obsm["X_umap"][order].T,
+        x,
+        y,
         s=min(20, 12_000 / cells.n_obs),
         c=[colors[name] for name in names],
         linewidths=0,
@@ -145,6 +148,7 @@ def _label(
 
 
 def _finish(ax: Axes, save: str | Path | None) -> Axes:
-    if save is not None:
-        ax.figure.savefig(save, dpi=150)
+    figure = ax.get_figure(root=True)
+    if save is not None and figure is not None:
+        figure.savefig(save, dpi=150)
     return ax

@@ -11,6 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
 
+from spaperb._types import Expression
 from spaperb.module import SpaPerbModule
 from spaperb.validation import (
     NORMALISE_ADVICE,
@@ -28,7 +29,7 @@ PROGRESS_FROM_CHUNKS = 20
 class Query(NamedTuple):
     """Expression of cells to predict and where the model's genes are in it."""
 
-    x: np.ndarray | sparse.spmatrix
+    x: Expression
     columns: np.ndarray
     """For every gene of the model its column in ``x``, ``(G,)``."""
 

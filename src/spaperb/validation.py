@@ -15,6 +15,8 @@ from anndata import AnnData
 from scipy import sparse
 from scvi import settings
 
+from spaperb._types import Expression
+
 NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.log1p(adata)"
 ROWS_AT_ONCE = 4096
 MAX_LISTED = 20
@@ -27,7 +29,7 @@ class ExpressionKind(NamedTuple):
     counts: bool
 
 
-def expression_matrix(adata: AnnData, layer: str | None) -> np.ndarray | sparse.spmatrix:
+def expression_matrix(adata: AnnData, layer: str | None) -> Expression:
     """Return ``adata.X`` or a layer, if it can be read row by row in memory.
 
     Raises
@@ -65,7 +67,7 @@ def expression_matrix(adata: AnnData, layer: str | None) -> np.ndarray | sparse.
     return x
 
 
-def expression_kind(x: np.ndarray | sparse.spmatrix) -> ExpressionKind:
+def expression_kind(x: Expression) -> ExpressionKind:
     """Tell whether expression is non-negative and whether it is counts.
 
     Raises
@@ -89,7 +91,7 @@ def expression_kind(x: np.ndarray | sparse.spmatrix) -> ExpressionKind:
     return ExpressionKind(nonnegative, nonnegative and integer and any_value)
 
 
-def warn_of_unusual_expression(x: np.ndarray | sparse.spmatrix) -> None:
+def warn_of_unusual_expression(x: Expression) -> None:
     """Warn once if expression to be registered is counts, has negative values, or is CSC."""
     kind = expression_kind(x)
     if kind.counts:
@@ -197,7 +199,7 @@ def described_columns(adata: AnnData) -> str:
     return listed(columns)
 
 
-def _value_blocks(x: np.ndarray | sparse.spmatrix) -> Iterator[np.ndarray]:
+def _value_blocks(x: Expression) -> Iterator[np.ndarray]:
     """All stored values, in blocks that are small next to the matrix."""
     values = x.data if sparse.issparse(x) else x
     step = ROWS_AT_ONCE if values.ndim == 2 else ROWS_AT_ONCE * 1024
