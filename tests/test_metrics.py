@@ -28,6 +28,13 @@ def test_r2_mean():
     assert metrics.r2_mean(PREDICTED, REAL) == pytest.approx(expected)
 
 
+def test_means_are_in_double_precision():
+    x = sparse.random(5000, 3, density=0.5, dtype=np.float32, random_state=0, format="csr")
+    expected = x.toarray().astype(np.float64).mean(0)
+    for matrix in (x, x.tocsc(), x.toarray()):
+        np.testing.assert_allclose(metrics.mean_expression(matrix), expected, rtol=1e-12)
+
+
 def test_sparse_and_single_precision():
     arrays = (PREDICTED, REAL, CONTROL)
     expected = metrics.pearson_delta(*arrays)

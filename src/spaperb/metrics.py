@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from scipy.stats import pearsonr
 
 from spaperb._types import Expression
@@ -49,7 +50,11 @@ def r2_mean(predicted: Expression, real: Expression) -> float:
 
 def mean_expression(x: Expression) -> npt.NDArray[np.float64]:
     """Mean over cells in double precision, ``(G,)``."""
-    return np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()
+    n_cells = x.shape[0]
+    if sparse.issparse(x):
+        # SciPy sums float32 in single precision, whatever `dtype` it is asked for.
+        return (x.T @ np.ones(n_cells)) / n_cells
+    return x.mean(axis=0, dtype=np.float64)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
