@@ -31,10 +31,10 @@ def test_mean_shift_averages_over_types_with_both_conditions(adata):
 @pytest.mark.parametrize("stimulated", [None, "IFN"])
 def test_other_names(stimulated):
     adata = small_cells()
-    expected = baselines.MeanShift().fit(adata).shift
+    expected = baselines.MeanShift().fit(adata).shifts
     adata.obs = adata.obs.rename(columns={"condition": "drug", "cell_type": "type"})
     adata.obs["drug"] = adata.obs["drug"].cat.rename_categories(["none", "IFN"])
     model = baselines.MeanShift().fit(
-        adata, condition_key="drug", control="none", stimulated=stimulated, labels_key="type"
+        adata, condition_key="drug", control="none", stimulated=stimulated, held_out="type"
     )
-    np.testing.assert_array_equal(model.shift, expected)
+    np.testing.assert_array_equal(model.shifts, expected)

@@ -163,8 +163,7 @@ def _scores(
     control: AnnData, real: AnnData, train: AnnData, setup: dict[str, Any]
 ) -> pd.DataFrame:
     """Score the prediction beside the simplest baselines."""
-    shift_setup = {key: value for key, value in setup.items() if key != "batch_key"}
-    mean_shift = baselines.MeanShift().fit(train, **shift_setup)
+    mean_shift = baselines.MeanShift().fit(train, held_out=setup["labels_key"], **setup)
     predictions = {
         "SpaPerb": control.layers[LAYER],
         "no change": baselines.NoChange().fit(train).predict(control),

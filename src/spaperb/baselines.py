@@ -1,7 +1,10 @@
 """Predictions that need no network, for a model to be measured against.
 
-Each has the two calls of a method: ``fit(adata, ...)`` on training cells, and
-``predict(adata_control)``, which returns predicted expression of those cells.
+Each is a *method*: ``fit(adata, ...)`` on training cells, then ``predict(adata_control)``, which returns
+the predicted expression of those control cells, ``(n, G)``. Contexts are the values of one obs column,
+the one that a benchmark holds out (cell types, donors, ...). A context's *shift* is the mean of its
+stimulated cells minus the mean of its control cells; contexts without cells in both conditions have
+none. Predictions are clipped at 0, as expression is.
 """
 
 from __future__ import annotations
@@ -9,9 +12,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 from anndata import AnnData
+from scipy.special import softmax
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
+from spaperb._types import Expression
 from spaperb.metrics import mean_expression
+
+FloatArray = npt.NDArray[np.float64]
 
 
 class NoChange:
@@ -21,57 +32,233 @@ class NoChange:
         """Learn nothing."""
         return self
 
-    def predict(self, adata_control: AnnData) -> np.ndarray:
+    def predict(self, adata_control: AnnData) -> FloatArray:
         """Return the expression of the control cells, ``(n, G)``."""
-        return _dense(adata_control)
+        return dense(adata_control.X)
 
 
-class MeanShift:
-    """Every control cell plus the mean change of the training cell types."""
+class ContextShifts:
+    """Learn each context's control profile and shift; subclasses say which shift a cell gets.
+
+    Attributes
+    ----------
+    control_means
+        Mean control expression of each context that has a shift, ``(n_contexts, G)``.
+    shifts
+        Shift of each context, ``(n_contexts, G)``.
+    """
 
     def fit(
         self,
         adata: AnnData,
         *,
+        held_out: str = "cell_type",
         condition_key: str = "condition",
         control: Any = "control",
         stimulated: Any | None = None,
-        labels_key: str = "cell_type",
-    ) -> MeanShift:
-        """Average the mean change, mean(stimulated) - mean(control), over cell types.
+        **setup: Any,
+    ) -> ContextShifts:
+        """Learn from training cells.
 
         Parameters
         ----------
         adata
             Training cells, log-normalised.
+        held_out
+            Column of ``adata.obs`` with the contexts.
         condition_key
             Column of ``adata.obs`` that tells control from stimulated cells.
         control
             Value of control cells in that column.
         stimulated
             Value of stimulated cells; ``None`` takes every other value for stimulated.
-        labels_key
-            Column of ``adata.obs`` with the cell type.
+        **setup
+            Ignored: what a benchmark tells other methods.
+
+        Raises
+        ------
+        ValueError
+            If no context has control and stimulated cells.
         """
         condition = adata.obs[condition_key].to_numpy()
         is_control = condition == control
         is_stimulated = ~is_control if stimulated is None else condition == stimulated
-        cell_type = adata.obs[labels_key].to_numpy()
-        self.shift = np.mean(
-            [
-                mean_expression(adata.X[is_stimulated & (cell_type == label)])
-                - mean_expression(adata.X[is_control & (cell_type == label)])
-                for label in adata.obs[labels_key].unique()
-                if set(is_control[cell_type == label]) >= {True, False}
-            ],
-            axis=0,
+        codes, contexts = pd.factorize(adata.obs[held_out], sort=True)
+        usable = [
+            code
+            for code in range(len(contexts))
+            if is_control[codes == code].any() and is_stimulated[codes == code].any()
+        ]
+        if not usable:
+            raise ValueError(
+                f"No value of obs[{held_out!r}] has control and stimulated cells: there is no shift "
+                "to learn."
+            )
+        self.control_means = np.array(
+            [mean_expression(adata.X[is_control & (codes == code)]) for code in usable]
         )
+        stimulated_means = [
+            mean_expression(adata.X[is_stimulated & (codes == code)]) for code in usable
+        ]
+        self.shifts = np.array(stimulated_means) - self.control_means
+        self._fit_cells(adata, is_control, is_stimulated, codes, usable)
         return self
 
-    def predict(self, adata_control: AnnData) -> np.ndarray:
-        """Add the shift to control cells, not below 0, ``(n, G)``."""
-        return np.maximum(_dense(adata_control) + self.shift, 0.0)
+    def predict(self, adata_control: AnnData) -> FloatArray:
+        """Add a shift to each control cell, not below 0, ``(n, G)``."""
+        x = dense(adata_control.X)
+        return np.maximum(x + self.weights(x) @ self.shifts, 0.0)
+
+    def weights(self, x: FloatArray) -> FloatArray:
+        """Weights of the contexts' shifts, ``(n_contexts,)``, or for each cell of ``x`` its own."""
+        raise NotImplementedError
+
+    def similarity(self, x: FloatArray) -> FloatArray:
+        """Pearson correlation of the cells' mean with each context's control profile."""
+        profile = x.mean(axis=0)
+        return np.array([np.corrcoef(profile, mean)[0, 1] for mean in self.control_means])
+
+    def _fit_cells(
+        self,
+        adata: AnnData,
+        is_control: npt.NDArray,
+        is_stimulated: npt.NDArray,
+        codes: npt.NDArray,
+        usable: list[int],
+    ) -> None:
+        """Learn more than means, for methods that look at single cells."""
 
 
-def _dense(adata: AnnData) -> np.ndarray:
-    return np.asarray(adata.to_df(), dtype=np.float64)
+class MeanShift(ContextShifts):
+    """Every cell gets the mean shift of the contexts."""
+
+    def weights(self, x: FloatArray) -> FloatArray:
+        """Weigh all contexts the same."""
+        return np.full(len(self.shifts), 1 / len(self.shifts))
+
+
+class NearestShift(ContextShifts):
+    """Every cell gets the shift of the context whose control profile correlates most."""
+
+    def weights(self, x: FloatArray) -> FloatArray:
+        """Give the nearest context weight 1."""
+        return np.eye(len(self.shifts))[np.argmax(self.similarity(x))]
+
+
+class SimilarityShift(ContextShifts):
+    """Every cell gets the mean of the shifts, weighted by a softmax of the profiles' correlations.
+
+    Parameters
+    ----------
+    temperature
+        Temperature of the softmax; small ones approach :class:`NearestShift`.
+    """
+
+    def __init__(self, temperature: float = 0.03):
+        self.temperature = temperature
+
+    def weights(self, x: FloatArray) -> FloatArray:
+        """Weigh contexts by the softmax of their correlation."""
+        return softmax(self.similarity(x) / self.temperature)
+
+
+class PCAShift(MeanShift):
+    """The mean shift in principal components, decoded: latent arithmetic with a linear decoder.
+
+    Parameters
+    ----------
+    n_components
+        Number of principal components of the training cells.
+    """
+
+    def __init__(self, n_components: int = 50):
+        self.n_components = n_components
+
+    def _fit_cells(self, adata: AnnData, *_: Any) -> None:
+        n_components = min(self.n_components, min(adata.shape) - 1)
+        self.pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(adata.X)
+
+    def predict(self, adata_control: AnnData) -> FloatArray:
+        """Encode the cells, add the mean shift of the components, decode, ``(n, G)``."""
+        shift = self.shifts.mean(axis=0) @ self.pca.components_.T
+        z = self.pca.transform(dense(adata_control.X)) + shift
+        return np.maximum(self.pca.inverse_transform(z), 0.0)
+
+
+class KNNShift(ContextShifts):
+    """Each cell gets the mean shift of the contexts of its nearest training control cells.
+
+    Parameters
+    ----------
+    n_neighbors
+        Number of nearest control cells.
+    n_components
+        Number of principal components that nearness is measured in.
+    """
+
+    def __init__(self, n_neighbors: int = 50, n_components: int = 30):
+        self.n_neighbors = n_neighbors
+        self.n_components = n_components
+
+    def _fit_cells(
+        self,
+        adata: AnnData,
+        is_control: npt.NDArray,
+        is_stimulated: npt.NDArray,
+        codes: npt.NDArray,
+        usable: list[int],
+    ) -> None:
+        neighbours = is_control & np.isin(codes, usable)
+        x = adata.X[neighbours]
+        n_components = min(self.n_components, min(x.shape) - 1)
+        self.pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(x)
+        self.contexts = np.searchsorted(usable, codes[neighbours])
+        n_neighbors = min(self.n_neighbors, len(self.contexts))
+        self.index = NearestNeighbors(n_neighbors=n_neighbors).fit(self.pca.transform(x))
+
+    def weights(self, x: FloatArray) -> FloatArray:
+        """Weigh contexts by their share among each cell's neighbours, ``(n, n_contexts)``."""
+        nearest = self.contexts[
+            self.index.kneighbors(self.pca.transform(x), return_distance=False)
+        ]
+        return np.stack([(nearest == i).mean(axis=1) for i in range(len(self.shifts))], axis=1)
+
+
+class NearestCells(ContextShifts):
+    """The stimulated cells of the context with the nearest control profile, as they are."""
+
+    def _fit_cells(
+        self,
+        adata: AnnData,
+        is_control: npt.NDArray,
+        is_stimulated: npt.NDArray,
+        codes: npt.NDArray,
+        usable: list[int],
+    ) -> None:
+        self.cells = [dense(adata.X[is_stimulated & (codes == code)]) for code in usable]
+
+    def predict(self, adata_control: AnnData) -> FloatArray:
+        """Return the nearest context's stimulated cells, as many as there are control cells.
+
+        They are taken in random order (of a fixed seed), and again from the start if they are few.
+        """
+        cells = self.cells[np.argmax(self.similarity(dense(adata_control.X)))]
+        order = np.random.default_rng(0).permutation(len(cells))
+        return cells[np.resize(order, adata_control.n_obs)]
+
+
+BASELINES = {
+    "no_change": NoChange(),
+    "mean_shift": MeanShift(),
+    "nearest_shift": NearestShift(),
+    "similarity_shift": SimilarityShift(),
+    "pca_shift": PCAShift(),
+    "knn_shift": KNNShift(),
+    "nearest_cells": NearestCells(),
+}
+"""All baselines with their defaults, by the names that results use."""
+
+
+def dense(x: Expression) -> FloatArray:
+    """Dense double-precision expression."""
+    return np.asarray(x.toarray() if hasattr(x, "toarray") else x, dtype=np.float64)

@@ -1,16 +1,66 @@
-"""How close predicted cells come to real ones."""
+"""How close predicted cells come to real ones, for any model.
+
+Every score is a function of plain arrays, cells by genes: ``predicted`` and ``real`` stimulated cells and
+``control`` cells, all log-normalised. Arrays may be dense or sparse, of any precision; sums run in
+double precision and over blocks, so that memory stays small next to the arrays themselves.
+
+:func:`evaluate` computes all of them, between a floor ("no change": the control cells as they are) and a
+ceiling (one random half of the real cells scored against the other half).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import anndata as ad
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+import scanpy as sc
 from scipy import sparse
 from scipy.stats import pearsonr
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances_chunked
 
-from spaperb._types import Expression
+from spaperb._types import Expression, IntArray
+
+FloatArray = npt.NDArray[np.float64]
+
+N_DEGS = 100
+N_PCS = 50
+N_SPLITS = 20
+EXPRESSED_MEAN = 0.05
+BLOCK_VALUES = 20_000_000
+"""Values made dense or double at a time: 160 MB."""
+
+HIGHER_IS_BETTER = {
+    "pearson_delta": True,
+    "pearson_delta_degs": True,
+    "r2_mean": True,
+    "r2_var": True,
+    "mse_mean": False,
+    "energy_distance": False,
+    "e_distance": False,
+    "mmd": False,
+    "variance_ratio": None,
+    "zero_fraction_error": False,
+    "deg_overlap": True,
+    "sign_accuracy": True,
+}
+"""The metrics of :func:`evaluate` and which direction is better; ``None``: best at 1."""
 
 
-def pearson_delta(predicted: Expression, real: Expression, control: Expression) -> float:
+class Projection(Protocol):
+    """Anything that maps cells by genes to cells by components: a fitted scikit-learn PCA."""
+
+    def transform(self, x: npt.NDArray) -> npt.NDArray:
+        """Map ``(n, G)`` to ``(n, n_components)``."""
+
+
+def pearson_delta(
+    predicted: Expression, real: Expression, control: Expression, genes: IntArray | None = None
+) -> float:
     """Pearson correlation over genes of the predicted with the real mean change.
 
     Parameters
@@ -21,6 +71,8 @@ def pearson_delta(predicted: Expression, real: Expression, control: Expression) 
         Real stimulated cells, ``(n_real, G)``.
     control
         Control cells, ``(n_control, G)``.
+    genes
+        Columns to correlate over; ``None`` for all.
 
     Returns
     -------
@@ -28,15 +80,146 @@ def pearson_delta(predicted: Expression, real: Expression, control: Expression) 
     where one of the changes is the same for every gene, as for "no change".
     """
     mean_control = mean_expression(control)
+    chosen = slice(None) if genes is None else genes
     return _correlation(
-        mean_expression(predicted) - mean_control, mean_expression(real) - mean_control
+        (mean_expression(predicted) - mean_control)[chosen],
+        (mean_expression(real) - mean_control)[chosen],
     )
 
 
 def r2_mean(predicted: Expression, real: Expression) -> float:
-    """Squared Pearson correlation over genes of the predicted with the real means.
+    """Squared Pearson correlation over genes of the predicted with the real means, in [0, 1].
 
     Every paper reports it and it tells little: means of control cells correlate well too.
+    """
+    return _correlation(mean_expression(predicted), mean_expression(real)) ** 2
+
+
+def r2_var(predicted: Expression, real: Expression) -> float:
+    """Squared Pearson correlation over genes of the predicted with the real variances, in [0, 1]."""
+    return _correlation(variance(predicted), variance(real)) ** 2
+
+
+def mse_mean(predicted: Expression, real: Expression) -> float:
+    """Mean over genes of (mean(predicted) - mean(real))^2, in squared log-normalised units."""
+    return float(np.mean((mean_expression(predicted) - mean_expression(real)) ** 2))
+
+
+def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
+    """Energy distance 2 E|P - S| - E|P - P'| - E|S - S'| with Euclidean norms, at least 0.
+
+    The expectations are means over all pairs of cells, a cell with itself included, so that the
+    distance of a population to itself is 0. Unlike the squared :func:`e_distance` it sees a wrong
+    variance.
+
+    Parameters
+    ----------
+    predicted
+        Predicted stimulated cells, ``(n_predicted, n_dims)``; :func:`evaluate` gives 50 PCs.
+    real
+        Real stimulated cells, ``(n_real, n_dims)``.
+
+    References
+    ----------
+    Szekely and Rizzo (2013), Journal of Statistical Planning and Inference 143, 1249-1272.
+    """
+    between = _mean_of_pairs(predicted, real, _identity)
+    within = _mean_of_pairs(predicted, predicted, _identity) + _mean_of_pairs(
+        real, real, _identity
+    )
+    return 2 * between - within
+
+
+def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
+    """The field's "E-distance", 2 |mean(P) - mean(S)|^2: the energy distance with squared norms.
+
+    With squared Euclidean norms the variances cancel, and only the means are compared.
+
+    Parameters
+    ----------
+    predicted
+        Predicted stimulated cells, ``(n_predicted, n_dims)``.
+    real
+        Real stimulated cells, ``(n_real, n_dims)``.
+
+    References
+    ----------
+    Peidli et al. (2024), scPerturb, Nature Methods 21, 531-540.
+    """
+    return float(2 * np.sum((mean_expression(predicted) - mean_expression(real)) ** 2))
+
+
+def mmd(predicted: npt.NDArray, real: npt.NDArray, control: npt.NDArray) -> float:
+    """Squared maximum mean discrepancy with an RBF kernel, E k(P,P') + E k(S,S') - 2 E k(P,S).
+
+    The kernel is exp(-|a - b|^2 / (2 h^2)), averaged over the bandwidths m / 2, m and 2 m, where m
+    is the median distance between real and control cells: the same kernel for every method.
+
+    Parameters
+    ----------
+    predicted
+        Predicted stimulated cells, ``(n_predicted, n_dims)``; :func:`evaluate` gives 50 PCs.
+    real
+        Real stimulated cells, ``(n_real, n_dims)``.
+    control
+        Control cells, ``(n_control, n_dims)``.
+
+    References
+    ----------
+    Gretton et al. (2012), Journal of Machine Learning Research 13, 723-773.
+    """
+    bandwidths = median_distance(real, control) * np.array([0.5, 1.0, 2.0])
+    if bandwidths[1] == 0:
+        raise ValueError("Real and control cells are all the same: no bandwidth fits them.")
+
+    def kernel(distances: FloatArray) -> FloatArray:
+        squares = distances**2
+        return np.mean([np.exp(-squares / (2 * h**2)) for h in bandwidths], axis=0)
+
+    within = _mean_of_pairs(predicted, predicted, kernel) + _mean_of_pairs(real, real, kernel)
+    return within - 2 * _mean_of_pairs(predicted, real, kernel)
+
+
+def variance_ratio(predicted: Expression, real: Expression) -> float:
+    """Median over expressed genes of var(predicted) / var(real); 1 is right.
+
+    Expressed genes are those whose real mean is above 0.05 log-normalised units and whose real
+    variance is not 0; NaN if there is none.
+    """
+    real_variance = variance(real)
+    expressed = (mean_expression(real) > EXPRESSED_MEAN) & (real_variance > 0)
+    if not expressed.any():
+        return float("nan")
+    return float(np.median(variance(predicted)[expressed] / real_variance[expressed]))
+
+
+def zero_fraction_error(predicted: Expression, real: Expression) -> float:
+    """Mean over genes of the absolute difference in the fraction of zeros, in [0, 1]."""
+    return float(np.mean(np.abs(zero_fraction(predicted) - zero_fraction(real))))
+
+
+def deg_overlap(scores_predicted: FloatArray, scores_real: FloatArray, n: int = N_DEGS) -> float:
+    """Fraction of the top real genes found again among the top predicted ones, in [0, 1].
+
+    Parameters
+    ----------
+    scores_predicted
+        :func:`wilcoxon_scores` of predicted against control cells, ``(G,)``.
+    scores_real
+        :func:`wilcoxon_scores` of real against control cells, ``(G,)``.
+    n
+        Number of top genes, in both directions.
+    """
+    real = top_genes(scores_real, n)
+    return len(np.intersect1d(top_genes(scores_predicted, n), real)) / len(real)
+
+
+def sign_accuracy(
+    predicted: Expression, real: Expression, control: Expression, genes: IntArray
+) -> float:
+    """Fraction of genes whose predicted mean changes in the direction of the real mean, in [0, 1].
+
+    A predicted change of exactly 0 is counted as wrong.
 
     Parameters
     ----------
@@ -44,21 +227,294 @@ def r2_mean(predicted: Expression, real: Expression) -> float:
         Predicted stimulated cells, ``(n_predicted, G)``.
     real
         Real stimulated cells, ``(n_real, G)``.
+    control
+        Control cells, ``(n_control, G)``.
+    genes
+        Columns to judge, the top DEGs say.
     """
-    return _correlation(mean_expression(predicted), mean_expression(real)) ** 2
+    mean_control = mean_expression(control)
+    change = mean_expression(predicted) - mean_control
+    real_change = mean_expression(real) - mean_control
+    return float(np.mean((np.sign(change) == np.sign(real_change))[genes]))
 
 
-def mean_expression(x: Expression) -> npt.NDArray[np.float64]:
-    """Mean over cells in double precision, ``(G,)``."""
-    n_cells = x.shape[0]
-    if sparse.issparse(x):
-        # SciPy sums float32 in single precision, whatever `dtype` it is asked for.
-        return (x.T @ np.ones(n_cells)) / n_cells
-    return x.mean(axis=0, dtype=np.float64)
+def coverage(
+    lower: npt.NDArray, upper: npt.NDArray, real: Expression, control: Expression
+) -> float:
+    """Fraction of genes whose real mean change lies in the predicted interval, in [0, 1].
+
+    Parameters
+    ----------
+    lower, upper
+        Ends of each gene's predicted interval of the mean change, ``(G,)``; a 90 % interval should
+        give 0.9.
+    real
+        Real stimulated cells, ``(n_real, G)``.
+    control
+        Control cells, ``(n_control, G)``.
+    """
+    change = mean_expression(real) - mean_expression(control)
+    return float(np.mean((np.asarray(lower) <= change) & (change <= np.asarray(upper))))
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:
+    """Rank each gene's expression in cells against control cells: Wilcoxon z scores, ``(G,)``.
+
+    Scanpy's rank-sum test with correction for ties, which the many zeros of single cells are.
+    Positive scores are higher in ``cells``; genes without any difference in rank get 0.
+    """
+    scores = np.empty(cells.shape[1])
+    for genes in _blocks(cells.shape[1], cells.shape[0] + control.shape[0]):
+        both = ad.AnnData(np.concatenate([_dense(cells[:, genes]), _dense(control[:, genes])]))
+        both.obs["of"] = pd.Categorical(
+            ["cells"] * cells.shape[0] + ["control"] * control.shape[0]
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sc.tl.rank_genes_groups(
+                both,
+                "of",
+                groups=["cells"],
+                reference="control",
+                method="wilcoxon",
+                tie_correct=True,
+            )
+        result = both.uns["rank_genes_groups"]
+        in_order = both.var_names.get_indexer(result["names"]["cells"])
+        scores[np.arange(cells.shape[1])[genes][in_order]] = result["scores"]["cells"]
+    return np.nan_to_num(scores)
+
+
+def top_genes(scores: FloatArray, n: int = N_DEGS) -> IntArray:
+    """Columns of the ``n`` genes of the largest absolute score, the largest first."""
+    return np.argsort(-np.abs(scores), kind="stable")[:n]
+
+
+class _Judge(NamedTuple):
+    """What the scores of all methods on the same real and control cells have in common."""
+
+    real: Expression
+    control: Expression
+    scores_real: FloatArray
+    projection: Projection
+
+    @classmethod
+    def of(cls, real: Expression, control: Expression, projection: Projection) -> _Judge:
+        return cls(real, control, wilcoxon_scores(real, control), projection)
+
+    def scores(self, predicted: Expression) -> dict[str, float]:
+        degs = top_genes(self.scores_real)
+        p, s, c = (project(x, self.projection) for x in (predicted, self.real, self.control))
+        return {
+            "pearson_delta": pearson_delta(predicted, self.real, self.control),
+            "pearson_delta_degs": pearson_delta(predicted, self.real, self.control, degs),
+            "r2_mean": r2_mean(predicted, self.real),
+            "r2_var": r2_var(predicted, self.real),
+            "mse_mean": mse_mean(predicted, self.real),
+            "energy_distance": energy_distance(p, s),
+            "e_distance": e_distance(p, s),
+            "mmd": mmd(p, s, c),
+            "variance_ratio": variance_ratio(predicted, self.real),
+            "zero_fraction_error": zero_fraction_error(predicted, self.real),
+            "deg_overlap": deg_overlap(wilcoxon_scores(predicted, self.control), self.scores_real),
+            "sign_accuracy": sign_accuracy(predicted, self.real, self.control, degs),
+        }
+
+
+def score(
+    predicted: Expression, real: Expression, control: Expression, projection: Projection
+) -> dict[str, float]:
+    """Score predicted cells with every metric, raw.
+
+    Parameters
+    ----------
+    predicted
+        Predicted stimulated cells, ``(n_predicted, G)``.
+    real
+        Real stimulated cells, ``(n_real, G)``.
+    control
+        Control cells, ``(n_control, G)``.
+    projection
+        Components for the distances between populations: :func:`fit_projection` of the training
+        cells.
+    """
+    return _Judge.of(real, control, projection).scores(predicted)
+
+
+def ceiling(
+    real: Expression,
+    control: Expression,
+    projection: Projection,
+    n_splits: int = N_SPLITS,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Score one random half of the real cells against the other: the mean over ``n_splits`` splits.
+
+    No prediction can be expected to do better than real cells of the same number.
+    """
+    rng = np.random.default_rng(seed)
+    splits = []
+    for _ in range(n_splits):
+        order = rng.permutation(real.shape[0])
+        one, other = np.array_split(order, 2)
+        splits.append(score(real[np.sort(one)], real[np.sort(other)], control, projection))
+    return pd.DataFrame(splits).mean().to_dict()
+
+
+def evaluate(
+    predicted: Expression,
+    real: Expression,
+    control: Expression,
+    projection: Projection | None = None,
+    n_splits: int = N_SPLITS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Score predicted cells with every metric, raw and between floor and ceiling.
+
+    Parameters
+    ----------
+    predicted
+        Predicted stimulated cells, ``(n_predicted, G)``, log-normalised like the others.
+    real
+        Real stimulated cells, ``(n_real, G)``.
+    control
+        Control cells, ``(n_control, G)``.
+    projection
+        Components for the distances between populations, :func:`fit_projection` of the training
+        cells; ``None`` fits it to the control and real cells given.
+    n_splits
+        Number of random splits of the real cells for the ceiling.
+    seed
+        Seed of the splits.
+
+    Returns
+    -------
+    One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0 at the
+    floor and 1 at the ceiling.
+
+    Raises
+    ------
+    ValueError
+        If the arrays have different genes, fewer than two cells, or NaN or infinite values.
+    """
+    check_populations(predicted=predicted, real=real, control=control)
+    if projection is None:
+        both = np.concatenate([_dense(control), _dense(real)])
+        projection = fit_projection(both)
+    judge = _Judge.of(real, control, projection)
+    table = pd.DataFrame(
+        {
+            "value": judge.scores(predicted),
+            "floor": judge.scores(control),
+            "ceiling": ceiling(real, control, projection, n_splits, seed),
+        }
+    )
+    table["scaled"] = scaled(table["value"], table["floor"], table["ceiling"])
+    return table.rename_axis("metric").reset_index()
+
+
+def scaled(value: pd.Series, floor: pd.Series, ceiling: pd.Series) -> pd.Series:
+    """(value - floor) / (ceiling - floor); NaN where floor and ceiling are the same."""
+    gap = ceiling - floor
+    return (value - floor) / gap.where(gap.abs() > 1e-12)
+
+
+def fit_projection(train: Expression, n_components: int = N_PCS) -> PCA:
+    """Fit principal components to training cells ``(n, G)``, for distances between populations."""
+    n_components = min(n_components, min(train.shape) - 1)
+    return PCA(n_components, svd_solver="arpack", random_state=0).fit(train)
+
+
+def project(x: Expression, projection: Projection) -> FloatArray:
+    """Map cells to components, block by block, ``(n, n_components)``."""
+    blocks = [
+        projection.transform(_dense(x[rows]).astype(np.float64))
+        for rows in _blocks(x.shape[0], x.shape[1])
+    ]
+    return np.concatenate(blocks)
+
+
+def mean_expression(x: Expression) -> FloatArray:
+    """Mean over cells, ``(G,)``."""
+    return _mean(x, lambda block: block)
+
+
+def variance(x: Expression) -> FloatArray:
+    """Variance over cells (divided by their number), ``(G,)``."""
+    mean = mean_expression(x)
+    return _mean(x, lambda block: (block - mean) ** 2)
+
+
+def zero_fraction(x: Expression) -> FloatArray:
+    """Fraction of cells in which each gene is exactly 0, ``(G,)``."""
+    return _mean(x, lambda block: block == 0)
+
+
+def median_distance(a: npt.NDArray, b: npt.NDArray, n_cells: int = 2000, seed: int = 0) -> float:
+    """Median Euclidean distance between cells of two populations, of ``n_cells`` each at most."""
+    rng = np.random.default_rng(seed)
+    some = (x[rng.permutation(len(x))[:n_cells]] for x in (a, b))
+    return float(np.median(np.concatenate(list(pairwise_distances_chunked(*some)))))
+
+
+def check_populations(**populations: Expression) -> None:
+    """Check that populations have the same genes, at least two cells, and finite values.
+
+    Raises
+    ------
+    ValueError
+        Naming the population that is wrong and what was found.
+    """
+    shapes = {name: x.shape for name, x in populations.items()}
+    if (
+        any(len(shape) != 2 for shape in shapes.values())
+        or len({s[1] for s in shapes.values()}) > 1
+    ):
+        raise ValueError(f"Populations must be cells by the same genes; the shapes are {shapes}.")
+    for name, x in populations.items():
+        if x.shape[0] < 2:
+            raise ValueError(f"`{name}` has {x.shape[0]} cells, and at least two are needed.")
+        if not np.isfinite(x.data if sparse.issparse(x) else x).all():
+            raise ValueError(f"`{name}` holds NaN or infinite values.")
+
+
+def _correlation(a: FloatArray, b: FloatArray) -> float:
     # Changes this small are rounding of log-normalised means, and their correlation would be noise.
     if min(np.ptp(a), np.ptp(b)) < 1e-9:
         return 0.0
     return float(pearsonr(a, b).statistic)
+
+
+def _identity(distances: FloatArray) -> FloatArray:
+    return distances
+
+
+def _mean_of_pairs(
+    a: npt.NDArray, b: npt.NDArray, function: Callable[[FloatArray], FloatArray]
+) -> float:
+    """Mean over all pairs of a function of their Euclidean distance, in blocks."""
+    row_sums = pairwise_distances_chunked(
+        np.asarray(a, dtype=np.float64),
+        # The same object tells scikit-learn that a cell's distance to itself is exactly 0.
+        None if a is b else np.asarray(b, dtype=np.float64),
+        reduce_func=lambda distances, _: function(distances).sum(axis=1),
+    )
+    return float(np.concatenate(list(row_sums)).sum() / (len(a) * len(b)))
+
+
+def _mean(x: Expression, function: Callable[[FloatArray], npt.NDArray]) -> FloatArray:
+    """Mean over cells of a function of dense double-precision blocks, ``(G,)``."""
+    total = np.zeros(x.shape[1])
+    for rows in _blocks(x.shape[0], x.shape[1]):
+        total += function(_dense(x[rows]).astype(np.float64)).sum(axis=0, dtype=np.float64)
+    return total / x.shape[0]
+
+
+def _dense(x: Expression) -> npt.NDArray:
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices of ``n`` rows (or columns) of ``width`` values that hold BLOCK_VALUES at most."""
+    step = max(1, BLOCK_VALUES // max(1, width))
+    for start in range(0, n, step):
+        yield slice(start, start + step)
