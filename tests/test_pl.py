@@ -16,7 +16,7 @@ def labels(ax):
 
 class TestMeanExpressionScatter:
     def test_points_are_the_means(self):
-        ax = pl.mean_expression_scatter(PREDICTED, REAL, GENES)
+        ax = pl.mean_expression(PREDICTED, REAL, GENES)
         (points,) = ax.collections
         np.testing.assert_allclose(
             points.get_offsets(), np.column_stack([REAL.mean(0), PREDICTED.mean(0)])
@@ -25,17 +25,17 @@ class TestMeanExpressionScatter:
     def test_genes_that_really_changed_most_are_labelled(self):
         real = CONTROL.mean(0)[None].repeat(5, axis=0)
         real[:, [3, 7]] += [5, -5]
-        ax = pl.mean_expression_scatter(PREDICTED, real, GENES, control=CONTROL, n_labels=2)
+        ax = pl.mean_expression(PREDICTED, real, GENES, control=CONTROL, n_labels=2)
         assert labels(ax) == {"gene_3", "gene_7"}
         assert len(ax.collections) == 2
 
     def test_genes_with_the_largest_error_are_labelled_without_controls(self):
         predicted = REAL.copy()
         predicted[:, 5] += 3
-        assert labels(pl.mean_expression_scatter(predicted, REAL, GENES, n_labels=1)) == {"gene_5"}
+        assert labels(pl.mean_expression(predicted, REAL, GENES, n_labels=1)) == {"gene_5"}
 
     def test_legend_tells_the_score(self):
-        ax = pl.mean_expression_scatter(REAL, REAL, GENES, n_labels=0, title="all")
+        ax = pl.mean_expression(REAL, REAL, GENES, n_labels=0, title="all")
         assert ax.get_legend().get_texts()[0].get_text() == "predicted, R² = 1.00"
         assert ax.get_title() == "all"
 
@@ -60,7 +60,7 @@ class TestUmap:
 @pytest.mark.parametrize(
     "plot",
     [
-        lambda **kwargs: pl.mean_expression_scatter(PREDICTED, REAL, GENES, **kwargs),
+        lambda **kwargs: pl.mean_expression(PREDICTED, REAL, GENES, **kwargs),
         lambda **kwargs: pl.umap({"control": CONTROL}, **kwargs),
     ],
 )

@@ -2,9 +2,9 @@
 
 from importlib.metadata import version
 
-from spaperb import baselines, datasets, metrics, pl
+from spaperb import baselines, benchmark, datasets, metrics, pl
 from spaperb.model import SpaPerbModel
 
-__all__ = ["SpaPerbModel", "baselines", "datasets", "metrics", "pl"]
+__all__ = ["SpaPerbModel", "baselines", "benchmark", "datasets", "metrics", "pl"]
 
 __version__ = version("spaperb")

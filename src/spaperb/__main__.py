@@ -1,11 +1,9 @@
-"""The command line: `spaperb demo` and `spaperb predict`, thin over the public functions."""
+"""The command line: `spaperb demo`, `predict` and `benchmark`, thin over the public functions."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ import scanpy as sc
 import scvi
 from anndata import AnnData
 
-from spaperb import SpaPerbModel, baselines, datasets, metrics, pl
+from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
+from spaperb.files import written_whole
 from spaperb.validation import NORMALISE_ADVICE, expression_kind, expression_matrix, listed
 
 LAYER = "spaperb_stimulated"
@@ -53,30 +52,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=run_demo)
 
     predict = commands.add_parser("predict", help="train on an .h5ad file and predict its cells")
-    predict.add_argument("file", type=Path, metavar="FILE.h5ad", help="cells by genes")
-    predict.add_argument(
-        "--condition-key", default="condition", help="obs column of the condition"
-    )
-    predict.add_argument("--control", default="control", help="its value for control cells")
-    predict.add_argument(
-        "--stimulated", help="its value for stimulated cells; default: all others"
-    )
-    predict.add_argument("--labels-key", default="cell_type", help="obs column of the cell type")
-    predict.add_argument(
-        "--batch-key", help="obs column of the batch, to pair cells within batches"
-    )
     predict.add_argument(
         "--hide",
         metavar="TYPE",
         help="hide the stimulated cells of this type from training, and score their prediction",
     )
     predict.add_argument(
-        "--normalize",
-        action="store_true",
-        help="X holds raw counts: normalise to 10,000 a cell and log1p (counts go to a layer)",
-    )
-    predict.add_argument(
-        "--n-top-genes", type=_positive, help="keep the most variable genes of the training cells"
+        "--batch-key", help="obs column of the batch, to pair cells within batches"
     )
     predict.add_argument("--output", type=Path, required=True, metavar="OUT.h5ad")
     predict.add_argument(
@@ -84,9 +66,53 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.set_defaults(run=run_predict)
 
+    bench = commands.add_parser("benchmark", help="hide each context in turn, score every method")
+    bench.add_argument("--held-out", help="obs column of the contexts; default: the cell type's")
+    bench.add_argument(
+        "--methods",
+        nargs="+",
+        choices=sorted(_methods(None)),
+        default=["spaperb", *baselines.BASELINES],
+        help="methods to run; default: SpaPerb and all baselines of cell types",
+    )
+    bench.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    bench.add_argument(
+        "--min-cells", type=_positive, default=50, help="per condition of a context"
+    )
+    bench.add_argument(
+        "--n-jobs", type=int, default=1, help="folds to run at once; -1 for all cores"
+    )
+    bench.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="CSV and figures; finished folds are kept in DIR/folds and not run again",
+    )
+    bench.set_defaults(run=run_benchmark)
+
+    for command in (predict, bench):
+        command.add_argument("file", type=Path, metavar="FILE.h5ad", help="cells by genes")
+        command.add_argument("--condition-key", default="condition", help="obs column")
+        command.add_argument("--control", default="control", help="its value for control cells")
+        command.add_argument(
+            "--stimulated", help="its value for stimulated cells; default: others"
+        )
+        command.add_argument(
+            "--labels-key", default="cell_type", help="obs column of the cell type"
+        )
+        command.add_argument(
+            "--normalize",
+            action="store_true",
+            help="X holds raw counts: normalise to 10,000 a cell and log1p (counts go to a layer)",
+        )
+        command.add_argument(
+            "--n-top-genes", type=_positive, help="keep the most variable genes of training cells"
+        )
     for command in (demo, predict):
         command.add_argument("--overwrite", action="store_true", help="replace the output file")
         command.add_argument("--seed", type=int, default=0)
+    for command in (demo, predict, bench):
         command.add_argument(
             "--max-epochs", type=_positive, help="stop training after these epochs"
         )
@@ -103,6 +129,52 @@ def run_demo(args: argparse.Namespace) -> None:
 def run_predict(args: argparse.Namespace) -> None:
     """Train on the user's cells and predict them."""
     _refuse_existing(args)
+    adata, setup = _read(args)
+    hide = _obs_value(adata, args.labels_key, args.hide)
+    setup["batch_key"] = args.batch_key
+    _train_and_predict(adata, setup, hide, args.n_top_genes, args)
+
+
+def run_benchmark(args: argparse.Namespace) -> None:
+    """Hide each context of the user's cells in turn and score every method."""
+    adata, setup = _read(args)
+    methods = {name: m for name, m in _methods(args.max_epochs).items() if name in args.methods}
+    results = benchmark.benchmark(
+        adata,
+        methods,
+        held_out=args.held_out or args.labels_key,
+        min_cells=args.min_cells,
+        n_top_genes=args.n_top_genes,
+        seeds=args.seeds,
+        n_jobs=args.n_jobs,
+        folder=args.output / "folds",
+        **setup,
+    )
+    table = benchmark.summary(results)
+    for name, frame in (("results", results), ("summary", table)):
+        with written_whole(args.output / f"{name}.csv", overwrite=True) as path:
+            frame.to_csv(path, index=False)
+    for metric in ("pearson_delta", "energy_distance"):
+        pl.benchmark(results, metric, save=args.output / f"{metric}.png")
+    failed = results.dropna(subset="error").drop_duplicates(["context", "method", "seed"])
+    for row in failed.itertuples():
+        print(f"Failed: {row.method} on {row.context}, seed {row.seed}: {row.error}")
+    print("Means over contexts of the median over seeds:")
+    print(table.pivot(index="method", columns="metric", values="mean").round(3).to_string())
+    print(f"Wrote results.csv, summary.csv and figures to {args.output}.")
+
+
+def _methods(max_epochs: int | None) -> dict[str, benchmark.Method]:
+    """All methods that the command knows, by name."""
+    return {
+        "spaperb": benchmark.SpaPerb({"max_epochs": max_epochs}),
+        **baselines.BASELINES,
+        "own_type_shift": baselines.OwnTypeShift(),
+    }
+
+
+def _read(args: argparse.Namespace) -> tuple[AnnData, dict[str, Any]]:
+    """Cells of the user's file, normalised if asked, and what tells them apart."""
     if not args.file.is_file():
         raise CommandError(f"There is no file {args.file}.")
     adata = ad.read_h5ad(args.file)
@@ -112,10 +184,8 @@ def run_predict(args: argparse.Namespace) -> None:
         "control": _obs_value(adata, args.condition_key, args.control),
         "stimulated": _obs_value(adata, args.condition_key, args.stimulated),
         "labels_key": args.labels_key,
-        "batch_key": args.batch_key,
     }
-    hide = _obs_value(adata, args.labels_key, args.hide)
-    _train_and_predict(adata, setup, hide, args.n_top_genes, args)
+    return adata, setup
 
 
 def _train_and_predict(
@@ -144,7 +214,8 @@ def _train_and_predict(
     model.predict_stimulated(adata, key_added=LAYER)
 
     adata.obs["spaperb_hidden"] = hidden
-    _write_atomically(adata, args.output, args.overwrite)
+    with written_whole(args.output, overwrite=args.overwrite) as path:
+        adata.write_h5ad(path, compression="gzip")
     print(f"\nWrote {args.output}: layer {LAYER!r} for {adata.n_obs} cells, {adata.n_vars} genes.")
 
     of_type = np.ones(adata.n_obs, dtype=bool)
@@ -188,7 +259,7 @@ def _plot(control: AnnData, stimulated: AnnData, title: str, folder: Path) -> No
         title=title,
         save=folder / "umap.png",
     )
-    pl.mean_expression_scatter(
+    pl.mean_expression(
         predicted,
         stimulated.X,
         control.var_names,
@@ -254,18 +325,6 @@ def _of_type(
 def _refuse_existing(args: argparse.Namespace) -> None:
     if args.output.exists() and not args.overwrite:
         raise CommandError(f"{args.output} exists. Pass --overwrite to replace it.")
-
-
-def _write_atomically(adata: AnnData, path: Path, overwrite: bool) -> None:
-    """Write the whole file under another name first, so that ``path`` is never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".spaperb-") as folder:
-        whole = Path(folder) / path.name
-        adata.write_h5ad(whole, compression="gzip")
-        if overwrite:
-            os.replace(whole, path)
-        else:
-            os.link(whole, path)  # unlike a rename, refuses to replace a file made meanwhile
 
 
 def _positive(text: str) -> int:

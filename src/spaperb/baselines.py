@@ -4,7 +4,7 @@ Each is a *method*: ``fit(adata, ...)`` on training cells, then ``predict(adata_
 the predicted expression of those control cells, ``(n, G)``. Contexts are the values of one obs column,
 the one that a benchmark holds out (cell types, donors, ...). A context's *shift* is the mean of its
 stimulated cells minus the mean of its control cells; contexts without cells in both conditions have
-none. Predictions are clipped at 0, as expression is.
+none. Predictions are clipped at 0 where the training cells hold no negative value.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ class ContextShifts:
 
     Attributes
     ----------
+    contexts
+        Contexts that have a shift, ``(n_contexts,)``.
     control_means
-        Mean control expression of each context that has a shift, ``(n_contexts, G)``.
+        Mean control expression of each, ``(n_contexts, G)``.
     shifts
         Shift of each context, ``(n_contexts, G)``.
     """
@@ -56,6 +58,7 @@ class ContextShifts:
         condition_key: str = "condition",
         control: Any = "control",
         stimulated: Any | None = None,
+        labels_key: str = "cell_type",
         **setup: Any,
     ) -> ContextShifts:
         """Learn from training cells.
@@ -72,6 +75,8 @@ class ContextShifts:
             Value of control cells in that column.
         stimulated
             Value of stimulated cells; ``None`` takes every other value for stimulated.
+        labels_key
+            Column of ``adata.obs`` with the cell type; only :class:`OwnTypeShift` needs it.
         **setup
             Ignored: what a benchmark tells other methods.
 
@@ -80,10 +85,11 @@ class ContextShifts:
         ValueError
             If no context has control and stimulated cells.
         """
+        context_key = self._context_key(held_out, labels_key)
         condition = adata.obs[condition_key].to_numpy()
         is_control = condition == control
         is_stimulated = ~is_control if stimulated is None else condition == stimulated
-        codes, contexts = pd.factorize(adata.obs[held_out], sort=True)
+        codes, contexts = pd.factorize(adata.obs[context_key], sort=True)
         usable = [
             code
             for code in range(len(contexts))
@@ -91,9 +97,10 @@ class ContextShifts:
         ]
         if not usable:
             raise ValueError(
-                f"No value of obs[{held_out!r}] has control and stimulated cells: there is no shift "
+                f"No value of obs[{context_key!r}] has control and stimulated cells: there is no shift "
                 "to learn."
             )
+        self.contexts = contexts[usable]
         self.control_means = np.array(
             [mean_expression(adata.X[is_control & (codes == code)]) for code in usable]
         )
@@ -101,13 +108,14 @@ class ContextShifts:
             mean_expression(adata.X[is_stimulated & (codes == code)]) for code in usable
         ]
         self.shifts = np.array(stimulated_means) - self.control_means
+        self.minimum = 0.0 if adata.X.min() >= 0 else -np.inf
         self._fit_cells(adata, is_control, is_stimulated, codes, usable)
         return self
 
     def predict(self, adata_control: AnnData) -> FloatArray:
-        """Add a shift to each control cell, not below 0, ``(n, G)``."""
+        """Add a shift to each control cell, ``(n, G)``."""
         x = dense(adata_control.X)
-        return np.maximum(x + self.weights(x) @ self.shifts, 0.0)
+        return np.maximum(x + self.weights(x) @ self.shifts, self.minimum)
 
     def weights(self, x: FloatArray) -> FloatArray:
         """Weights of the contexts' shifts, ``(n_contexts,)``, or for each cell of ``x`` its own."""
@@ -117,6 +125,10 @@ class ContextShifts:
         """Pearson correlation of the cells' mean with each context's control profile."""
         profile = x.mean(axis=0)
         return np.array([np.corrcoef(profile, mean)[0, 1] for mean in self.control_means])
+
+    def _context_key(self, held_out: str, labels_key: str) -> str:
+        """Column of the contexts."""
+        return held_out
 
     def _fit_cells(
         self,
@@ -182,7 +194,7 @@ class PCAShift(MeanShift):
         """Encode the cells, add the mean shift of the components, decode, ``(n, G)``."""
         shift = self.shifts.mean(axis=0) @ self.pca.components_.T
         z = self.pca.transform(dense(adata_control.X)) + shift
-        return np.maximum(self.pca.inverse_transform(z), 0.0)
+        return np.maximum(self.pca.inverse_transform(z), self.minimum)
 
 
 class KNNShift(ContextShifts):
@@ -212,13 +224,13 @@ class KNNShift(ContextShifts):
         x = adata.X[neighbours]
         n_components = min(self.n_components, min(x.shape) - 1)
         self.pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(x)
-        self.contexts = np.searchsorted(usable, codes[neighbours])
-        n_neighbors = min(self.n_neighbors, len(self.contexts))
+        self.context_of = np.searchsorted(usable, codes[neighbours])
+        n_neighbors = min(self.n_neighbors, len(self.context_of))
         self.index = NearestNeighbors(n_neighbors=n_neighbors).fit(self.pca.transform(x))
 
     def weights(self, x: FloatArray) -> FloatArray:
         """Weigh contexts by their share among each cell's neighbours, ``(n, n_contexts)``."""
-        nearest = self.contexts[
+        nearest = self.context_of[
             self.index.kneighbors(self.pca.transform(x), return_distance=False)
         ]
         return np.stack([(nearest == i).mean(axis=1) for i in range(len(self.shifts))], axis=1)
@@ -247,7 +259,25 @@ class NearestCells(ContextShifts):
         return cells[np.resize(order, adata_control.n_obs)]
 
 
-BASELINES = {
+class OwnTypeShift(ContextShifts):
+    """Each cell gets the mean change of its own cell type; for contexts that are not cell types.
+
+    Cells of a type without a change of its own get the mean of the types' changes.
+    """
+
+    def _context_key(self, held_out: str, labels_key: str) -> str:
+        self.labels_key = labels_key
+        return labels_key
+
+    def predict(self, adata_control: AnnData) -> FloatArray:
+        """Add its type's change to each control cell, ``(n, G)``."""
+        shifts = dict(zip(self.contexts, self.shifts, strict=True))
+        mean = self.shifts.mean(axis=0)
+        own = np.array([shifts.get(label, mean) for label in adata_control.obs[self.labels_key]])
+        return np.maximum(dense(adata_control.X) + own, self.minimum)
+
+
+BASELINES: dict[str, NoChange | ContextShifts] = {
     "no_change": NoChange(),
     "mean_shift": MeanShift(),
     "nearest_shift": NearestShift(),

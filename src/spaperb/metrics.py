@@ -408,14 +408,28 @@ def evaluate(
             "ceiling": ceiling(real, control, projection, n_splits, seed),
         }
     )
-    table["scaled"] = scaled(table["value"], table["floor"], table["ceiling"])
-    return table.rename_axis("metric").reset_index()
+    table = table.rename_axis("metric").reset_index()
+    return table.assign(scaled=scaled(table))
 
 
-def scaled(value: pd.Series, floor: pd.Series, ceiling: pd.Series) -> pd.Series:
-    """(value - floor) / (ceiling - floor); NaN where floor and ceiling are the same."""
-    gap = ceiling - floor
-    return (value - floor) / gap.where(gap.abs() > 1e-12)
+def scaled(table: pd.DataFrame) -> pd.Series:
+    """Place values between floor and ceiling: (value - floor) / (ceiling - floor).
+
+    Parameters
+    ----------
+    table
+        Columns ``metric``, ``value``, ``floor`` and ``ceiling``.
+
+    Returns
+    -------
+    0 at the floor and 1 at the ceiling; NaN where both are the same, and for ``variance_ratio``,
+    whose best value, 1, is at neither end.
+    """
+    gap = table["ceiling"] - table["floor"]
+    has_scale = (gap.abs() > 1e-12) & table["metric"].map(
+        lambda m: HIGHER_IS_BETTER[m] is not None
+    )
+    return (table["value"] - table["floor"]) / gap.where(has_scale)
 
 
 def fit_projection(train: Expression, n_components: int = N_PCS) -> PCA:

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scanpy as sc
 from adjustText import adjust_text
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import sparse
 
+from spaperb import metrics
 from spaperb._types import Expression
-from spaperb.metrics import mean_expression, r2_mean
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 
 
-def mean_expression_scatter(
+def mean_expression(
     predicted: Expression,
     real: Expression,
     var_names: Sequence[str],
@@ -54,33 +56,149 @@ def mean_expression_scatter(
         File to save the figure to.
     """
     ax = ax if ax is not None else Figure(figsize=(5, 5), layout="constrained").subplots()
-    mean_predicted, mean_real = mean_expression(predicted), mean_expression(real)
+    x, y = metrics.mean_expression(real), metrics.mean_expression(predicted)
+    change = x - y
     if control is not None:
-        mean_control = mean_expression(control)
-        ax.scatter(
-            mean_real,
-            mean_control,
-            s=6,
-            color=PALETTE[0],
-            label=f"no change, R² = {r2_mean(control, real):.2f}",
-            rasterized=True,
-        )
-    ax.scatter(
-        mean_real,
-        mean_predicted,
-        s=6,
-        color=PALETTE[2],
-        label=f"predicted, R² = {r2_mean(predicted, real):.2f}",
-        rasterized=True,
-    )
+        y_control = metrics.mean_expression(control)
+        change = x - y_control
+        label = f"no change, R² = {metrics.r2_mean(control, real):.2f}"
+        ax.scatter(x, y_control, s=6, color=PALETTE[0], label=label, rasterized=True)
+    label = f"predicted, R² = {metrics.r2_mean(predicted, real):.2f}"
+    ax.scatter(x, y, s=6, color=PALETTE[2], label=label, rasterized=True)
     ax.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
-    ax.set_xlabel("real stimulated mean")
-    ax.set_ylabel("predicted mean")
+    ax.set(xlabel="real stimulated mean", ylabel="predicted mean", title=title or "")
     ax.legend(loc="upper left", frameon=False)
-    if title:
-        ax.set_title(title)
-    change = mean_real - (mean_predicted if control is None else mean_control)
-    _label(ax, mean_real, mean_predicted, var_names, np.argsort(-np.abs(change))[:n_labels])
+    _label(ax, x, y, var_names, metrics.top_genes(change, n_labels))
+    return _finish(ax, save)
+
+
+def mean_change(
+    predicted: Expression,
+    real: Expression,
+    control: Expression,
+    var_names: Sequence[str],
+    *,
+    n_labels: int = 10,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Plot each gene's predicted mean change against its real mean change.
+
+    The 100 top differentially expressed genes (Wilcoxon, real against control) are coloured, and the
+    first of them labelled.
+
+    Parameters
+    ----------
+    predicted
+        Predicted stimulated cells, ``(n_predicted, G)``.
+    real
+        Real stimulated cells, ``(n_real, G)``.
+    control
+        Control cells, ``(n_control, G)``.
+    var_names
+        Gene names, ``(G,)``.
+    n_labels
+        Number of genes to label.
+    title
+        Title of the plot.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+    """
+    ax = ax if ax is not None else Figure(figsize=(5, 5), layout="constrained").subplots()
+    mean_control = metrics.mean_expression(control)
+    x = metrics.mean_expression(real) - mean_control
+    y = metrics.mean_expression(predicted) - mean_control
+    degs = metrics.top_genes(metrics.wilcoxon_scores(real, control))
+    for genes, color, name in (
+        (np.setdiff1d(np.arange(len(x)), degs), PALETTE[0], "other genes"),
+        (degs, PALETTE[2], f"{len(degs)} top DEGs"),
+    ):
+        ax.scatter(x[genes], y[genes], s=8, color=color, label=name, rasterized=True)
+    ax.axline((0, 0), slope=1, color="black", linewidth=0.8, linestyle="--")
+    ax.axhline(0, color="black", linewidth=0.4)
+    ax.axvline(0, color="black", linewidth=0.4)
+    r_all = metrics.pearson_delta(predicted, real, control)
+    r_degs = metrics.pearson_delta(predicted, real, control, degs)
+    ax.legend(
+        loc="upper left",
+        framealpha=0.9,
+        edgecolor="none",
+        title=f"r = {r_all:.2f}, top DEGs r = {r_degs:.2f}",
+    )
+    ax.set(xlabel="real mean change", ylabel="predicted mean change", title=title or "")
+    _label(ax, x, y, var_names, degs[:n_labels])
+    return _finish(ax, save)
+
+
+def benchmark(
+    results: pd.DataFrame,
+    metric: str = "pearson_delta",
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw a heat map of methods by contexts, between floor (0) and ceiling (1).
+
+    Each cell shows the median over seeds; methods are sorted by their mean over contexts, which is the
+    last column. Values below the floor are marked in another colour, failed folds are left white.
+
+    Parameters
+    ----------
+    results
+        Output of :func:`spaperb.benchmark.benchmark`.
+    metric
+        Metric to show; one with a floor-to-ceiling scale, so not ``"variance_ratio"``.
+    title
+        Title; the metric by default.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+
+    Raises
+    ------
+    ValueError
+        If the results hold no scaled values of the metric.
+    """
+    table = results[results["metric"] == metric].pivot_table(
+        index="method", columns="context", values="scaled", aggfunc="median", observed=True
+    )
+    if table.empty:
+        known = sorted(results.loc[results["scaled"].notna(), "metric"].unique())
+        raise ValueError(
+            f"There are no scaled values of {metric!r}; there are of: {', '.join(known) or 'none'}."
+        )
+    table = table.assign(mean=table.mean(axis=1)).sort_values("mean", ascending=False)
+    n_methods, n_columns = table.shape
+    if ax is None:
+        size = (2.2 + 0.75 * n_columns, 1.5 + 0.36 * n_methods)
+        ax = Figure(figsize=size, layout="constrained").subplots()
+    colors = colormaps["cividis"].with_extremes(under="#E69F00", bad="white")
+    values = table.to_numpy()
+    image = ax.imshow(values, cmap=colors, vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = 0 <= value < 0.5
+            ax.text(
+                column,
+                row,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
+    ax.axvline(n_columns - 1.5, color="white", linewidth=3)
+    ax.set_xticks(range(n_columns), table.columns, rotation=40, ha="right")
+    ax.set_yticks(range(n_methods), table.index)
+    ax.set_title(title or metric)
+    if (figure := ax.get_figure(root=True)) is not None:
+        bar = figure.colorbar(image, ax=ax, extend="min", ticks=[0, 0.5, 1])
+        bar.ax.set_yticklabels(["floor", "0.5", "ceiling"])
     return _finish(ax, save)
 
 

@@ -1,0 +1,58 @@
+"""Kang et al. 2018, leave one context out: the published objective and every baseline.
+
+    python benchmarks/accuracy/kang.py kang_pbmc_ifnb.h5ad --held-out cell_type
+    python benchmarks/accuracy/kang.py kang_pbmc_ifnb.h5ad --held-out donor
+
+Writes `kang_<held out>.csv` (one row a context, method, seed and metric), `kang_<held out>_summary.csv` and a figure
+for each of two metrics beside this file. `--folds DIR` keeps finished folds, so that a run can be continued.
+"""
+
+import argparse
+from pathlib import Path
+
+import anndata as ad
+import scanpy as sc
+
+from spaperb import pl
+from spaperb.baselines import BASELINES, OwnTypeShift
+from spaperb.benchmark import SpaPerb, benchmark, summary
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    """Run one protocol."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "file", type=Path, help="raw counts, with obs condition, cell_type and donor"
+    )
+    parser.add_argument("--held-out", choices=["cell_type", "donor"], required=True)
+    parser.add_argument("--folds", type=Path)
+    parser.add_argument("--n-jobs", type=int, default=2)
+    args = parser.parse_args()
+
+    adata = ad.read_h5ad(args.file)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    methods = {"spaperb_published": SpaPerb(), **BASELINES}
+    if args.held_out == "donor":
+        methods["own_type_shift"] = OwnTypeShift()
+    results = benchmark(
+        adata,
+        methods,
+        held_out=args.held_out,
+        n_top_genes=2000,
+        n_jobs=args.n_jobs,
+        folder=args.folds,
+    )
+    name = f"kang_{args.held_out}"
+    results.to_csv(HERE / f"{name}.csv", index=False, float_format="%.6g")
+    table = summary(results)
+    table.to_csv(HERE / f"{name}_summary.csv", index=False, float_format="%.6g")
+    for metric in ("pearson_delta", "energy_distance"):
+        pl.benchmark(results, metric, save=HERE / f"{name}_{metric}.png")
+    print(table.pivot(index="method", columns="metric", values="mean").round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
