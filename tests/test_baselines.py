@@ -1,8 +1,22 @@
 import numpy as np
 import pytest
 from helpers import small_cells
+from scipy import sparse
+from scipy.special import softmax
+from sklearn.decomposition import PCA
 
 from spaperb import baselines
+
+TYPES = ["type_1", "type_2"]
+
+
+@pytest.fixture
+def split():
+    """Training cells without the stimulated cells of type_0, and its control cells."""
+    adata = small_cells()
+    of_type = adata.obs["cell_type"] == "type_0"
+    hidden = of_type & (adata.obs["condition"] == "stimulated")
+    return adata[~hidden].copy(), adata[of_type & ~hidden].copy()
 
 
 def mean(adata, cell_type, condition):
@@ -10,22 +24,105 @@ def mean(adata, cell_type, condition):
     return adata.X.toarray()[chosen].mean(0)
 
 
-def test_no_change(adata):
-    predicted = baselines.NoChange().fit(adata).predict(adata)
-    np.testing.assert_array_equal(predicted, adata.X.toarray())
+def shifts(train):
+    return np.array([mean(train, t, "stimulated") - mean(train, t, "control") for t in TYPES])
 
 
-def test_mean_shift_averages_over_types_with_both_conditions(adata):
-    hidden = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "stimulated")
-    train, control = adata[~hidden].copy(), adata[adata.obs["cell_type"] == "type_0"].copy()
-    expected = np.mean(
-        [mean(adata, t, "stimulated") - mean(adata, t, "control") for t in ("type_1", "type_2")],
-        axis=0,
+def similarities(train, control):
+    profile = control.X.toarray().mean(0)
+    return np.array([np.corrcoef(profile, mean(train, t, "control"))[0, 1] for t in TYPES])
+
+
+def shifted(control, shift):
+    return np.maximum(control.X.toarray() + shift, 0)
+
+
+def check(method, split, expected, **tolerance):
+    train, control = split
+    predicted = method.fit(train).predict(control)
+    np.testing.assert_allclose(predicted, expected, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
+
+
+def test_no_change(split):
+    check(baselines.NoChange(), split, split[1].X.toarray())
+
+
+def test_mean_shift(split):
+    train, control = split
+    check(baselines.MeanShift(), split, shifted(control, shifts(train).mean(0)))
+
+
+def test_nearest_shift(split):
+    train, control = split
+    nearest = np.argmax(similarities(train, control))
+    check(baselines.NearestShift(), split, shifted(control, shifts(train)[nearest]))
+
+
+def test_similarity_shift(split):
+    train, control = split
+    weights = softmax(similarities(train, control) / 0.03)
+    check(baselines.SimilarityShift(), split, shifted(control, weights @ shifts(train)))
+
+
+def test_similarity_shift_between_its_limits(split):
+    train, control = split
+    check(baselines.SimilarityShift(1e6), split, shifted(control, shifts(train).mean(0)))
+    nearest = np.argmax(similarities(train, control))
+    check(baselines.SimilarityShift(1e-6), split, shifted(control, shifts(train)[nearest]))
+
+
+def test_pca_shift(split):
+    train, control = split
+    pca = PCA(5).fit(train.X.toarray())
+    z = pca.transform(control.X.toarray()) + shifts(train).mean(0) @ pca.components_.T
+    expected = np.maximum(pca.inverse_transform(z), 0)
+    check(baselines.PCAShift(5), split, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_knn_shift(split):
+    train, control = split
+    chosen = (train.obs["condition"] == "control") & train.obs["cell_type"].isin(TYPES)
+    x, labels = train.X.toarray()[chosen], train.obs["cell_type"].to_numpy()[chosen]
+    pca = PCA(3).fit(x)
+    distances = np.linalg.norm(
+        pca.transform(control.X.toarray())[:, None] - pca.transform(x)[None], axis=2
     )
-    predicted = baselines.MeanShift().fit(train).predict(control)
-    np.testing.assert_allclose(
-        predicted, np.maximum(control.X.toarray() + expected, 0), rtol=1e-5, atol=1e-6
-    )
+    nearest = labels[np.argsort(distances, axis=1)[:, :7]]
+    share = np.stack([(nearest == t).mean(1) for t in TYPES], axis=1)
+    check(baselines.KNNShift(7, 3), split, shifted(control, share @ shifts(train)))
+
+
+def test_nearest_cells_are_real_cells_of_the_nearest_type(split):
+    train, control = split
+    nearest = TYPES[np.argmax(similarities(train, control))]
+    chosen = (train.obs["cell_type"] == nearest) & (train.obs["condition"] == "stimulated")
+    real = {row.tobytes() for row in train.X.toarray()[chosen].astype(float)}
+    predicted = baselines.NearestCells().fit(train).predict(control)
+    assert predicted.shape == control.shape
+    assert {row.tobytes() for row in predicted} == real
+
+
+def test_nearest_cells_are_repeated_where_they_are_few(split):
+    train, control = split
+    stimulated = train.obs["condition"] == "stimulated"
+    few = train[~stimulated | (np.arange(train.n_obs) % 4 == 0)].copy()
+    assert baselines.NearestCells().fit(few).predict(control).shape == control.shape
+
+
+def test_own_type_shift():
+    adata = small_cells()
+    hidden = (adata.obs["donor"] == "donor_0") & (adata.obs["condition"] == "stimulated")
+    train = adata[~hidden].copy()
+    control = adata[(adata.obs["donor"] == "donor_0") & (adata.obs["condition"] == "control")]
+    own = {t: mean(train, t, "stimulated") - mean(train, t, "control") for t in ["type_0", *TYPES]}
+    expected = shifted(control, np.array([own[t] for t in control.obs["cell_type"]]))
+    method = baselines.OwnTypeShift().fit(train, held_out="donor", labels_key="cell_type")
+    np.testing.assert_allclose(method.predict(control), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_own_type_shift_of_an_unknown_type_is_the_mean(split):
+    train, control = split
+    check(baselines.OwnTypeShift(), split, shifted(control, shifts(train).mean(0)))
 
 
 @pytest.mark.parametrize("stimulated", [None, "IFN"])
@@ -34,7 +131,30 @@ def test_other_names(stimulated):
     expected = baselines.MeanShift().fit(adata).shifts
     adata.obs = adata.obs.rename(columns={"condition": "drug", "cell_type": "type"})
     adata.obs["drug"] = adata.obs["drug"].cat.rename_categories(["none", "IFN"])
-    model = baselines.MeanShift().fit(
+    method = baselines.MeanShift().fit(
         adata, condition_key="drug", control="none", stimulated=stimulated, held_out="type"
     )
-    np.testing.assert_array_equal(model.shifts, expected)
+    np.testing.assert_array_equal(method.shifts, expected)
+
+
+@pytest.mark.parametrize("name", baselines.BASELINES)
+def test_dense_and_sparse_cells_give_the_same(name, split):
+    train, control = split
+    expected = baselines.BASELINES[name].fit(train).predict(control)
+    for x in (train, control):
+        x.X = sparse.csr_matrix(x.X).toarray()
+    predicted = baselines.BASELINES[name].fit(train).predict(control)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_negative_data_are_not_clipped(split):
+    train, control = split
+    for x in (train, control):
+        x.X = x.X.toarray() - 5
+    assert baselines.MeanShift().fit(train).predict(control).min() < 0
+
+
+def test_no_context_with_both_conditions(adata):
+    control = adata[adata.obs["condition"] == "control"].copy()
+    with pytest.raises(ValueError, match=r"No value of obs\['cell_type'\] has control and stim"):
+        baselines.MeanShift().fit(control)

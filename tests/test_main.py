@@ -5,6 +5,7 @@ import sys
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import small_cells
 
@@ -136,6 +137,39 @@ class TestRuns:
         assert "No space left" in capsys.readouterr().err
         assert (folder / "out.h5ad").read_text() == "precious"
         assert sorted(p.name for p in folder.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+
+class TestBenchmark:
+    ARGUMENTS = ("--methods", "mean_shift", "no_change", "--seeds", "0", "--min-cells", "20")
+
+    def test_table_files_and_figures(self, file, folder, capsys):
+        assert main(["benchmark", file, *self.ARGUMENTS, "--output", "bench"]) == 0
+        out = capsys.readouterr().out
+        for word in ("mean_shift", "pearson_delta", "bench"):
+            assert word in out
+        written = {path.name for path in (folder / "bench").iterdir()}
+        assert written == {
+            "folds", "results.csv", "summary.csv", "pearson_delta.png", "energy_distance.png",
+        }  # fmt: skip
+        results = pd.read_csv("bench/results.csv")
+        assert set(results["context"]) == {"type_0", "type_1", "type_2"}
+
+    def test_the_model_and_a_failure(self, file, folder, capsys, monkeypatch):
+        def fail(*args, **kwargs):
+            raise RuntimeError("out of ideas")
+
+        monkeypatch.setattr("spaperb.SpaPerbModel.predict_stimulated", fail)
+        code = main(
+            ["benchmark", file, "--methods", "spaperb", "no_change", "--seeds", "0", "--min-cells",
+             "20", "--max-epochs", "1", "--held-out", "cell_type", "--output", "bench"]
+        )  # fmt: skip
+        assert code == 0
+        out = capsys.readouterr().out
+        assert "Failed: spaperb on type_0, seed 0: RuntimeError: out of ideas" in out
+
+    def test_contexts_too_small(self, file, folder, capsys):
+        assert main(["benchmark", file, "--output", "bench"]) == 1
+        assert "at least 50 control and 50 stimulated" in capsys.readouterr().err
 
 
 class TestErrors:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from scipy import sparse
@@ -40,6 +41,55 @@ class TestMeanExpressionScatter:
         assert ax.get_title() == "all"
 
 
+class TestMeanChange:
+    def test_points_are_the_changes_and_top_degs_are_named(self):
+        real = CONTROL[:17] + np.eye(12)[3] * 5
+        ax = pl.mean_change(PREDICTED, real, CONTROL, GENES, n_labels=1)
+        assert labels(ax) == {"gene_3"}
+        points = np.concatenate([c.get_offsets() for c in ax.collections])
+        expected = np.column_stack([x.mean(0) - CONTROL.mean(0) for x in (real, PREDICTED)])
+        np.testing.assert_allclose(np.sort(points, axis=0), np.sort(expected, axis=0))
+
+    def test_legend_tells_the_score(self):
+        ax = pl.mean_change(REAL, REAL, CONTROL, GENES, title="all")
+        assert ax.get_legend().get_title().get_text() == "r = 1.00, top DEGs r = 1.00"
+        assert ax.get_title() == "all"
+
+
+class TestBenchmark:
+    @staticmethod
+    def results():
+        scaled = {"good": (0.9, 0.7), "bad": (0.2, -0.4), "failed": (0.5, np.nan)}
+        return pd.DataFrame(
+            [
+                {
+                    "method": m,
+                    "context": f"type_{i}",
+                    "metric": "mse_mean",
+                    "scaled": value + shift,
+                }
+                for m, values in scaled.items()
+                for i, value in enumerate(values)
+                for shift in (-0.1, 0.0, 0.1)
+            ]
+        )
+
+    def test_values_are_medians_sorted_by_their_mean(self):
+        ax = pl.benchmark(self.results(), "mse_mean")
+        names = [tick.get_text() for tick in ax.get_yticklabels()]
+        assert names == ["good", "failed", "bad"]
+        columns = [tick.get_text() for tick in ax.get_xticklabels()]
+        assert columns == ["type_0", "type_1", "mean"]
+        image = ax.images[0].get_array()
+        np.testing.assert_allclose(image[0], [0.9, 0.7, 0.8])
+        assert image.mask[1].tolist() == [False, True, False]
+        assert "-0.40" in labels(ax)
+
+    def test_metric_without_a_scale(self):
+        with pytest.raises(ValueError, match=r"no scaled values of 'variance_ratio'; .*mse_mean"):
+            pl.benchmark(self.results(), "variance_ratio")
+
+
 class TestUmap:
     def test_every_cell_is_a_point_of_its_populations_colour(self):
         ax = pl.umap({"control": CONTROL, "predicted": sparse.csr_matrix(PREDICTED)})
@@ -62,6 +112,8 @@ class TestUmap:
     [
         lambda **kwargs: pl.mean_expression(PREDICTED, REAL, GENES, **kwargs),
         lambda **kwargs: pl.umap({"control": CONTROL}, **kwargs),
+        lambda **kwargs: pl.mean_change(PREDICTED, REAL, CONTROL, GENES, **kwargs),
+        lambda **kwargs: pl.benchmark(TestBenchmark.results(), "mse_mean", **kwargs),
     ],
 )
 def test_axes_and_file_of_the_user(plot, tmp_path):

@@ -492,8 +492,8 @@ def check_populations(**populations: Expression) -> None:
 
 
 def _correlation(a: FloatArray, b: FloatArray) -> float:
-    # Changes this small are rounding of log-normalised means, and their correlation would be noise.
-    if min(np.ptp(a), np.ptp(b)) < 1e-9:
+    # Changes this small are rounding of single-precision expression: their correlation is noise.
+    if min(np.ptp(a), np.ptp(b)) < 1e-6:
         return 0.0
     return float(pearsonr(a, b).statistic)
 
