@@ -1,0 +1,64 @@
+"""scGen, as pertpy ships it, on the folds of kang.py: an environment and a command of its own.
+
+    python3 -m venv .venv-scgen && .venv-scgen/bin/pip install -r benchmarks/accuracy/scgen-requirements.txt -e .
+    .venv-scgen/bin/python benchmarks/accuracy/scgen.py kang_pbmc_ifnb.h5ad
+
+100 epochs, everything else as by default; predictions are clipped at 0, which can only help them. Writes
+`kang_scgen.csv` and `kang_scgen_summary.csv` beside this file.
+"""
+
+import argparse
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pertpy as pt
+import scanpy as sc
+import scvi
+
+from spaperb.benchmark import benchmark, summary
+
+HERE = Path(__file__).parent
+
+
+class ScGen:
+    """Latent arithmetic on a variational auto-encoder (Lotfollahi et al. 2019)."""
+
+    def fit(self, adata, *, condition_key, control, labels_key, seed, **setup):
+        """Train on the training cells."""
+        scvi.settings.seed = seed
+        self.control = control
+        (self.stimulated,) = set(adata.obs[condition_key].unique()) - {control}
+        pt.tl.Scgen.setup_anndata(adata, batch_key=condition_key, labels_key=labels_key)
+        self.model = pt.tl.Scgen(adata)
+        self.model.train(max_epochs=100, enable_progress_bar=False)
+
+    def predict(self, adata_control):
+        """Add the mean latent difference and decode."""
+        predicted, _ = self.model.predict(
+            ctrl_key=self.control, stim_key=self.stimulated, adata_to_predict=adata_control
+        )
+        return np.maximum(predicted.X, 0)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, help="raw counts, with obs condition and cell_type")
+    parser.add_argument("--folds", type=Path)
+    parser.add_argument("--n-jobs", type=int, default=2)
+    args = parser.parse_args()
+    adata = ad.read_h5ad(args.file)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    results = benchmark(
+        adata, {"scgen": ScGen()}, n_top_genes=2000, n_jobs=args.n_jobs, folder=args.folds
+    )
+    results.to_csv(HERE / "kang_scgen.csv", index=False, float_format="%.6g")
+    table = summary(results)
+    table.to_csv(HERE / "kang_scgen_summary.csv", index=False, float_format="%.6g")
+    print(table.pivot(index="method", columns="metric", values="mean").round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
