@@ -46,13 +46,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="raw counts, with obs condition and cell_type")
     parser.add_argument("--folds", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
     adata = ad.read_h5ad(args.file)
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     results = benchmark(
-        adata, {"scgen": ScGen()}, n_top_genes=2000, n_jobs=args.n_jobs, folder=args.folds
+        adata,
+        {"scgen": ScGen()},
+        n_top_genes=2000,
+        seeds=args.seeds,
+        n_jobs=args.n_jobs,
+        folder=args.folds,
     )
     results.to_csv(HERE / "kang_scgen.csv", index=False, float_format="%.6g")
     table = summary(results)
