@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from helpers import SMALL_MODEL, small_cells
 
-from spaperb import metrics
+from spaperb import metrics, populations
 from spaperb.baselines import BASELINES, MeanShift, NoChange
 from spaperb.benchmark import SpaPerb, Task, benchmark, make_fold, summary
 
@@ -116,7 +116,7 @@ def test_results_are_the_metrics_of_the_prediction():
     assert len(results) == 3 * 2 * len(metrics.HIGHER_IS_BETTER)
     task = Task("cell_type", "condition", "control", None, "cell_type", None, 2)
     fold = make_fold(adata, "type_1", task)
-    projection = metrics.fit_projection(fold.train.X)
+    projection = populations.fit_projection(fold.train.X)
     predicted = MeanShift().fit(fold.train).predict(fold.control)
     expected = metrics.score(predicted, fold.real, fold.control.X, projection)
     rows = results[(results["context"] == "type_1") & (results["method"] == "mean_shift")]

@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.preprocessing import StandardScaler
 
-from spaperb import metrics
+from spaperb import metrics, populations
 
 
 def cells(seed: int, n_genes: int = 12, shift: float = 0.0) -> tuple[np.ndarray, ...]:
@@ -103,13 +103,13 @@ class TestAgainstIndependentSources:
         assert metrics.zero_fraction_error(REAL + 1, 0 * REAL) == 1
 
     def test_wilcoxon_scores(self):
-        scores = metrics.wilcoxon_scores(REAL, CONTROL)
+        scores = populations.wilcoxon_scores(REAL, CONTROL)
         test = mannwhitneyu(REAL, CONTROL, use_continuity=False, method="asymptotic")
         expected = norm.isf(test.pvalue / 2) * np.sign(test.statistic - 39 * 28 / 2)
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
 
     def test_wilcoxon_score_of_a_constant_gene_is_0(self):
-        assert metrics.wilcoxon_scores(np.ones((5, 2)), np.ones((4, 2))).tolist() == [0, 0]
+        assert populations.wilcoxon_scores(np.ones((5, 2)), np.ones((4, 2))).tolist() == [0, 0]
 
     def test_deg_overlap(self):
         real = np.array([9.0, -8, 7, 0, 1])
@@ -183,7 +183,7 @@ class TestProperties:
         mean, change = rng.gamma(2, 1, 30), rng.normal(0, 2, 30)
         real = np.log1p(rng.poisson(mean * np.exp(change), (400, 30)))
         control = np.log1p(rng.poisson(mean, (200, 30)))
-        projection = metrics.fit_projection(np.concatenate([real, control]), 5)
+        projection = populations.fit_projection(np.concatenate([real, control]), 5)
         good = metrics.score(real[::2], real[1::2], control, projection)
         bad = metrics.score(control, real[1::2], control, projection)
         for name, higher in metrics.HIGHER_IS_BETTER.items():
@@ -204,7 +204,7 @@ class TestProperties:
 class TestInputs:
     @pytest.mark.parametrize("convert", [sparse.csr_matrix, sparse.csc_array, np.float32])
     def test_sparse_and_single_precision(self, convert):
-        projection = metrics.fit_projection(CONTROL)
+        projection = populations.fit_projection(CONTROL)
         expected = metrics.score(PREDICTED, REAL, CONTROL, projection)
         arrays = (convert(x) for x in (PREDICTED, REAL, CONTROL))
         result = metrics.score(*arrays, projection)
@@ -214,12 +214,12 @@ class TestInputs:
         x = sparse.random(5000, 3, density=0.5, dtype=np.float32, random_state=0, format="csr")
         expected = x.toarray().astype(np.float64).mean(0)
         for matrix in (x, x.tocsc(), x.toarray()):
-            np.testing.assert_allclose(metrics.mean_expression(matrix), expected, rtol=1e-12)
+            np.testing.assert_allclose(populations.mean_expression(matrix), expected, rtol=1e-12)
 
     def test_blocks_do_not_change_the_scores(self, monkeypatch):
-        projection = metrics.fit_projection(CONTROL)
+        projection = populations.fit_projection(CONTROL)
         expected = metrics.score(PREDICTED, REAL, CONTROL, projection)
-        monkeypatch.setattr(metrics, "BLOCK_VALUES", 100)
+        monkeypatch.setattr(populations, "BLOCK_VALUES", 100)
         result = metrics.score(PREDICTED, REAL, CONTROL, projection)
         assert result == pytest.approx(expected)
 
@@ -261,7 +261,7 @@ class TestEvaluate:
         assert table.loc["mse_mean", "scaled"] == 0
 
     def test_ceiling_is_the_mean_over_random_halves(self):
-        projection = metrics.fit_projection(CONTROL)
+        projection = populations.fit_projection(CONTROL)
         few = metrics.ceiling(REAL, CONTROL, projection, n_splits=2, seed=1)
         rng = np.random.default_rng(1)
         scores = []

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from spaperb import metrics
+from spaperb import metrics, populations
 
 HERE = Path(__file__).parent
 
@@ -44,7 +44,7 @@ def main() -> None:
         a.nbytes for x in (control, real) for a in (x.data, x.indices, x.indptr)
     )
     start = time.perf_counter()
-    projection = metrics.fit_projection(control[:: max(1, args.n_cells // 5000)])
+    projection = populations.fit_projection(control[:: max(1, args.n_cells // 5000)])
     metrics.score(predicted, real, control, projection)
     row = {
         "n_cells": args.n_cells,

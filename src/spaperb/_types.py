@@ -11,3 +11,5 @@ Expression: TypeAlias = Any
 """Cells by genes: a NumPy array, or a SciPy sparse matrix or array, which bring no types."""
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]

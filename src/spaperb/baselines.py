@@ -19,10 +19,8 @@ from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from spaperb._types import Expression
-from spaperb.metrics import mean_expression
-
-FloatArray = npt.NDArray[np.float64]
+from spaperb._types import Expression, FloatArray
+from spaperb.populations import dense, mean_expression
 
 
 class NoChange:
@@ -34,7 +32,7 @@ class NoChange:
 
     def predict(self, adata_control: AnnData) -> FloatArray:
         """Return the expression of the control cells, ``(n, G)``."""
-        return dense(adata_control.X)
+        return _double(adata_control.X)
 
 
 class ContextShifts:
@@ -114,7 +112,7 @@ class ContextShifts:
 
     def predict(self, adata_control: AnnData) -> FloatArray:
         """Add a shift to each control cell, ``(n, G)``."""
-        x = dense(adata_control.X)
+        x = _double(adata_control.X)
         return np.maximum(x + self.weights(x) @ self.shifts, self.minimum)
 
     def weights(self, x: FloatArray) -> FloatArray:
@@ -193,7 +191,7 @@ class PCAShift(MeanShift):
     def predict(self, adata_control: AnnData) -> FloatArray:
         """Encode the cells, add the mean shift of the components, decode, ``(n, G)``."""
         shift = self.shifts.mean(axis=0) @ self.pca.components_.T
-        z = self.pca.transform(dense(adata_control.X)) + shift
+        z = self.pca.transform(_double(adata_control.X)) + shift
         return np.maximum(self.pca.inverse_transform(z), self.minimum)
 
 
@@ -247,14 +245,14 @@ class NearestCells(ContextShifts):
         codes: npt.NDArray,
         usable: list[int],
     ) -> None:
-        self.cells = [dense(adata.X[is_stimulated & (codes == code)]) for code in usable]
+        self.cells = [_double(adata.X[is_stimulated & (codes == code)]) for code in usable]
 
     def predict(self, adata_control: AnnData) -> FloatArray:
         """Return the nearest context's stimulated cells, as many as there are control cells.
 
         They are taken in random order (of a fixed seed), and again from the start if they are few.
         """
-        cells = self.cells[np.argmax(self.similarity(dense(adata_control.X)))]
+        cells = self.cells[np.argmax(self.similarity(_double(adata_control.X)))]
         order = np.random.default_rng(0).permutation(len(cells))
         return cells[np.resize(order, adata_control.n_obs)]
 
@@ -274,7 +272,7 @@ class OwnTypeShift(ContextShifts):
         shifts = dict(zip(self.contexts, self.shifts, strict=True))
         mean = self.shifts.mean(axis=0)
         own = np.array([shifts.get(label, mean) for label in adata_control.obs[self.labels_key]])
-        return np.maximum(dense(adata_control.X) + own, self.minimum)
+        return np.maximum(_double(adata_control.X) + own, self.minimum)
 
 
 BASELINES: dict[str, NoChange | ContextShifts] = {
@@ -289,6 +287,5 @@ BASELINES: dict[str, NoChange | ContextShifts] = {
 """All baselines with their defaults, by the names that results use."""
 
 
-def dense(x: Expression) -> FloatArray:
-    """Dense double-precision expression."""
-    return np.asarray(x.toarray() if hasattr(x, "toarray") else x, dtype=np.float64)
+def _double(x: Expression) -> FloatArray:
+    return dense(x).astype(np.float64)

@@ -35,7 +35,7 @@ from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
 
-from spaperb import metrics
+from spaperb import metrics, populations
 from spaperb._types import Expression
 from spaperb.files import written_whole
 from spaperb.model import SpaPerbModel
@@ -349,7 +349,7 @@ def _run(
     try:
         fold = make_fold(cells, context, task)
         row |= {"n_control": fold.control.n_obs, "n_stimulated": fold.real.shape[0]}
-        projection = metrics.fit_projection(fold.train.X)
+        projection = populations.fit_projection(fold.train.X)
         if name == CEILING:
             row |= metrics.ceiling(fold.real, fold.control.X, projection, task.n_splits, seed)
         else:

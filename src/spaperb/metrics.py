@@ -10,30 +10,31 @@ ceiling (one random half of the real cells scored against the other half).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import anndata as ad
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import scanpy as sc
 from scipy import sparse
 from scipy.stats import pearsonr
-from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances_chunked
 
-from spaperb._types import Expression, IntArray
-
-FloatArray = npt.NDArray[np.float64]
+from spaperb._types import Expression, FloatArray, IntArray
+from spaperb.populations import (
+    Projection,
+    dense,
+    fit_projection,
+    mean_expression,
+    mean_of_pairs,
+    median_distance,
+    project,
+    variance,
+    wilcoxon_scores,
+    zero_fraction,
+)
 
 N_DEGS = 100
-N_PCS = 50
 N_SPLITS = 20
 EXPRESSED_MEAN = 0.05
-BLOCK_VALUES = 10_000_000
-"""Values made dense or double at a time: 80 MB."""
-
 HIGHER_IS_BETTER = {
     "pearson_delta": True,
     "pearson_delta_degs": True,
@@ -49,13 +50,6 @@ HIGHER_IS_BETTER = {
     "sign_accuracy": True,
 }
 """The metrics of :func:`evaluate` and which direction is better; ``None``: best at 1."""
-
-
-class Projection(Protocol):
-    """Anything that maps cells by genes to cells by components: a fitted scikit-learn PCA."""
-
-    def transform(self, x: npt.NDArray) -> npt.NDArray:
-        """Map ``(n, G)`` to ``(n, n_components)``."""
 
 
 def pearson_delta(
@@ -123,10 +117,8 @@ def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
     ----------
     Szekely and Rizzo (2013), Journal of Statistical Planning and Inference 143, 1249-1272.
     """
-    between = _mean_of_pairs(predicted, real, _identity)
-    within = _mean_of_pairs(predicted, predicted, _identity) + _mean_of_pairs(
-        real, real, _identity
-    )
+    between = mean_of_pairs(predicted, real, _identity)
+    within = mean_of_pairs(predicted, predicted, _identity) + mean_of_pairs(real, real, _identity)
     return 2 * between - within
 
 
@@ -178,8 +170,8 @@ def mmd(predicted: npt.NDArray, real: npt.NDArray, control: npt.NDArray) -> floa
         middle = np.square(np.square(wide))
         return (wide + middle + np.square(np.square(middle))) / 3
 
-    within = _mean_of_pairs(predicted, predicted, kernel) + _mean_of_pairs(real, real, kernel)
-    return within - 2 * _mean_of_pairs(predicted, real, kernel)
+    within = mean_of_pairs(predicted, predicted, kernel) + mean_of_pairs(real, real, kernel)
+    return within - 2 * mean_of_pairs(predicted, real, kernel)
 
 
 def variance_ratio(predicted: Expression, real: Expression) -> float:
@@ -257,33 +249,6 @@ def coverage(
     """
     change = mean_expression(real) - mean_expression(control)
     return float(np.mean((np.asarray(lower) <= change) & (change <= np.asarray(upper))))
-
-
-def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:
-    """Rank each gene's expression in cells against control cells: Wilcoxon z scores, ``(G,)``.
-
-    Scanpy's rank-sum test with correction for ties, which the many zeros of single cells are.
-    Positive scores are higher in ``cells``; genes without any difference in rank get 0.
-    """
-    scores = np.empty(cells.shape[1])
-    for genes in _blocks(cells.shape[1], cells.shape[0] + control.shape[0]):
-        both = ad.AnnData(np.concatenate([_dense(cells[:, genes]), _dense(control[:, genes])]))
-        both.obs["of"] = pd.Categorical(
-            ["cells"] * cells.shape[0] + ["control"] * control.shape[0]
-        )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            sc.tl.rank_genes_groups(
-                both,
-                "of",
-                groups=["cells"],
-                reference="control",
-                method="wilcoxon",
-                tie_correct=True,
-            )
-        result = both.uns["rank_genes_groups"]
-        in_order = both.var_names.get_indexer(result["names"]["cells"])
-        scores[np.arange(cells.shape[1])[genes][in_order]] = result["scores"]["cells"]
-    return np.nan_to_num(scores)
 
 
 def top_genes(scores: FloatArray, n: int = N_DEGS) -> IntArray:
@@ -400,7 +365,7 @@ def evaluate(
     """
     check_populations(predicted=predicted, real=real, control=control)
     if projection is None:
-        both = np.concatenate([_dense(control), _dense(real)])
+        both = np.concatenate([dense(control), dense(real)])
         projection = fit_projection(both)
     judge = _Judge.of(real, control, projection)
     table = pd.DataFrame(
@@ -434,44 +399,6 @@ def scaled(table: pd.DataFrame) -> pd.Series:
     return (table["value"] - table["floor"]) / gap.where(has_scale)
 
 
-def fit_projection(train: Expression, n_components: int = N_PCS) -> PCA:
-    """Fit principal components to training cells ``(n, G)``, for distances between populations."""
-    n_components = min(n_components, min(train.shape) - 1)
-    return PCA(n_components, svd_solver="arpack", random_state=0).fit(train)
-
-
-def project(x: Expression, projection: Projection) -> FloatArray:
-    """Map cells to components, block by block, ``(n, n_components)``."""
-    blocks = [
-        projection.transform(_dense(x[rows]).astype(np.float64))
-        for rows in _blocks(x.shape[0], x.shape[1])
-    ]
-    return np.concatenate(blocks)
-
-
-def mean_expression(x: Expression) -> FloatArray:
-    """Mean over cells, ``(G,)``."""
-    return _mean(x, lambda block: block)
-
-
-def variance(x: Expression) -> FloatArray:
-    """Variance over cells (divided by their number), ``(G,)``."""
-    mean = mean_expression(x)
-    return _mean(x, lambda block: (block - mean) ** 2)
-
-
-def zero_fraction(x: Expression) -> FloatArray:
-    """Fraction of cells in which each gene is exactly 0, ``(G,)``."""
-    return _mean(x, lambda block: block == 0)
-
-
-def median_distance(a: npt.NDArray, b: npt.NDArray, n_cells: int = 2000, seed: int = 0) -> float:
-    """Median Euclidean distance between cells of two populations, of ``n_cells`` each at most."""
-    rng = np.random.default_rng(seed)
-    some = (x[rng.permutation(len(x))[:n_cells]] for x in (a, b))
-    return float(np.median(np.concatenate(list(pairwise_distances_chunked(*some)))))
-
-
 def check_populations(**populations: Expression) -> None:
     """Check that populations have the same genes, at least two cells, and finite values.
 
@@ -502,36 +429,3 @@ def _correlation(a: FloatArray, b: FloatArray) -> float:
 
 def _identity(distances: FloatArray) -> FloatArray:
     return distances
-
-
-def _mean_of_pairs(
-    a: npt.NDArray, b: npt.NDArray, function: Callable[[FloatArray], FloatArray]
-) -> float:
-    """Mean over all pairs of a function of their Euclidean distance, in blocks."""
-    row_sums = pairwise_distances_chunked(
-        np.asarray(a, dtype=np.float64),
-        # The same object tells scikit-learn that a cell's distance to itself is exactly 0.
-        None if a is b else np.asarray(b, dtype=np.float64),
-        reduce_func=lambda distances, _: function(distances).sum(axis=1),
-        working_memory=BLOCK_VALUES * 8 / 2**20,
-    )
-    return float(np.concatenate(list(row_sums)).sum() / (len(a) * len(b)))
-
-
-def _mean(x: Expression, function: Callable[[FloatArray], npt.NDArray]) -> FloatArray:
-    """Mean over cells of a function of dense double-precision blocks, ``(G,)``."""
-    total = np.zeros(x.shape[1])
-    for rows in _blocks(x.shape[0], x.shape[1]):
-        total += function(_dense(x[rows]).astype(np.float64)).sum(axis=0, dtype=np.float64)
-    return total / x.shape[0]
-
-
-def _dense(x: Expression) -> npt.NDArray:
-    return x.toarray() if sparse.issparse(x) else np.asarray(x)
-
-
-def _blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices of ``n`` rows (or columns) of ``width`` values that hold BLOCK_VALUES at most."""
-    step = max(1, BLOCK_VALUES // max(1, width))
-    for start in range(0, n, step):
-        yield slice(start, start + step)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import sparse
 
-from spaperb import metrics
+from spaperb import metrics, populations
 from spaperb._types import Expression
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
@@ -56,10 +56,10 @@ def mean_expression(
         File to save the figure to.
     """
     ax = ax if ax is not None else Figure(figsize=(5, 5), layout="constrained").subplots()
-    x, y = metrics.mean_expression(real), metrics.mean_expression(predicted)
+    x, y = populations.mean_expression(real), populations.mean_expression(predicted)
     change = x - y
     if control is not None:
-        y_control = metrics.mean_expression(control)
+        y_control = populations.mean_expression(control)
         change = x - y_control
         label = f"no change, R² = {metrics.r2_mean(control, real):.2f}"
         ax.scatter(x, y_control, s=6, color=PALETTE[0], label=label, rasterized=True)
@@ -108,10 +108,10 @@ def mean_change(
         File to save the figure to.
     """
     ax = ax if ax is not None else Figure(figsize=(5, 5), layout="constrained").subplots()
-    mean_control = metrics.mean_expression(control)
-    x = metrics.mean_expression(real) - mean_control
-    y = metrics.mean_expression(predicted) - mean_control
-    degs = metrics.top_genes(metrics.wilcoxon_scores(real, control))
+    mean_control = populations.mean_expression(control)
+    x = populations.mean_expression(real) - mean_control
+    y = populations.mean_expression(predicted) - mean_control
+    degs = metrics.top_genes(populations.wilcoxon_scores(real, control))
     for genes, color, name in (
         (np.setdiff1d(np.arange(len(x)), degs), PALETTE[0], "other genes"),
         (degs, PALETTE[2], f"{len(degs)} top DEGs"),

@@ -1,0 +1,56 @@
+"""Print the table of README.md from a committed CSV.
+
+    python benchmarks/accuracy/table.py kang_cell_type.csv [more.csv ...]
+
+Mean over contexts of the median over seeds; ± the standard deviation over seeds of the mean over contexts, for methods that
+depend on the seed.
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+HERE = Path(__file__).parent
+
+# metric, column, factor, digits, heading
+COLUMNS = [
+    ("pearson_delta", "value", 1, 3, "pearson_delta"),
+    ("pearson_delta_degs", "value", 1, 3, "top-100 DEGs"),
+    ("r2_mean", "value", 1, 3, "r2_mean"),
+    ("mse_mean", "value", 1e3, 1, "mse_mean × 10³"),
+    ("energy_distance", "of_no_change", 1, 3, "energy distance / no change"),
+    ("variance_ratio", "value", 1, 2, "variance_ratio"),
+    ("zero_fraction_error", "value", 1, 2, "zero_fraction_error"),
+    ("deg_overlap", "value", 1, 2, "deg_overlap"),
+]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", help="results of a benchmark, beside this file")
+    results = pd.concat([pd.read_csv(HERE / name) for name in parser.parse_args().files])
+    # The ceiling as one more method.
+    ceiling = results.drop_duplicates(["context", "metric"]).assign(method="*ceiling*", seed=0)
+    results = pd.concat([results, ceiling.assign(value=ceiling["ceiling"])])
+    results["of_no_change"] = results["value"] / results["floor"]
+
+    keys, values = ["method", "metric"], ["value", "of_no_change"]
+    mean = results.groupby([*keys, "context"])[values].median().groupby(keys).mean()
+    spread = results.groupby([*keys, "seed"])[values].mean().groupby(keys).std()
+    methods = mean.xs("pearson_delta", level="metric")["value"].sort_values(ascending=False).index
+
+    print("| | " + " | ".join(heading for *_, heading in COLUMNS) + " |")
+    print("|---|" + "---|" * len(COLUMNS))
+    for method in methods:
+        cells = []
+        for metric, column, factor, digits, _ in COLUMNS:
+            cell = f"{factor * mean.loc[(method, metric), column]:.{digits}f}"
+            deviation = factor * spread.loc[(method, metric), column]
+            cells.append(cell + (f" ± {deviation:.{digits}f}" if deviation > 1e-9 else ""))
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What is computed of a population of cells by genes: moments, ranks, components, distances.
+
+Populations may be dense or sparse and of any precision. Sums run in double precision and over blocks, so that
+memory stays small next to the arrays themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import anndata as ad
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scanpy as sc
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.metrics import pairwise_distances_chunked
+
+from spaperb._types import Expression, FloatArray
+
+N_PCS = 50
+BLOCK_VALUES = 10_000_000
+"""Values made dense or double at a time: 80 MB."""
+
+
+class Projection(Protocol):
+    """Anything that maps cells by genes to cells by components: a fitted scikit-learn PCA."""
+
+    def transform(self, x: npt.NDArray) -> npt.NDArray:
+        """Map ``(n, G)`` to ``(n, n_components)``."""
+
+
+def mean_expression(x: Expression) -> FloatArray:
+    """Mean over cells, ``(G,)``."""
+    return _mean(x, lambda block: block)
+
+
+def variance(x: Expression) -> FloatArray:
+    """Variance over cells (divided by their number), ``(G,)``."""
+    mean = mean_expression(x)
+    return _mean(x, lambda block: (block - mean) ** 2)
+
+
+def zero_fraction(x: Expression) -> FloatArray:
+    """Fraction of cells in which each gene is exactly 0, ``(G,)``."""
+    return _mean(x, lambda block: block == 0)
+
+
+def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:
+    """Rank each gene's expression in cells against control cells: Wilcoxon z scores, ``(G,)``.
+
+    Scanpy's rank-sum test with correction for ties, which the many zeros of single cells are.
+    Positive scores are higher in ``cells``; genes without any difference in rank get 0.
+    """
+    scores = np.empty(cells.shape[1])
+    for genes in _blocks(cells.shape[1], cells.shape[0] + control.shape[0]):
+        both = ad.AnnData(np.concatenate([dense(cells[:, genes]), dense(control[:, genes])]))
+        both.obs["of"] = pd.Categorical(
+            ["cells"] * cells.shape[0] + ["control"] * control.shape[0]
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sc.tl.rank_genes_groups(
+                both,
+                "of",
+                groups=["cells"],
+                reference="control",
+                method="wilcoxon",
+                tie_correct=True,
+            )
+        result = both.uns["rank_genes_groups"]
+        in_order = both.var_names.get_indexer(result["names"]["cells"])
+        scores[np.arange(cells.shape[1])[genes][in_order]] = result["scores"]["cells"]
+    return np.nan_to_num(scores)
+
+
+def fit_projection(train: Expression, n_components: int = N_PCS) -> PCA:
+    """Fit principal components to training cells ``(n, G)``, for distances between populations."""
+    n_components = min(n_components, min(train.shape) - 1)
+    return PCA(n_components, svd_solver="arpack", random_state=0).fit(train)
+
+
+def project(x: Expression, projection: Projection) -> FloatArray:
+    """Map cells to components, block by block, ``(n, n_components)``."""
+    blocks = [
+        projection.transform(dense(x[rows]).astype(np.float64))
+        for rows in _blocks(x.shape[0], x.shape[1])
+    ]
+    return np.concatenate(blocks)
+
+
+def median_distance(a: npt.NDArray, b: npt.NDArray, n_cells: int = 2000, seed: int = 0) -> float:
+    """Median Euclidean distance between cells of two populations, of ``n_cells`` each at most."""
+    rng = np.random.default_rng(seed)
+    some = (x[rng.permutation(len(x))[:n_cells]] for x in (a, b))
+    return float(np.median(np.concatenate(list(pairwise_distances_chunked(*some)))))
+
+
+def mean_of_pairs(
+    a: npt.NDArray, b: npt.NDArray, function: Callable[[FloatArray], FloatArray]
+) -> float:
+    """Mean over all pairs of a function of their Euclidean distance, in blocks."""
+    row_sums = pairwise_distances_chunked(
+        np.asarray(a, dtype=np.float64),
+        # The same object tells scikit-learn that a cell's distance to itself is exactly 0.
+        None if a is b else np.asarray(b, dtype=np.float64),
+        reduce_func=lambda distances, _: function(distances).sum(axis=1),
+        working_memory=BLOCK_VALUES * 8 / 2**20,
+    )
+    return float(np.concatenate(list(row_sums)).sum() / (len(a) * len(b)))
+
+
+def dense(x: Expression) -> npt.NDArray:
+    """Dense array of the same values."""
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
+
+
+def _mean(x: Expression, function: Callable[[FloatArray], npt.NDArray]) -> FloatArray:
+    """Mean over cells of a function of dense double-precision blocks, ``(G,)``."""
+    total = np.zeros(x.shape[1])
+    for rows in _blocks(x.shape[0], x.shape[1]):
+        total += function(dense(x[rows]).astype(np.float64)).sum(axis=0, dtype=np.float64)
+    return total / x.shape[0]
+
+
+def _blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices of ``n`` rows (or columns) of ``width`` values that hold BLOCK_VALUES at most."""
+    step = max(1, BLOCK_VALUES // max(1, width))
+    for start in range(0, n, step):
+        yield slice(start, start + step)
