@@ -45,7 +45,7 @@ class TestSetup:
 
     def test_repr_names_the_model(self, trained, capsys):
         repr(trained)
-        assert "SpaPerbModel with n_latent: 4" in capsys.readouterr().out
+        assert "SpaPerbModel with objective: published, n_latent: 4" in capsys.readouterr().out
 
 
 class TestTraining:

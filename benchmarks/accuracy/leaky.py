@@ -34,8 +34,10 @@ class ScoreEachEpoch(Callback):
 
     def on_validation_epoch_end(self, trainer, plan):
         """Predict with the module as it is now."""
+        # Only for this call: scvi-tools takes a trained model's history for the beginning of this one.
         self.model.is_trained_ = True
         predicted = self.model.predict_stimulated(self.fold.control, inplace=False)
+        self.model.is_trained_ = False
         real, control = self.fold.real, self.fold.control.X
         self.rows.append(
             {
@@ -80,6 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="raw counts, with obs condition and cell_type")
     parser.add_argument("--max-epochs", type=int, default=100)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
     adata = ad.read_h5ad(args.file)
@@ -90,7 +93,7 @@ def main() -> None:
     rows = Parallel(n_jobs=args.n_jobs, verbose=5)(
         delayed(run)(adata, cell_type, seed, args.max_epochs)
         for cell_type in cell_types
-        for seed in range(3)
+        for seed in args.seeds
     )
     table = pd.DataFrame([row for part in rows for row in part])
     table.to_csv(HERE / "kang_leaky.csv", index=False, float_format="%.6g")

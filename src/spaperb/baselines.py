@@ -17,10 +17,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.special import softmax
 from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from spaperb._types import Expression, FloatArray
-from spaperb.populations import dense, mean_expression
+from spaperb.populations import dense, mean_expression, neighbour_shares
 
 
 class NoChange:
@@ -223,15 +222,12 @@ class KNNShift(ContextShifts):
         n_components = min(self.n_components, min(x.shape) - 1)
         self.pca = PCA(n_components, svd_solver="arpack", random_state=0).fit(x)
         self.context_of = np.searchsorted(usable, codes[neighbours])
-        n_neighbors = min(self.n_neighbors, len(self.context_of))
-        self.index = NearestNeighbors(n_neighbors=n_neighbors).fit(self.pca.transform(x))
+        self.z = self.pca.transform(x)
 
     def weights(self, x: FloatArray) -> FloatArray:
         """Weigh contexts by their share among each cell's neighbours, ``(n, n_contexts)``."""
-        nearest = self.context_of[
-            self.index.kneighbors(self.pca.transform(x), return_distance=False)
-        ]
-        return np.stack([(nearest == i).mean(axis=1) for i in range(len(self.shifts))], axis=1)
+        z = self.pca.transform(x)
+        return neighbour_shares(z, self.z, self.context_of, len(self.shifts), self.n_neighbors)
 
 
 class NearestCells(ContextShifts):

@@ -14,6 +14,7 @@ from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
 
 from spaperb._types import IntArray
+from spaperb.module import CONDITION_KEY
 from spaperb.pairing import (
     CONTROL,
     NEITHER,
@@ -21,11 +22,9 @@ from spaperb.pairing import (
     Stratum,
     random_pairs,
     split_strata,
+    unpaired_strata,
 )
 from spaperb.validation import warn
-
-CONDITION_KEY = "condition"
-"""Registry key of the condition column (not scvi-tools' batch: a batch is another thing)."""
 
 MIN_PAIRS = 2
 """Batch normalisation needs two rows."""
@@ -101,6 +100,9 @@ class PairedDataSplitter(DataSplitter):
         Training, validation and test positions to use instead of a split.
     distributed_sampler
         Ignored: Lightning distributes the sampler itself.
+    unpaired
+        Whether control cells without a partner come too, in pairs of their own, for the residual
+        objective.
     **data_loader_kwargs
         Further arguments of :class:`torch.utils.data.DataLoader`, ``num_workers`` say.
 
@@ -120,6 +122,7 @@ class PairedDataSplitter(DataSplitter):
         load_sparse_tensor: bool = False,
         external_indexing: list[IntArray] | None = None,
         distributed_sampler: bool = False,
+        unpaired: bool = False,
         **data_loader_kwargs: Any,
     ):
         if batch_size < MIN_PAIRS:
@@ -127,6 +130,7 @@ class PairedDataSplitter(DataSplitter):
                 f"`batch_size` counts pairs and must be at least {MIN_PAIRS}, because batch "
                 f"normalisation needs two rows; it is {batch_size}."
             )
+        self.unpaired = unpaired
         self.arms = condition_arms(adata_manager)
         self.labels = stratum_labels(adata_manager)
         if external_indexing is None:
@@ -152,7 +156,8 @@ class PairedDataSplitter(DataSplitter):
     def setup(self, stage: str | None = None) -> None:
         """Take the split and check that it leaves pairs where pairs are needed."""
         super().setup(stage)
-        if (n_pairs := self._sampler(self.train_idx).n_pairs) < MIN_PAIRS:
+        strata = split_strata(np.asarray(self.train_idx), self.arms, self.labels)
+        if (n_pairs := sum(stratum.n_pairs for stratum in strata)) < MIN_PAIRS:
             raise ValueError(
                 f"The training cells give {n_pairs} pairs of a control and a stimulated cell of one "
                 f"cell type (and batch, where one is registered), and training needs at least "
@@ -180,7 +185,10 @@ class PairedDataSplitter(DataSplitter):
         return self._fixed_loader(self.test_idx)
 
     def _sampler(self, indices: IntArray, fixed: bool = False) -> PairedBatchSampler:
-        strata = split_strata(np.asarray(indices, dtype=np.int64), self.arms, self.labels)
+        indices = np.asarray(indices, dtype=np.int64)
+        strata = split_strata(indices, self.arms, self.labels)
+        if self.unpaired:
+            strata += unpaired_strata(indices, self.arms, self.labels)
         return PairedBatchSampler(strata, self.batch_size, settings.seed, fixed)
 
     def _fixed_loader(self, indices: IntArray) -> DataLoader | None:
@@ -206,9 +214,10 @@ class PairedDataSplitter(DataSplitter):
             str(types[c]) for c in np.unique(codes[self.arms != NEITHER]) if c not in paired
         ]
         if unpaired:
+            but = ", but for the reconstruction of control cells" if self.unpaired else ""
             warn(
                 "These cell types have no control and stimulated cells to pair (within a batch, "
-                f"where one is registered) and take no part in training: {', '.join(unpaired)}."
+                f"where one is registered) and take no part in training{but}: {', '.join(unpaired)}."
             )
 
 

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 # scvi-tools 1.4.2 uses rich.pretty in `view_anndata_setup` without importing it.
 import rich.pretty  # noqa: F401
 from anndata import AnnData
+from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
-from spaperb.dataloaders import CONDITION_KEY, PairedDataSplitter
-from spaperb.module import SpaPerbModule
-from spaperb.prediction import Prediction, make_query, predict_rows, select_rows
+from spaperb._types import Expression
+from spaperb.dataloaders import PairedDataSplitter, condition_arms
+from spaperb.module import CONDITION_KEY, SpaPerbModule
+from spaperb.prediction import (
+    Prediction,
+    Query,
+    Respond,
+    make_query,
+    mean_change,
+    predict_rows,
+    select_rows,
+)
 from spaperb.train import SpaPerbTrainingPlan
+from spaperb.transfer import Transfer
 from spaperb.validation import (
     ExpressionKind,
+    check_choice,
     check_column,
     check_conditions,
     check_some_pairs,
@@ -35,12 +48,20 @@ from spaperb.validation import (
 
 DELTA_KEY = "X_spaperb_delta"
 
+N_HIDDEN = {"published": 800, "residual": 256}
+RESIDUAL_MINIBATCHES = 600
+"""Minibatches that the residual objective is trained on, about: chosen with the other settings on inner folds."""
+
 
 class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     """Predict stimulated cells from control cells.
 
     SpaPerb learns from control and stimulated cells of some cell types (patients, studies) and
     predicts what the control cells of another would look like after the stimulus.
+
+    ``SpaPerbModel(adata)`` is the published model. ``SpaPerbModel(adata, objective="residual")`` is
+    the recommended one: it decodes the change instead of the cell, mixes it with a response learned
+    across genes (:mod:`spaperb.response`), and predicts zeros too (:mod:`spaperb.detection`).
 
     Parameters
     ----------
@@ -51,19 +72,30 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     n_latent
         Number of latent dimensions.
     n_hidden
-        Units in each hidden layer of the encoder and the decoder.
+        Units in each hidden layer of the encoder and the decoder; by default 800 with the published
+        objective and 256 with the residual one.
     n_layers
         Number of hidden layers of the encoder and of the decoder.
     dropout_rate
         Dropout rate of the hidden layers.
+    objective
+        ``"published"`` or ``"residual"``, see :class:`~spaperb.module.SpaPerbModule`.
+    response
+        Whether predictions use the response learned across genes; by default with the residual
+        objective. It needs the cell types of the training data, and predicts cells of types that
+        it knows or that the query's cell type column names; without that column a cell is taken
+        for one of the type that most of its nearest training control cells have.
+    network_share
+        Share of the network's change in changes that were not measured, in [0, 1]; the response
+        learned across genes has the rest. Without ``response`` the network has it all.
     **module_kwargs
         Further arguments of :class:`~spaperb.module.SpaPerbModule`: the weights of the loss,
-        ``n_hidden_delta``, ``delta_noise``, ``kl_on``.
+        ``criterion``, ``n_hidden_delta``, ``delta_noise``, ``kl_on``.
 
     Examples
     --------
     >>> SpaPerbModel.setup_anndata(adata)
-    >>> model = SpaPerbModel(adata)
+    >>> model = SpaPerbModel(adata, objective="residual")
     >>> model.train()
     >>> model.predict_stimulated(adata)  # writes adata.layers["spaperb_stimulated"]
 
@@ -81,28 +113,41 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         adata: AnnData | None = None,
         registry: dict | None = None,
         n_latent: int = 100,
-        n_hidden: int = 800,
+        n_hidden: int | None = None,
         n_layers: int = 2,
         dropout_rate: float = 0.2,
+        objective: Literal["published", "residual"] = "published",
+        response: bool | None = None,
+        network_share: float = 0.2,
         **module_kwargs: Any,
     ):
         super().__init__(adata, registry)
+        check_choice("objective", objective, tuple(N_HIDDEN))
+        if not 0 <= network_share <= 1:
+            raise ValueError(f"`network_share` must be in [0, 1]; it is {network_share}.")
+        n_hidden = N_HIDDEN[objective] if n_hidden is None else n_hidden
+        self.response = objective == "residual" if response is None else response
+        self.network_share = network_share
         self.module = self._module_cls(
             n_input=self.summary_stats.n_vars,
             n_latent=n_latent,
             n_hidden=n_hidden,
             n_layers=n_layers,
             dropout_rate=dropout_rate,
+            objective=objective,
             **module_kwargs,
         )
+        # What training learned of the contexts; `load` puts the saved values here.
+        self.transfer_: dict[str, Any] = {}
+        self._transfer: Transfer | None = None
         # Without data there is nothing to look at, and `load` puts the saved values here.
         self.expression_kind_: tuple[bool, ...] = ()
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             self.expression_kind_ = tuple(expression_kind(x))
         self._model_summary_string = (
-            f"SpaPerbModel with n_latent: {n_latent}, n_hidden: {n_hidden}, n_layers: {n_layers}, "
-            f"dropout_rate: {dropout_rate}"
+            f"SpaPerbModel with objective: {objective}, n_latent: {n_latent}, n_hidden: {n_hidden}, "
+            f"n_layers: {n_layers}, dropout_rate: {dropout_rate}"
         )
         self.init_params_ = self._get_init_params(locals())
 
@@ -198,7 +243,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ----------
         max_epochs
             Epochs at most; by default scvi-tools' rule, 400 for up to 20,000 cells and fewer for
-            more. In an epoch each cell of a type's larger condition is visited once.
+            more, and with the residual objective as many as give about 600 minibatches. In an epoch
+            each cell of a type's larger condition is visited once.
         batch_size
             Pairs in a minibatch, at least 2.
         early_stopping
@@ -229,6 +275,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 "SpaPerb trains on pairs that it draws itself and takes no `datamodule`. Pass the "
                 "AnnData to SpaPerbModel, and loader options as `datasplitter_kwargs`."
             )
+        if self.module.objective == "residual":
+            if max_epochs is None:
+                minibatches = max(1, self.adata.n_obs / (2 * batch_size))
+                max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
+            unpaired = {"unpaired": True}
+            kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
         super().train(
             max_epochs=max_epochs,
             batch_size=batch_size,
@@ -236,6 +288,25 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             early_stopping_monitor=early_stopping_monitor,
             **kwargs,
         )
+        if self.response:
+            self._learn_contexts()
+
+    def _learn_contexts(self) -> None:
+        """Measure the contexts of the training data, and the change that the network decodes."""
+        manager = self.adata_manager
+        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        self._transfer = Transfer.learn(
+            x.tocsr() if sparse.issparse(x) else x,
+            condition_arms(manager),
+            manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY).ravel().astype(np.int64),
+            list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
+            self._network_change,
+            self.network_share,
+        )
+        self.transfer_ = self._transfer.to_state()
+
+    def _network_change(self, cells: Expression) -> np.ndarray:
+        return mean_change(self.module, cells, settings.batch_size)
 
     def predict_stimulated(
         self,
@@ -246,11 +317,15 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         n_samples: int = 1,
         give_mean: bool = True,
         seed: int = 0,
+        detection: bool = True,
         key_added: str = "spaperb_stimulated",
         latent: bool = False,
         inplace: bool = True,
     ) -> np.ndarray | None:
-        """Predict what cells would look like after the stimulus, X_stim' = D(Z + Z_delta).
+        """Predict what cells would look like after the stimulus, X_stim'.
+
+        The published model decodes D(Z + Z_delta). The recommended one adds to each cell the change
+        of its context (its cell type), see ``response`` of :class:`~spaperb.SpaPerbModel`.
 
         Every cell given is predicted, whatever its condition. For a control cell this is the
         stimulated cell it would have become. For a cell that is stimulated already it is that cell
@@ -274,6 +349,10 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             Whether to take the posterior's mean for z, rather than draws from the posterior.
         seed
             Seed of the draws. A cell's draws depend on it and on the cell's row alone.
+        detection
+            With ``response``: whether the change of a gene's mean also changes how many cells
+            express it, so that silent genes stay silent in most cells, or is added to every cell.
+            Expression with negative values has no zeros to predict and always gets the latter.
         key_added
             Name of the layer.
         latent
@@ -340,6 +419,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             seed=seed,
             minimum=0.0 if trained_on.nonnegative else None,
             write=write,
+            respond=self._responder(adata, query, rows, detection) if self.response else None,
         )
         if not inplace:
             return predicted
@@ -350,13 +430,35 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         made_by = {
             "model": type(self).__name__,
             "version": version("spaperb"),
-            "objective": "published",
+            "objective": self.module.objective,
+            "response": self.response,
+            "detection": self.response and detection,
             "seed": seed,
             "n_samples": n_samples,
             "give_mean": give_mean,
         }
         adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
         return None
+
+    def _responder(
+        self, adata: AnnData, query: Query, rows: np.ndarray, detection: bool
+    ) -> Respond:
+        """Find each cell's context and its change, for ``predict_rows``."""
+        if self._transfer is None:  # loaded
+            self._transfer = Transfer.from_state(self.transfer_)
+        setup = self.registry["setup_args"]
+        labels, conditions = (
+            adata.obs[setup[key]].to_numpy() if setup[key] in adata.obs else None
+            for key in ("labels_key", "condition_key")
+        )
+        return self._transfer.responder(
+            query,
+            labels,
+            np.full(adata.n_obs, conditions is None) | (conditions == setup["control"]),
+            rows,
+            self._network_change,
+            detection and ExpressionKind(*self.expression_kind_).nonnegative,
+        )
 
     @classmethod
     def load(

@@ -1,22 +1,32 @@
-"""SpaPerbModule: inference, generative and loss of the published objective, line for line."""
+"""SpaPerbModule: inference, generative and loss of both objectives, line for line."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch.distributions import Normal, kl_divergence
-from torch.nn.functional import smooth_l1_loss
+from torch.nn.functional import mse_loss, smooth_l1_loss
 
 from spaperb.nn import Decoder, DeltaEncoder, Encoder
+from spaperb.validation import check_choice
+
+CONDITION_KEY = "condition"
+"""Registry key of the condition column (not scvi-tools' batch: a batch is another thing)."""
+
+CRITERIA: dict[str, Callable[..., torch.Tensor]] = {
+    "smooth_l1": smooth_l1_loss,
+    "mse": mse_loss,
+}
 
 
 class SpaPerbModule(BaseModuleClass):
-    """The networks of SpaPerb and their published objective.
+    """The networks of SpaPerb and their two objectives.
 
-    With the encoder E, the delta encoder E_delta, the decoder D and pairs of a control and a
+    **Published.** With the encoder E, the delta encoder E_delta, the decoder D and pairs of a control and a
     stimulated cell::
 
         Z_ctrl  = E(X_ctrl)           Z_stim  = E(X_stim)
@@ -29,6 +39,17 @@ class SpaPerbModule(BaseModuleClass):
 
     Every term is a mean over features and over pairs, so that the three weights are on one scale.
     L_KL is the mean of the control cell's and the stimulated cell's divergence.
+
+    **Residual.** The prediction keeps the control cell and adds only the decoded change, and every
+    cell is reconstructed from its own z, so that D(Z_ctrl) has to be X_ctrl::
+
+        X_ctrl' = D(Z_ctrl)    X_stim'' = D(Z_stim)
+        X_stim' = X_ctrl + D(Z_ctrl + Z_delta) - D(Z_ctrl)
+        Loss = the terms above with this X_stim' + 100 (L_ctrl + L_stim)
+
+    A squared error estimates means, where SmoothL1 of a gene that is silent in most cells estimates
+    something near the median; it is the residual objective's criterion by default. Control cells without a
+    partner come as pairs of two control cells: they take part in L_ctrl, L_stim and L_KL only.
 
     A minibatch of pairs is flat: n control rows, then their n partners, in the same order.
 
@@ -58,6 +79,13 @@ class SpaPerbModule(BaseModuleClass):
     delta_noise
         ``"fresh"`` draws V_delta anew for every cell and every step; ``"fixed"`` keeps one draw,
         saved with the model, for all cells, as in the authors' released code.
+    objective
+        ``"published"`` or ``"residual"``.
+    criterion
+        Error of expression, ``"smooth_l1"`` or ``"mse"``; by default the first for the published
+        objective and the second for the residual one.
+    autoencoder_weight
+        Weight of L_ctrl + L_stim in the residual objective.
 
     References
     ----------
@@ -77,16 +105,26 @@ class SpaPerbModule(BaseModuleClass):
         kl_weight: float = 0.5,
         kl_on: Literal["both", "control"] = "both",
         delta_noise: Literal["fresh", "fixed"] = "fresh",
+        objective: Literal["published", "residual"] = "published",
+        criterion: Literal["smooth_l1", "mse"] | None = None,
+        autoencoder_weight: float = 100.0,
     ):
         super().__init__()
-        _require_choice("kl_on", kl_on, ("both", "control"))
-        _require_choice("delta_noise", delta_noise, ("fresh", "fixed"))
+        if criterion is None:
+            criterion = "mse" if objective == "residual" else "smooth_l1"
+        check_choice("objective", objective, ("published", "residual"))
+        check_choice("criterion", criterion, tuple(CRITERIA))
+        check_choice("kl_on", kl_on, ("both", "control"))
+        check_choice("delta_noise", delta_noise, ("fresh", "fixed"))
         self.n_input = n_input
         self.n_latent = n_latent
         self.latent_weight = latent_weight
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         self.kl_on = kl_on
+        self.objective = objective
+        self.criterion = CRITERIA[criterion]
+        self.autoencoder_weight = autoencoder_weight
         self.encoder = Encoder(n_input, n_latent, n_hidden, n_layers, dropout_rate)
         self.delta_encoder = DeltaEncoder(n_input, n_latent, n_hidden_delta, dropout_rate)
         self.decoder = Decoder(n_latent, n_input, n_hidden, n_layers, dropout_rate)
@@ -103,7 +141,7 @@ class SpaPerbModule(BaseModuleClass):
         inference_outputs: dict[str, Any],
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
-        return {"z": inference_outputs["z"]}
+        return {"z": inference_outputs["z"], "x": tensors[REGISTRY_KEYS.X_KEY]}
 
     @auto_move_data
     def inference(self, x: torch.Tensor) -> dict[str, Any]:
@@ -123,28 +161,37 @@ class SpaPerbModule(BaseModuleClass):
         return {"qz": qz, "z": qz.rsample()}
 
     @auto_move_data
-    def generative(self, z: torch.Tensor, paired: bool = False) -> dict[str, torch.Tensor]:
+    def generative(
+        self, z: torch.Tensor, x: torch.Tensor, paired: bool = False
+    ) -> dict[str, torch.Tensor]:
         """Decode latent vectors, D.
 
         Parameters
         ----------
         z
             Latent vectors ``(n_cells, L)``; paired: ``(2n, L)``, n control rows, then n partners.
+        x
+            Their expression, ``(n_cells, G)``, which the residual objective adds to.
         paired
-            Whether to predict the stimulated partners of the control half,
-            D(Z_ctrl + Z_delta), rather than to reconstruct every cell from its own z, D(Z).
+            Whether to predict the stimulated partners of the control half, X_stim', rather than to
+            reconstruct every cell from its own z, D(Z).
 
         Returns
         -------
         dict
             ``px``, ``(n, G)`` if paired, else ``(n_cells, G)``; if paired also ``z_delta``,
-            ``(n, L)``.
+            ``(n, L)``, and with the residual objective ``px_own``, D(Z), ``(2n, G)``.
         """
         if not paired:
             return {"px": self.decoder(z)}
         z_ctrl, _ = z.chunk(2)
         z_delta = self.delta_encoder(self.draw_v_delta(len(z_ctrl)))
-        return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta)}
+        if self.objective == "published":
+            return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta)}
+        # One pass of the decoder, so that batch normalisation sees all three alike.
+        n = len(z_ctrl)
+        px_own, px_shifted = self.decoder(torch.cat([z, z_ctrl + z_delta])).split([2 * n, n])
+        return {"z_delta": z_delta, "px_own": px_own, "px": x[:n] + px_shifted - px_own[:n]}
 
     def loss(
         self,
@@ -154,7 +201,7 @@ class SpaPerbModule(BaseModuleClass):
         kl_weight: float = 1.0,
         paired: bool = False,
     ) -> LossOutput:
-        """Compute the published objective on pairs, or a plain VAE's loss on single cells.
+        """Compute the objective on pairs, or a plain VAE's loss on single cells.
 
         Parameters
         ----------
@@ -168,7 +215,7 @@ class SpaPerbModule(BaseModuleClass):
             Warm-up factor on the module's own ``kl_weight``; the training plan sets it.
         paired
             Whether the minibatch holds pairs. Without pairs there is no latent term, and the
-            reconstruction is SmoothL1(D(Z), X) of each cell.
+            reconstruction is the criterion of D(Z) and X of each cell.
 
         Returns
         -------
@@ -180,22 +227,36 @@ class SpaPerbModule(BaseModuleClass):
         qz, z = inference_outputs["qz"], inference_outputs["z"]
         kl = kl_divergence(qz, Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))).mean(1)
 
+        l_autoencoder = px.new_zeros(())
         if not paired:
             l_latent = px.new_zeros(())
-            l_reconstruction = smooth_l1_loss(px, x, reduction="none").mean(1)
+            l_reconstruction = self.criterion(px, x, reduction="none").mean(1)
             l_kl = kl
         else:
             _, x_stim = x.chunk(2)
             z_ctrl, z_stim = z.chunk(2)
             kl_ctrl, kl_stim = kl.chunk(2)
-            l_latent = smooth_l1_loss(generative_outputs["z_delta"], z_stim - z_ctrl)
-            l_reconstruction = smooth_l1_loss(px, x_stim, reduction="none").mean(1)
+            latent_change = z_stim - z_ctrl
+            l_latent = smooth_l1_loss(generative_outputs["z_delta"], latent_change)
+            l_reconstruction = self.criterion(px, x_stim, reduction="none").mean(1)
             l_kl = kl_ctrl if self.kl_on == "control" else 0.5 * (kl_ctrl + kl_stim)
+            if self.objective == "residual":
+                # L_ctrl + L_stim: both halves have the same number of rows.
+                l_autoencoder = 2 * self.criterion(generative_outputs["px_own"], x)
+                # What a cell without a partner is paired with says nothing about the stimulus.
+                condition_ctrl, condition_stim = tensors[CONDITION_KEY].ravel().chunk(2)
+                is_pair = (condition_ctrl != condition_stim).to(x.dtype)
+                is_pair = is_pair / is_pair.mean().clamp(min=1 / len(is_pair))
+                z_delta = generative_outputs["z_delta"]
+                l_latent = smooth_l1_loss(z_delta, latent_change, reduction="none").mean(1)
+                l_latent = (is_pair * l_latent).mean()
+                l_reconstruction = is_pair * l_reconstruction
 
         loss = (
             self.latent_weight * l_latent
             + self.reconstruction_weight * l_reconstruction.mean()
             + kl_weight * self.kl_weight * l_kl.mean()
+            + self.autoencoder_weight * l_autoencoder
         )
         return LossOutput(
             loss=loss,
@@ -215,7 +276,7 @@ class SpaPerbModule(BaseModuleClass):
     def predict(
         self, x: torch.Tensor, v_delta: torch.Tensor, eps: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
-        """Predict stimulated cells, X_stim' = D(Z + Z_delta).
+        """Predict stimulated cells, X_stim' of the objective.
 
         Parameters
         ----------
@@ -236,11 +297,7 @@ class SpaPerbModule(BaseModuleClass):
         z_delta = self.delta_encoder(
             v_delta if self.v_delta is None else self.draw_v_delta(len(x))
         )
-        return {"px_stim": self.decoder(z + z_delta), "z_stim": z + z_delta, "z_delta": z_delta}
-
-
-def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"`{name}` must be one of {', '.join(map(repr, choices))}, not {value!r}."
-        )
+        px_stim = self.decoder(z + z_delta)
+        if self.objective == "residual":
+            px_stim = x + px_stim - self.decoder(z)
+        return {"px_stim": px_stim, "z_stim": z + z_delta, "z_delta": z_delta}

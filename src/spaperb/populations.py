@@ -17,8 +17,9 @@ import scanpy as sc
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_chunked
+from sklearn.neighbors import NearestNeighbors
 
-from spaperb._types import Expression, FloatArray
+from spaperb._types import Expression, FloatArray, IntArray
 
 N_PCS = 50
 BLOCK_VALUES = 10_000_000
@@ -88,6 +89,37 @@ def project(x: Expression, projection: Projection) -> FloatArray:
         for rows in _blocks(x.shape[0], x.shape[1])
     ]
     return np.concatenate(blocks)
+
+
+def neighbour_shares(
+    cells: npt.NDArray,
+    reference: npt.NDArray,
+    group_of: IntArray,
+    n_groups: int,
+    n_neighbors: int = 50,
+) -> FloatArray:
+    """Share of each group of reference cells among the nearest ones of every cell.
+
+    Parameters
+    ----------
+    cells
+        Cells whose neighbours are sought, ``(n, n_dims)``.
+    reference
+        Cells that may be neighbours, ``(n_reference, n_dims)``.
+    group_of
+        Group of each reference cell, ``(n_reference,)``.
+    n_groups
+        Number of groups.
+    n_neighbors
+        Number of neighbours, all reference cells if they are fewer.
+
+    Returns
+    -------
+    Shares, ``(n, n_groups)``, each row of which adds up to 1.
+    """
+    index = NearestNeighbors(n_neighbors=min(n_neighbors, len(reference))).fit(reference)
+    nearest = group_of[index.kneighbors(cells, return_distance=False)]
+    return np.stack([(nearest == i).mean(axis=1) for i in range(n_groups)], axis=1)
 
 
 def median_distance(a: npt.NDArray, b: npt.NDArray, n_cells: int = 2000, seed: int = 0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from scvi.utils import track
 
 from spaperb._types import Expression
 from spaperb.module import SpaPerbModule
+from spaperb.populations import mean_expression
 from spaperb.validation import (
     NORMALISE_ADVICE,
     ExpressionKind,
@@ -24,6 +26,14 @@ from spaperb.validation import (
 
 PROGRESS_FROM_CHUNKS = 20
 """Shorter predictions take under a few seconds and show no progress bar."""
+
+
+Draw = Callable[[str, int], np.ndarray]
+"""Random numbers of the cells of a chunk, by the generator's method (``"random"``, ...) and their number."""
+
+Respond = Callable[[np.ndarray, np.ndarray, Draw], np.ndarray]
+"""From the positions of a chunk's cells within the rows to predict, their expression ``(n, G)`` and the
+source of their random numbers to their stimulated expression ``(n, G)``."""
 
 
 class Query(NamedTuple):
@@ -123,6 +133,7 @@ def predict_rows(
     seed: int,
     minimum: float | None,
     write: Callable[[np.ndarray, Prediction], None],
+    respond: Respond | None = None,
 ) -> None:
     """Predict cells chunk by chunk and hand each chunk to ``write``.
 
@@ -149,6 +160,8 @@ def predict_rows(
         Lower bound that predictions are clipped at, or ``None``.
     write
         Called with the positions within ``rows`` and their prediction.
+    respond
+        Makes X_stim' instead of the module.
     """
     module.eval()
     chunks = list(_chunks(len(rows), batch_size))
@@ -161,13 +174,39 @@ def predict_rows(
             rngs = [_cell_rng(seed, sample, row) for row in rows[chunk]]
             eps = None if give_mean else _draw(rngs, "standard_normal", module.n_latent)
             v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
-            draws.append(module.predict(x, v_delta, eps))
+            prediction = module.predict(x, v_delta, eps)
+            if respond is not None:
+                px_stim = respond(chunk, x.numpy(), partial(_draw_array, rngs))
+                prediction["px_stim"] = torch.from_numpy(px_stim).to(prediction["z_stim"].device)
+            draws.append(prediction)
         mean = {
             key: torch.stack([d[key] for d in draws]).mean(0).cpu().numpy() for key in draws[0]
         }
         if minimum is not None:
             mean["px_stim"] = np.maximum(mean["px_stim"], minimum)
         write(chunk, Prediction(**mean))
+
+
+def mean_change(module: SpaPerbModule, cells: Expression, batch_size: int) -> np.ndarray:
+    """Mean change that a trained module predicts of control cells ``(n, G)``, ``(G,)``."""
+    n_cells, n_genes = cells.shape
+    total = np.zeros(n_genes)
+
+    def add(chunk: np.ndarray, prediction: Prediction) -> None:
+        total[:] += prediction.px_stim.sum(axis=0, dtype=np.float64)
+
+    predict_rows(
+        module,
+        Query(cells, np.arange(n_genes)),
+        np.arange(n_cells),
+        batch_size=batch_size,
+        n_samples=1,
+        give_mean=True,
+        seed=0,
+        minimum=None,
+        write=add,
+    )
+    return total / n_cells - mean_expression(cells)
 
 
 def _chunks(n: int, size: int) -> Iterator[np.ndarray]:
@@ -180,6 +219,10 @@ def _cell_rng(seed: int, sample: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, sample, int(row)]))
 
 
-def _draw(rngs: list[np.random.Generator], kind: str, n: int) -> torch.Tensor:
+def _draw_array(rngs: list[np.random.Generator], kind: str, n: int) -> np.ndarray:
     """Random numbers of each cell, ``(n_cells, n)``."""
-    return torch.from_numpy(np.stack([getattr(rng, kind)(n, dtype=np.float32) for rng in rngs]))
+    return np.stack([getattr(rng, kind)(n, dtype=np.float32) for rng in rngs])
+
+
+def _draw(rngs: list[np.random.Generator], kind: str, n: int) -> torch.Tensor:
+    return torch.from_numpy(_draw_array(rngs, kind, n))

@@ -180,6 +180,14 @@ def check_some_pairs(
     )
 
 
+def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
+    """Check that an argument has one of its possible values."""
+    if value not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {', '.join(map(repr, choices))}, not {value!r}."
+        )
+
+
 def listed(values: Sequence[Any] | Any) -> str:
     """Values in words, the first of them if there are many."""
     values = [str(value) for value in values]

@@ -1,0 +1,120 @@
+"""Cells whose mean changes as predicted, and whose zeros and variance stay those of real cells.
+
+A constant added to every cell puts a value into every silent gene, and clipping at 0 loses part of every
+decrease. Here a change of the mean m = q l, with the detection q (the fraction of cells that express a gene)
+and the level l (its mean among those), is split into more or fewer cells that express the gene and more or
+less in each::
+
+    m1 = max(m0 + change, 0)      l1 between l0 (all change in detection) and m1 / q0 (all in level)
+    q1 = m1 / l1
+
+l1 is the level of the stimulated cells of similar training contexts, as far as it lies between these two. A
+silent cell turns on with the probability (q1 - q0) / (1 - q0), an expressing one stays on with q1 / q0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spaperb._types import FloatArray
+from spaperb.contexts import Contexts, Profile
+
+BACKGROUND = 0.02
+"""Weight of all contexts together when levels are averaged, for genes that the near ones never express."""
+
+
+@dataclass
+class Detection:
+    """How zeros and levels of a context's cells change, gene by gene.
+
+    Attributes
+    ----------
+    turns_on
+        Probability that a silent cell expresses the gene, ``(G,)``.
+    stays_on
+        Probability that an expressing cell goes on expressing it, ``(G,)``.
+    level, spread
+        Mean and standard deviation of the expression of cells that turned on, ``(G,)``.
+    added, factor
+        Expressing cells become ``factor * x + added``, ``(G,)``: a rise adds, a fall multiplies.
+    """
+
+    turns_on: FloatArray
+    stays_on: FloatArray
+    level: FloatArray
+    spread: FloatArray
+    added: FloatArray
+    factor: FloatArray
+
+    @classmethod
+    def of(
+        cls, contexts: Contexts, control: Profile, change: FloatArray, weights: FloatArray
+    ) -> Detection:
+        """Split the change of a context's mean.
+
+        Parameters
+        ----------
+        contexts
+            The training contexts.
+        control
+            Profile of the context's control cells.
+        change
+            Its mean change, ``(G,)``.
+        weights
+            Weights of the paired contexts whose levels it takes, ``(P,)``.
+        """
+        weights = weights + BACKGROUND / len(weights)
+        mean, variance, detection = (
+            weights @ np.array([getattr(s, name) for s in contexts.stimulated])
+            for name in ("mean", "variance", "detection")
+        )
+        q0, m0 = control.detection, control.mean
+        m1 = np.maximum(m0 + change, 0)
+        l0 = _ratio(m0, q0, np.nan)
+        level = _ratio(mean, detection, np.where(q0 > 0, l0, 1.0))
+        squares = _ratio(variance + weights @ _squares(contexts), detection, level**2)
+        all_in_level = _ratio(m1, q0, np.nan)
+        l1 = np.where(
+            q0 > 0,
+            np.clip(level, np.fmin(l0, all_in_level), np.fmax(l0, all_in_level)),
+            level,
+        )
+        l1 = np.maximum(l1, m1)  # more than all cells cannot express it
+        q1 = _ratio(m1, l1, 0.0)
+        rises = (q0 > 0) & (l1 > l0)
+        return cls(
+            turns_on=np.clip(_ratio(q1 - q0, 1 - q0, 0.0), 0, 1),
+            stays_on=np.clip(_ratio(q1, q0, 0.0), 0, 1),
+            level=l1,
+            spread=np.sqrt(np.maximum(squares - level**2, 0)),
+            added=np.where(rises, l1 - l0, 0.0),
+            factor=np.where((q0 > 0) & ~rises, _ratio(l1, l0, 1.0), 1.0),
+        )
+
+    def apply(self, x: npt.NDArray, uniform: npt.NDArray, normal: npt.NDArray) -> npt.NDArray:
+        """Turn control cells into stimulated ones.
+
+        Parameters
+        ----------
+        x
+            Control cells, ``(n, G)``, without negative values.
+        uniform, normal
+            Random numbers of each cell and gene, ``(n, G)``: on [0, 1), and standard normal.
+        """
+        # Symmetric bounds keep the mean, and no cell that turned on is silent.
+        new = np.clip(self.level + self.spread * normal, 0.3 * self.level, 1.7 * self.level)
+        on = np.where(uniform < self.stays_on, self.factor * x + self.added, 0.0)
+        return np.where(x > 0, on, np.where(uniform < self.turns_on, new, 0.0)).astype(np.float32)
+
+
+def _squares(contexts: Contexts) -> FloatArray:
+    """Squared means of the stimulated cells, ``(P, G)``."""
+    return np.array([s.mean for s in contexts.stimulated]) ** 2
+
+
+def _ratio(a: FloatArray, b: FloatArray, otherwise: FloatArray | float) -> FloatArray:
+    """Quotient where ``b`` is positive, else another value."""
+    return np.where(b > 0, np.divide(a, b, where=b > 0, out=np.zeros_like(a)), otherwise)
