@@ -8,8 +8,10 @@ less in each::
     m1 = max(m0 + change, 0)      l1 between l0 (all change in detection) and m1 / q0 (all in level)
     q1 = m1 / l1
 
-l1 is the level of the stimulated cells of similar training contexts, as far as it lies between these two. A
-silent cell turns on with the probability (q1 - q0) / (1 - q0), an expressing one stays on with q1 / q0.
+l1 is the level of the stimulated cells of similar training contexts, as far as it lies between these two. Of
+the silent cells the fraction (q1 - q0) / (1 - q0) turns on, of the expressing ones q1 / q0 stays on. Which ones
+is decided by numbers that are spread evenly over the cells rather than drawn (:func:`even_numbers`), so that the
+mean of a few dozen cells is close to m1.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
-from spaperb._types import FloatArray
+from spaperb._types import FloatArray, IntArray
 from spaperb.contexts import Contexts, Profile
 
 BACKGROUND = 0.02
@@ -94,20 +97,41 @@ class Detection:
             factor=np.where((q0 > 0) & ~rises, _ratio(l1, l0, 1.0), 1.0),
         )
 
-    def apply(self, x: npt.NDArray, uniform: npt.NDArray, normal: npt.NDArray) -> npt.NDArray:
+    def apply(self, x: npt.NDArray, uniform: npt.NDArray, other: npt.NDArray) -> npt.NDArray:
         """Turn control cells into stimulated ones.
 
         Parameters
         ----------
         x
             Control cells, ``(n, G)``, without negative values.
-        uniform, normal
-            Random numbers of each cell and gene, ``(n, G)``: on [0, 1), and standard normal.
+        uniform, other
+            Numbers of each cell and gene, uniform on [0, 1), ``(n, G)``: which cells express the
+            gene, and how much those do that turned on.
         """
         # Symmetric bounds keep the mean, and no cell that turned on is silent.
-        new = np.clip(self.level + self.spread * normal, 0.3 * self.level, 1.7 * self.level)
+        new = self.level + self.spread * ndtri(np.clip(other, 1e-6, 1 - 1e-6))
+        new = np.clip(new, 0.3 * self.level, 1.7 * self.level)
         on = np.where(uniform < self.stays_on, self.factor * x + self.added, 0.0)
         return np.where(x > 0, on, np.where(uniform < self.turns_on, new, 0.0)).astype(np.float32)
+
+
+def even_numbers(places: IntArray, n_genes: int, seed: int, draw: int) -> FloatArray:
+    """Numbers that fill [0, 1) evenly over the cells, for each gene in an order of its own, ``(n, G)``.
+
+    A cell's numbers depend on its place, the seed and the draw alone. They are a Kronecker sequence,
+    the fractional parts of offset + place * step with a random offset and step for each gene.
+
+    Parameters
+    ----------
+    places
+        Place of each cell among the cells of its context, ``(n,)``.
+    n_genes
+        Number of genes, G.
+    seed, draw
+        What the offsets and steps are drawn with.
+    """
+    offset, step = np.random.default_rng([seed, draw]).random((2, n_genes))
+    return (offset + places[:, None] * step) % 1.0
 
 
 def _squares(contexts: Contexts) -> FloatArray:

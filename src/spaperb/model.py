@@ -86,8 +86,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         it knows or that the query's cell type column names; without that column a cell is taken
         for one of the type that most of its nearest training control cells have.
     network_share
-        Share of the network's change in changes that were not measured, in [0, 1]; the response
-        learned across genes has the rest. Without ``response`` the network has it all.
+        Share of the network in changes that were not measured, in [0, 1], if it fits the measured
+        ones well, and less if it does not; the response learned across genes has the rest. Without
+        ``response`` the network has it all.
     **module_kwargs
         Further arguments of :class:`~spaperb.module.SpaPerbModule`: the weights of the loss,
         ``criterion``, ``n_hidden_delta``, ``delta_noise``, ``kl_on``.
@@ -118,7 +119,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         dropout_rate: float = 0.2,
         objective: Literal["published", "residual"] = "published",
         response: bool | None = None,
-        network_share: float = 0.2,
+        network_share: float = 0.1,
         **module_kwargs: Any,
     ):
         super().__init__(adata, registry)
@@ -289,13 +290,19 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             **kwargs,
         )
         if self.response:
-            self._learn_contexts()
+            self._transfer = self._learn_contexts()
 
-    def _learn_contexts(self) -> None:
+    def _learn_contexts(self) -> Transfer:
         """Measure the contexts of the training data, and the change that the network decodes."""
+        if self.adata is None:
+            raise RuntimeError(
+                "This model was saved before its training ended (a checkpoint, say), without what it "
+                "learns of the contexts then. Load it with the training AnnData, "
+                "`SpaPerbModel.load(path, adata)`."
+            )
         manager = self.adata_manager
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        self._transfer = Transfer.learn(
+        transfer = Transfer.learn(
             x.tocsr() if sparse.issparse(x) else x,
             condition_arms(manager),
             manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY).ravel().astype(np.int64),
@@ -303,7 +310,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             self._network_change,
             self.network_share,
         )
-        self.transfer_ = self._transfer.to_state()
+        self.transfer_ = transfer.to_state()
+        return transfer
 
     def _network_change(self, cells: Expression) -> np.ndarray:
         return mean_change(self.module, cells, settings.batch_size)
@@ -348,7 +356,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         give_mean
             Whether to take the posterior's mean for z, rather than draws from the posterior.
         seed
-            Seed of the draws. A cell's draws depend on it and on the cell's row alone.
+            Seed of the draws. A cell's draws depend on it and on the cell's row alone; with
+            ``response``, on its place among the cells of its type.
         detection
             With ``response``: whether the change of a gene's mean also changes how many cells
             express it, so that silent genes stay silent in most cells, or is added to every cell.
@@ -419,7 +428,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             seed=seed,
             minimum=0.0 if trained_on.nonnegative else None,
             write=write,
-            respond=self._responder(adata, query, rows, detection) if self.response else None,
+            respond=self._responder(adata, query, rows, seed, detection)
+            if self.response
+            else None,
         )
         if not inplace:
             return predicted
@@ -441,22 +452,25 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         return None
 
     def _responder(
-        self, adata: AnnData, query: Query, rows: np.ndarray, detection: bool
+        self, adata: AnnData, query: Query, rows: np.ndarray, seed: int, detection: bool
     ) -> Respond:
         """Find each cell's context and its change, for ``predict_rows``."""
-        if self._transfer is None:  # loaded
-            self._transfer = Transfer.from_state(self.transfer_)
+        transfer = self._transfer or (
+            Transfer.from_state(self.transfer_) if self.transfer_ else self._learn_contexts()
+        )
+        self._transfer = transfer
         setup = self.registry["setup_args"]
         labels, conditions = (
             adata.obs[setup[key]].to_numpy() if setup[key] in adata.obs else None
             for key in ("labels_key", "condition_key")
         )
-        return self._transfer.responder(
+        return transfer.responder(
             query,
             labels,
             np.full(adata.n_obs, conditions is None) | (conditions == setup["control"]),
             rows,
             self._network_change,
+            seed,
             detection and ExpressionKind(*self.expression_kind_).nonnegative,
         )
 

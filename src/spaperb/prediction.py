@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -28,12 +27,9 @@ PROGRESS_FROM_CHUNKS = 20
 """Shorter predictions take under a few seconds and show no progress bar."""
 
 
-Draw = Callable[[str, int], np.ndarray]
-"""Random numbers of the cells of a chunk, by the generator's method (``"random"``, ...) and their number."""
-
-Respond = Callable[[np.ndarray, np.ndarray, Draw], np.ndarray]
+Respond = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 """From the positions of a chunk's cells within the rows to predict, their expression ``(n, G)`` and the
-source of their random numbers to their stimulated expression ``(n, G)``."""
+number of the draw to their stimulated expression ``(n, G)``."""
 
 
 class Query(NamedTuple):
@@ -176,7 +172,7 @@ def predict_rows(
             v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
             prediction = module.predict(x, v_delta, eps)
             if respond is not None:
-                px_stim = respond(chunk, x.numpy(), partial(_draw_array, rngs))
+                px_stim = respond(chunk, x.numpy(), sample)
                 prediction["px_stim"] = torch.from_numpy(px_stim).to(prediction["z_stim"].device)
             draws.append(prediction)
         mean = {
@@ -219,10 +215,6 @@ def _cell_rng(seed: int, sample: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, sample, int(row)]))
 
 
-def _draw_array(rngs: list[np.random.Generator], kind: str, n: int) -> np.ndarray:
-    """Random numbers of each cell, ``(n_cells, n)``."""
-    return np.stack([getattr(rng, kind)(n, dtype=np.float32) for rng in rngs])
-
-
 def _draw(rngs: list[np.random.Generator], kind: str, n: int) -> torch.Tensor:
-    return torch.from_numpy(_draw_array(rngs, kind, n))
+    """Random numbers of each cell, ``(n_cells, n)``."""
+    return torch.from_numpy(np.stack([getattr(rng, kind)(n, dtype=np.float32) for rng in rngs]))

@@ -3,8 +3,10 @@
 The change of a context mixes what is learned across genes with what the network decodes,
 
     change = R + share (N - R),    N = mean over the context's control cells of X_stim' - X_ctrl,
+    share  = network_share * max(0, 1 - sum_s w_s |N_s - Delta_s|^2 / sum_s w_s |Delta_s|^2),
 
-where the share is ``network_share`` for a change that was not measured, and less the better it was.
+so that a network that does not even fit the measured changes Delta_s of the training contexts has no say. Of a
+context whose change was measured, the network has the less to say the better it was.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import pandas as pd
 
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.contexts import MAX_CELLS, Contexts, Profile
-from spaperb.detection import Detection
+from spaperb.detection import Detection, even_numbers
 from spaperb.pairing import CONTROL
-from spaperb.prediction import Draw, Query, Respond
+from spaperb.prediction import Query, Respond
 from spaperb.response import Response
 
 MAX_PROFILE_CELLS = 10_000
@@ -50,7 +52,7 @@ class Transfer:
     network_changes
         N of each of them, ``(K, G)``.
     network_share
-        Share of the network in changes that were not measured, in [0, 1].
+        Share of a network that fits the measured changes exactly, in [0, 1].
     """
 
     contexts: Contexts
@@ -109,13 +111,21 @@ class Transfer:
         """What is learned across genes."""
         return Response(self.contexts)
 
+    @cached_property
+    def share(self) -> float:
+        """Share of the network, by how well it fits the measured changes."""
+        measured = self.response.shifts
+        w = self.response.weights[:, None]
+        error = (w * (self.network_changes[: len(measured)] - measured) ** 2).sum()
+        return self.network_share * max(0.0, 1 - error / max((w * measured**2).sum(), 1e-12))
+
     def known(self, k: int) -> CellChange:
         """Change of training context ``k``."""
         control = self.contexts.control[k]
         if k >= self.contexts.n_paired:
             return self._unmeasured(control, self.contexts.cells[k], self.network_changes[k])
         change, trust = self.response.measured(k)
-        change = change + self.network_share * (1 - trust) * (self.network_changes[k] - change)
+        change = change + self.share * (1 - trust) * (self.network_changes[k] - change)
         return self._cell_change(control, change, np.eye(self.contexts.n_paired)[k])
 
     def new(self, cells: npt.NDArray, network_change: NetworkChange) -> CellChange:
@@ -139,6 +149,7 @@ class Transfer:
         is_control: npt.NDArray[np.bool_],
         rows: IntArray,
         network_change: NetworkChange,
+        seed: int,
         detection: bool,
     ) -> Respond:
         """Find each cell's context and its change.
@@ -155,6 +166,8 @@ class Transfer:
             Rows to predict.
         network_change
             The trained network's N.
+        seed
+            Seed of what is random in the cells.
         detection
             Whether the change is split into detection and level, or added to every cell.
         """
@@ -170,15 +183,19 @@ class Transfer:
 
         changes = {code: change(code) for code in np.unique(codes[rows])}
 
-        def respond(chunk: IntArray, x: npt.NDArray, draw: Draw) -> npt.NDArray:
-            of_cell = codes[rows[chunk]]
+        places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+
+        def respond(chunk: IntArray, x: npt.NDArray, draw: int) -> npt.NDArray:
+            of_cell, at = codes[rows[chunk]], places[rows[chunk]]
             if not detection:
                 return x + np.array([changes[code].mean for code in of_cell], dtype=np.float32)
-            uniform, normal = draw("random", x.shape[1]), draw("standard_normal", x.shape[1])
+            uniform, other = (
+                even_numbers(at, x.shape[1], seed, 2 * draw + part) for part in (0, 1)
+            )
             stimulated = np.empty_like(x)
             for code in np.unique(of_cell):
                 i = of_cell == code
-                stimulated[i] = changes[code].detection.apply(x[i], uniform[i], normal[i])
+                stimulated[i] = changes[code].detection.apply(x[i], uniform[i], other[i])
             return stimulated
 
         return respond
@@ -206,7 +223,7 @@ class Transfer:
         self, control: Profile, cells: FloatArray, network_change: npt.NDArray
     ) -> CellChange:
         change, weights = self.response.predict(control, cells)
-        change = change + self.network_share * (network_change - change)
+        change = change + self.share * (network_change - change)
         return self._cell_change(control, change, weights)
 
     def _cell_change(
