@@ -38,3 +38,10 @@ def snapshot(adata: ad.AnnData) -> dict:
             sorted(getattr(adata, slot)) for slot in ("layers", "obsm", "varm", "obsp", "uns")
         ],
     }
+
+
+def context_arrays(adata: ad.AnnData) -> tuple:
+    """Expression, arms, labels and names, as ``Contexts.of`` takes them."""
+    arms = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
+    labels = adata.obs["cell_type"].cat
+    return adata.X, arms, labels.codes.to_numpy().astype(int), list(labels.categories)

@@ -207,6 +207,17 @@ class TestSplitter:
             splitter(adata)
         assert len(record) == 1
 
+    def test_unpaired_control_cells_come_where_they_are_wanted(self, adata):
+        hidden = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "stimulated")
+        adata = adata[~hidden].copy()
+        SpaPerbModel.setup_anndata(adata)
+        unpaired = np.flatnonzero(adata.obs["cell_type"] == "type_1")
+        for wanted, message in ((True, "but for the reconstruction"), (False, "in training:")):
+            with pytest.warns(UserWarning, match=message):
+                loader = splitter(adata, unpaired=wanted).train_dataloader()
+            seen = np.concatenate(list(loader.sampler))
+            assert np.isin(unpaired, seen).any() == wanted
+
     def test_minibatches_of_one_pair_are_refused(self, registered):
         with pytest.raises(ValueError, match="`batch_size` counts pairs and must be at least 2"):
             splitter(registered, batch_size=1)

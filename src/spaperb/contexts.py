@@ -20,6 +20,7 @@ from spaperb.populations import (
 )
 
 N_COMPONENTS = 30
+N_NEIGHBORS = 50
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 
@@ -148,15 +149,19 @@ class Contexts:
         among
             Numbers of the contexts that may be neighbours.
         """
-        reference = [self.cells[k] for k in among]
-        owner = np.repeat(np.arange(len(among)), [len(cells) for cells in reference])
-        return neighbour_shares(cells, np.concatenate(reference), owner, len(among)).mean(axis=0)
+        return self._shares(cells, among).mean(axis=0)
 
     def assign(self, cells: npt.NDArray) -> IntArray:
         """Context that most of each cell's nearest control cells belong to, ``(n,)``."""
-        owner = np.repeat(np.arange(len(self.cells)), [len(cells) for cells in self.cells])
-        shares = neighbour_shares(cells, np.concatenate(self.cells), owner, len(self.cells))
-        return shares.argmax(axis=1)
+        return self._shares(cells, np.arange(len(self.cells))).argmax(axis=1)
+
+    def _shares(self, cells: npt.NDArray, among: IntArray) -> FloatArray:
+        reference = [self.cells[k] for k in among]
+        sizes = [len(cells) for cells in reference]
+        # No more neighbours than a usual context has cells, or small contexts drown in large ones.
+        n_neighbors = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
+        owner = np.repeat(np.arange(len(among)), sizes)
+        return neighbour_shares(cells, np.concatenate(reference), owner, len(among), n_neighbors)
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""

@@ -96,7 +96,7 @@ def neighbour_shares(
     reference: npt.NDArray,
     group_of: IntArray,
     n_groups: int,
-    n_neighbors: int = 50,
+    n_neighbors: int,
 ) -> FloatArray:
     """Share of each group of reference cells among the nearest ones of every cell.
 

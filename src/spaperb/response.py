@@ -84,7 +84,11 @@ def describe(
     anchors = np.column_stack(
         [near @ shifts, alike @ shifts, shifts.mean(0), (precise * shifts).sum(0) / precise.sum(0)]
     )
-    fold_change = near @ (np.log(stimulated + LOG_FLOOR) - np.log(control + LOG_FLOOR))
+    # Means below 0 (scaled data) have no logarithm and count as not expressed.
+    log_control, log_stimulated = (
+        np.log(np.maximum(x, 0) + LOG_FLOOR) for x in (control, stimulated)
+    )
+    fold_change = near @ (log_stimulated - log_control)
     features = [
         shifts.min(0),
         shifts.max(0),

@@ -1,0 +1,59 @@
+import numpy as np
+import pytest
+from helpers import context_arrays, small_cells
+from scipy import sparse
+
+from spaperb.contexts import Contexts, Profile
+
+
+@pytest.fixture
+def one_unpaired():
+    """Three types, the stimulated cells of the first of them hidden."""
+    adata = small_cells()
+    hidden = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "stimulated")
+    return adata[~hidden].copy()
+
+
+def test_paired_contexts_come_first(one_unpaired):
+    contexts = Contexts.of(*context_arrays(one_unpaired))
+    assert contexts.names == ["type_1", "type_2", "type_0"]
+    assert (contexts.n_paired, len(contexts.control), len(contexts.cells)) == (2, 3, 3)
+
+
+def test_shifts_and_their_sampling_variance(one_unpaired):
+    contexts = Contexts.of(*context_arrays(one_unpaired))
+    x, obs = one_unpaired.X.toarray().astype(float), one_unpaired.obs
+    c, s = (
+        x[(obs["cell_type"] == "type_1") & (obs["condition"] == arm)]
+        for arm in ("control", "stimulated")
+    )
+    np.testing.assert_allclose(contexts.shifts[0], s.mean(0) - c.mean(0), atol=1e-6)
+    np.testing.assert_allclose(contexts.shift_variances[0], (c.var(0) + s.var(0)) / 20, atol=1e-6)
+    np.testing.assert_allclose(contexts.control[0].detection, (c > 0).mean(0))
+
+
+def test_neighbours_of_a_context_among_all_are_itself():
+    contexts = Contexts.of(*context_arrays(small_cells(n_cells=60, n_genes=200)))
+    shares = contexts.neighbours(contexts.cells[2], np.arange(3))
+    assert shares.sum() == pytest.approx(1)
+    assert shares.argmax() == 2
+    assert (contexts.assign(contexts.cells[1]) == 1).mean() > 0.9
+
+
+def test_dense_and_sparse_cells_give_the_same(one_unpaired):
+    x, *rest = context_arrays(one_unpaired)
+    one, other = Contexts.of(x, *rest), Contexts.of(sparse.csr_matrix(x).toarray(), *rest)
+    np.testing.assert_allclose(one.shifts, other.shifts)
+    np.testing.assert_allclose(np.abs(one.components), np.abs(other.components), atol=1e-3)
+
+
+def test_state_survives(one_unpaired):
+    contexts = Contexts.of(*context_arrays(one_unpaired))
+    restored = Contexts.from_state(contexts.to_state())
+    assert isinstance(restored.control[0], Profile)
+    np.testing.assert_array_equal(restored.shifts, contexts.shifts)
+
+
+def test_a_single_gene(one_unpaired):
+    contexts = Contexts.of(*context_arrays(one_unpaired[:, :1].copy()))
+    assert contexts.components.shape == (1, 1)
