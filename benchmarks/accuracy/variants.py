@@ -138,7 +138,7 @@ class Other(Response):
         if "fitted" not in vars(self):
             scale = np.array([d.scale for d in self.left_out])
             x = np.concatenate([self._inputs(d) for d in self.left_out])
-            y = ((self.shifts - np.array(self._priors)) / scale).ravel()
+            y = ((self.shifts - self._priors) / scale).ravel()
             model, weight = self.make(), (self.weights[:, None] * scale**2).ravel()
             step = (
                 {f"{model.steps[-1][0]}__sample_weight": weight}

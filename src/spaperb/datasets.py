@@ -19,6 +19,7 @@ def simulated(
     marker_fraction: float = 0.1,
     response_fraction: float = 0.2,
     shared_response: float = 0.8,
+    lineage_response: float = 0.0,
     response_scale: float = 1.5,
     library_size: float = 2000.0,
     dropout: float = 0.2,
@@ -28,8 +29,9 @@ def simulated(
 
     A cell of type :math:`t` from donor :math:`d` expresses gene :math:`g` in proportion to
     :math:`\exp(\beta_g + \tau_{tg} + \delta_{dg} + c\,\rho_{tg})`, with :math:`c = 1` if it is
-    stimulated, else 0. The response :math:`\rho_{tg} = \sqrt{s}\,u_g + \sqrt{1-s}\,w_{tg}` is
-    partly shared by all types and partly a type's own, and zero outside the responding genes;
+    stimulated, else 0. The response :math:`\rho_{tg} = \sqrt{s}\,u_g + \sqrt{l}\,v_{l(t)g} +
+    \sqrt{1-s-l}\,w_{tg}` is partly shared by all types, partly by the types of a lineage, and partly
+    a type's own, and zero outside the responding genes;
     both signs occur (induced and repressed genes). Counts are Poisson draws around the proportions,
     times the cell's library size, times gamma noise; each is then lost with probability
     ``dropout``.
@@ -52,6 +54,9 @@ def simulated(
         Fraction of the genes that respond.
     shared_response
         Share :math:`s` of the response's variance that all cell types have in common, in [0, 1].
+    lineage_response
+        Share :math:`l` that the types of a lineage have in common, so that the response can be told
+        from what a type is, in [0, 1 - s].
     response_scale
         Standard deviation of the response in natural-log units; 0 for no response at all.
     library_size
@@ -84,7 +89,12 @@ def simulated(
     responds[rng.choice(n_genes, round(response_fraction * n_genes), replace=False)] = True
     shared = rng.normal(0.0, 1.0, n_genes)
     own = rng.normal(0.0, 1.0, (n_cell_types, n_genes))
-    response = np.sqrt(shared_response) * shared + np.sqrt(1 - shared_response) * own
+    of_lineage = np.random.default_rng([seed, 1]).normal(0.0, 1.0, (n_lineages, n_genes))[lineage]
+    response = (
+        np.sqrt(shared_response) * shared
+        + np.sqrt(lineage_response) * of_lineage
+        + np.sqrt(1 - shared_response - lineage_response) * own
+    )
     response *= response_scale * responds
 
     cell_type, stimulated, _ = (

@@ -14,7 +14,7 @@ phi_a(s) what anchor a says of s without s, and f(s) all of its features (see :f
     R(q)   = sum_a a*_a phi_a(q) + scale(q) * forest(f(q) / scale(q)),     forest: f(s) / scale(s) -> t_s
 
 rho is the share of the shifts' squares that sampling noise does not explain, so that noise is pulled to "no
-change"; the forest's leaves grow with the noise of t. A context whose shift was measured keeps it as far as it
+change", and below a tenth is it; the forest's leaves grow with the noise of t. A context whose shift was measured keeps it as far as it
 was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior.
 """
 
@@ -36,6 +36,8 @@ TEMPERATURE = 0.03
 """Of the softmax over correlations of control profiles, as in the baseline ``similarity_shift``."""
 PULL = 0.5
 """lambda, in units of the anchors' mean square."""
+MIN_RELIABILITY = 0.1
+"""Shifts, or what the anchors leave of them, of less are taken for noise: no change, or no forest."""
 HALF_WEIGHT = 30
 """Cells in the smaller condition that give a context half of the greatest weight."""
 N_TREES = 100
@@ -131,7 +133,10 @@ class Response:
     @cached_property
     def anchor_weights(self) -> FloatArray:
         """a*, the weights of the four anchors, ``(4,)``."""
-        target = np.full(len(ANCHORS), self._reliability(self.shifts) / len(ANCHORS))
+        reliability = self._reliability(self.shifts)
+        if reliability < MIN_RELIABILITY:
+            return np.zeros(len(ANCHORS))
+        target = np.full(len(ANCHORS), reliability / len(ANCHORS))
         if not self.left_out:
             return target
         root = np.sqrt(self.weights)
@@ -143,12 +148,14 @@ class Response:
 
     @cached_property
     def forest(self) -> ExtraTreesRegressor | None:
-        """Regression of the anchors' scaled error; ``None`` with a single paired context."""
+        """Regression of the anchors' scaled error, ``None`` where there is nothing to learn."""
         if not self.left_out:
             return None
-        errors = np.array([s - p for s, p in zip(self.shifts, self._priors, strict=True)])
-        noise = 1 - self._reliability(errors)
-        leaf = LEAF * max(1.0, noise / max(1 - noise, 1e-3))
+        errors = self.shifts - self._priors
+        reliability = self._reliability(errors)
+        if reliability < MIN_RELIABILITY:
+            return None
+        leaf = LEAF * max(1.0, (1 - reliability) / reliability)
         scale = np.array([d.scale for d in self.left_out])
         x = np.concatenate([self._inputs(d) for d in self.left_out])
         y, weight = (errors / scale).ravel(), (self.weights[:, None] * scale**2).ravel()
@@ -201,9 +208,9 @@ class Response:
         return self._priors[k] + trust * (self.shifts[k] - self._priors[k]), trust
 
     @property
-    def _priors(self) -> list[FloatArray]:
-        """What the anchors say of each paired context without it, ``P`` of ``(G,)``."""
-        return [d.anchors @ self.anchor_weights for d in self.left_out]
+    def _priors(self) -> FloatArray:
+        """What the anchors say of each paired context without it, ``(P, G)``."""
+        return np.array([d.anchors @ self.anchor_weights for d in self.left_out])
 
     def _inputs(self, description: Description) -> FloatArray:
         """Features over the gene's scale, so that one regression serves weak and strong genes."""

@@ -114,6 +114,8 @@ class Transfer:
     @cached_property
     def share(self) -> float:
         """Share of the network, by how well it fits the measured changes."""
+        if not self.response.anchor_weights.any():
+            return 0.0  # the measured changes are noise, and fitting them is no merit
         measured = self.response.shifts
         w = self.response.weights[:, None]
         error = (w * (self.network_changes[: len(measured)] - measured) ** 2).sum()

@@ -1,0 +1,38 @@
+"""What the recommended model must do on simulated cells whose answer is known."""
+
+import pytest
+
+from spaperb import datasets
+from spaperb.baselines import BASELINES
+from spaperb.benchmark import SpaPerb, benchmark
+
+SMALL = SpaPerb({"max_epochs": 20}, objective="residual", n_hidden=32, n_latent=10)
+CONTEXTS = ["type_0", "type_1", "type_2", "type_3"]
+
+
+def scores(adata, methods, metric):
+    """Mean over contexts of each method's score."""
+    results = benchmark(
+        adata, {"residual": SMALL, **methods}, contexts=CONTEXTS, seeds=(0,), n_splits=2
+    )
+    assert results["error"].isna().all()
+    of_metric = {m: results[results["metric"] == m] for m in metric}
+    return {m: rows.groupby("method")["value"].mean() for m, rows in of_metric.items()}
+
+
+def test_it_beats_every_baseline_where_the_response_depends_on_the_context():
+    adata = datasets.simulated(shared_response=0.3, lineage_response=0.6, n_genes=300)
+    table = scores(adata, BASELINES, ("pearson_delta", "mse_mean", "energy_distance"))
+    for metric, sign in (("pearson_delta", 1), ("mse_mean", -1), ("energy_distance", -1)):
+        ours, others = table[metric]["residual"], table[metric].drop("residual")
+        assert (sign * ours > sign * others).all(), table[metric]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_without_a_response_it_is_no_worse_than_no_change(seed):
+    adata = datasets.simulated(response_scale=0.0, n_cells=60, n_genes=300, seed=seed)
+    table = scores(
+        adata, {"no_change": BASELINES["no_change"]}, ("mse_mean", "energy_distance", "mmd")
+    )
+    for metric in table.values():
+        assert metric["residual"] <= metric["no_change"], table
