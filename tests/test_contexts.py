@@ -57,3 +57,15 @@ def test_state_survives(one_unpaired):
 def test_a_single_gene(one_unpaired):
     contexts = Contexts.of(*context_arrays(one_unpaired[:, :1].copy()))
     assert contexts.components.shape == (1, 1)
+
+
+def test_too_few_cells_measure_no_shift():
+    adata = small_cells()
+    stimulated = adata.obs["condition"] == "stimulated"
+    of_type = adata.obs["cell_type"] == "type_1"
+    few = np.flatnonzero(of_type & stimulated)[2:]
+    kept = np.setdiff1d(np.arange(adata.n_obs), few)
+    assert Contexts.of(*context_arrays(adata[kept].copy())).names == ["type_0", "type_2", "type_1"]
+    # with nothing better, they are used
+    tiny = small_cells(n_cells=2)
+    assert Contexts.of(*context_arrays(tiny)).n_paired == 3

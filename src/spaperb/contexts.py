@@ -21,6 +21,8 @@ from spaperb.populations import (
 
 N_COMPONENTS = 30
 N_NEIGHBORS = 50
+MIN_MEASURED = 3
+"""Fewer cells in a condition measure no shift, unless there are no better contexts: one has no variance at all."""
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 
@@ -48,8 +50,8 @@ class Profile(NamedTuple):
 class Contexts:
     """Contexts of the training cells that have control cells, K of them; P are paired, and first.
 
-    A *paired* context has stimulated cells too, and so a measured shift: the mean of its stimulated
-    cells minus the mean of its control cells.
+    A *paired* context has stimulated cells too, at least three cells in each condition, and so a
+    measured shift: the mean of its stimulated cells minus the mean of its control cells.
 
     Attributes
     ----------
@@ -88,7 +90,13 @@ class Contexts:
             Names of the contexts by that number.
         """
         with_control = np.unique(labels[arms == CONTROL])
-        is_paired = np.isin(with_control, labels[arms == STIMULATED])
+        sizes = np.array(
+            [
+                min(((labels == code) & (arms == arm)).sum() for arm in (CONTROL, STIMULATED))
+                for code in with_control
+            ]
+        )
+        is_paired = sizes >= min(MIN_MEASURED, sizes.max())
         paired = with_control[is_paired]
         codes = np.concatenate([paired, with_control[~is_paired]])
 
