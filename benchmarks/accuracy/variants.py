@@ -11,7 +11,7 @@ predicted and scored; the first context's stimulated cells are not used at all. 
 - simulated: eight types, 60 cells each, half or a fifth of the response a type's own
 
 Variants of the response are scored by the mean change alone; those that need a network, and those of whole cells, on
-every sixth fold of kang, in rows of their own. Writes `variants.csv` beside this file.
+every tenth fold of kang, in rows of their own. Writes `variants.csv` beside this file.
 """
 
 import argparse
@@ -273,7 +273,7 @@ def main() -> None:
         "kang_small, every third": (responses, [small(fold) for fold in kang[::3]]),
         "crispr": (responses, list(crispr_folds(args.crispr)) if args.crispr else []),
         "simulated": (responses, list(simulated_folds())),
-        "kang, every sixth": (networks, kang[::6]),
+        "kang, every tenth": (networks, kang[::10]),
     }
     rows = []
     for name, (run, folds) in sets.items():
