@@ -219,6 +219,9 @@ def responses(fold: Inner) -> dict[str, dict[str, float]]:
         changes[f"anchors, pull {pull}"] = anchors @ weights
     for name, (make, scaled) in REGRESSIONS.items():
         changes[name] = Other(contexts, make, scaled).predict(profile, cells)[0]
+    response.MIN_LEARNABLE, before = 0.1, response.MIN_LEARNABLE
+    changes["forest, where a tenth is signal"] = Response(contexts).predict(profile, cells)[0]
+    response.MIN_LEARNABLE = before
     changes["RESPONSE (default)"] = default.predict(profile, cells)[0]
     return {name: score(change, fold) for name, change in changes.items()}
 

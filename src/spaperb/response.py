@@ -14,7 +14,8 @@ phi_a(s) what anchor a says of s without s, and f(s) all of its features (see :f
     R(q)   = sum_a a*_a phi_a(q) + scale(q) * forest(f(q) / scale(q)),     forest: f(s) / scale(s) -> t_s
 
 rho is the share of the shifts' squares that sampling noise does not explain, so that noise is pulled to "no
-change", and below a tenth is it; the forest's leaves grow with the noise of t. A context whose shift was measured keeps it as far as it
+change", and below a tenth is it. The forest's leaves grow with the noise of t, and where less than three tenths of
+t is more than noise there is none. A context whose shift was measured keeps it as far as it
 was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior.
 """
 
@@ -37,7 +38,9 @@ TEMPERATURE = 0.03
 PULL = 0.5
 """lambda, in units of the anchors' mean square."""
 MIN_RELIABILITY = 0.1
-"""Shifts, or what the anchors leave of them, of less are taken for noise: no change, or no forest."""
+"""Shifts of less are taken for noise."""
+MIN_LEARNABLE = 0.3
+"""Where less of what the anchors leave is more than noise, a forest learns the noise."""
 HALF_WEIGHT = 30
 """Cells in the smaller condition that give a context half of the greatest weight."""
 N_TREES = 100
@@ -153,7 +156,7 @@ class Response:
             return None
         errors = self.shifts - self._priors
         reliability = self._reliability(errors)
-        if reliability < MIN_RELIABILITY:
+        if reliability < MIN_LEARNABLE:
             return None
         leaf = LEAF * max(1.0, (1 - reliability) / reliability)
         scale = np.array([d.scale for d in self.left_out])
