@@ -210,7 +210,7 @@ class Response:
         trust = tau2 / np.maximum(tau2 + self.variances[k], 1e-12)
         return self._priors[k] + trust * (self.shifts[k] - self._priors[k]), trust
 
-    @property
+    @cached_property
     def _priors(self) -> FloatArray:
         """What the anchors say of each paired context without it, ``(P, G)``."""
         return np.array([d.anchors @ self.anchor_weights for d in self.left_out])
