@@ -5,6 +5,8 @@ import numpy as np
 import scvi
 
 from spaperb import SpaPerbModel, datasets
+from spaperb.contexts import Contexts
+from spaperb.response import Description, Response
 
 SMALL_MODEL = {"n_latent": 4, "n_hidden": 16}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -38,6 +40,16 @@ def snapshot(adata: ad.AnnData) -> dict:
             sorted(getattr(adata, slot)) for slot in ("layers", "obsm", "varm", "obsp", "uns")
         ],
     }
+
+
+def response_of(contexts: Contexts) -> Response:
+    """Response of contexts with one perturbation."""
+    return Response(contexts, [(0,)])
+
+
+def left_out(response: Response, k: int) -> Description:
+    """Description of the change of paired context ``k`` by the others."""
+    return response.regression(contexts=True, perturbations=False).descriptions[k]
 
 
 def context_arrays(adata: ad.AnnData) -> tuple:

@@ -17,7 +17,9 @@ def one_unpaired():
 def test_paired_contexts_come_first(one_unpaired):
     contexts = Contexts.of(*context_arrays(one_unpaired))
     assert contexts.names == ["type_1", "type_2", "type_0"]
-    assert (contexts.n_paired, len(contexts.control), len(contexts.cells)) == (2, 3, 3)
+    (treatment,) = contexts.treatments
+    assert treatment.paired.tolist() == [0, 1]
+    assert (len(treatment.stimulated), len(contexts.control), len(contexts.cells)) == (2, 3, 3)
 
 
 def test_shifts_and_their_sampling_variance(one_unpaired):
@@ -27,8 +29,8 @@ def test_shifts_and_their_sampling_variance(one_unpaired):
         x[(obs["cell_type"] == "type_1") & (obs["condition"] == arm)]
         for arm in ("control", "stimulated")
     )
-    np.testing.assert_allclose(contexts.shifts[0], s.mean(0) - c.mean(0), atol=1e-6)
-    np.testing.assert_allclose(contexts.shift_variances[0], (c.var(0) + s.var(0)) / 20, atol=1e-6)
+    np.testing.assert_allclose(contexts.treatments[0].shifts[0], s.mean(0) - c.mean(0), atol=1e-6)
+    np.testing.assert_allclose(contexts.treatments[0].variances[0], (c.var(0) + s.var(0)) / 20, atol=1e-6)
     np.testing.assert_allclose(contexts.control[0].detection, (c > 0).mean(0))
 
 
@@ -43,7 +45,7 @@ def test_neighbours_of_a_context_among_all_are_itself():
 def test_dense_and_sparse_cells_give_the_same(one_unpaired):
     x, *rest = context_arrays(one_unpaired)
     one, other = Contexts.of(x, *rest), Contexts.of(sparse.csr_matrix(x).toarray(), *rest)
-    np.testing.assert_allclose(one.shifts, other.shifts)
+    np.testing.assert_allclose(one.treatments[0].shifts, other.treatments[0].shifts)
     np.testing.assert_allclose(np.abs(one.components), np.abs(other.components), atol=1e-3)
 
 
@@ -51,7 +53,10 @@ def test_state_survives(one_unpaired):
     contexts = Contexts.of(*context_arrays(one_unpaired))
     restored = Contexts.from_state(contexts.to_state())
     assert isinstance(restored.control[0], Profile)
-    np.testing.assert_array_equal(restored.shifts, contexts.shifts)
+    assert isinstance(restored.treatments[0].stimulated[0], Profile)
+    np.testing.assert_array_equal(
+        restored.treatments[0].shifts, contexts.treatments[0].shifts
+    )
 
 
 def test_a_single_gene(one_unpaired):
@@ -68,4 +73,4 @@ def test_too_few_cells_measure_no_shift():
     assert Contexts.of(*context_arrays(adata[kept].copy())).names == ["type_0", "type_2", "type_1"]
     # with nothing better, they are used
     tiny = small_cells(n_cells=2)
-    assert Contexts.of(*context_arrays(tiny)).n_paired == 3
+    assert len(Contexts.of(*context_arrays(tiny)).treatments[0].paired) == 3

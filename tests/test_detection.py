@@ -17,8 +17,9 @@ def contexts():
 
 
 def apply(contexts, cells, change, k=0, seed=0):
-    weights = np.eye(contexts.n_paired)[k]
-    split = Detection.of(contexts, Profile.of(cells), change, weights)
+    references = contexts.treatments[0].stimulated
+    weights = np.eye(len(references))[k]
+    split = Detection.of(references, Profile.of(cells), change, weights)
     places = np.arange(len(cells))
     return split.apply(
         cells, *(even_numbers(places, cells.shape[1], seed, part) for part in (0, 1))
@@ -39,7 +40,7 @@ def test_no_change_changes_no_cell(contexts, cells):
 
 @pytest.mark.parametrize("k", [0, 3])
 def test_the_mean_is_the_predicted_one(contexts, cells, k):
-    change = contexts.shifts[1]
+    change = contexts.treatments[0].shifts[1]
     predicted = apply(contexts, cells, change, k)
     expected = np.maximum(cells.mean(0) + change, 0)
     # Well below the standard error of 500 cells drawn at random.

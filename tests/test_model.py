@@ -349,11 +349,6 @@ class TestBadInput:
         with pytest.warns(UserWarning, match="tocsr"):
             SpaPerbModel.setup_anndata(adata)
 
-    def test_several_stimuli_are_warned_of(self, adata):
-        adata.obs["condition"] = ["control", "IFN", "TNF"] * 40
-        with pytest.warns(UserWarning, match="one stimulus: .*Pass `stimulated=`"):
-            SpaPerbModel.setup_anndata(adata)
-
     def test_predict_before_train(self, adata):
         SpaPerbModel.setup_anndata(adata)
         with pytest.raises(RuntimeError, match="train the model first"):

@@ -6,8 +6,10 @@ import pytest
 from helpers import QUIET, SMALL_MODEL, small_cells, snapshot
 
 from spaperb import SpaPerbModel
+from spaperb.perturbations import Target
 from spaperb.transfer import Transfer
 
+ONE = Target("stimulated", 0, (0,))
 CELLS = {"n_cells": 40, "n_genes": 150}
 
 
@@ -133,7 +135,7 @@ class TestParts:
     def test_without_detection_every_cell_gets_the_change(self, model, split):
         control = split[1]
         predicted = predict(model, control, detection=False)
-        change = model._transfer.known(model._transfer.contexts.names.index("type_0")).mean
+        change = model._transfer.known(model._transfer.contexts.names.index("type_0"), ONE).mean
         expected = np.maximum(control.X.toarray() + change, 0)
         np.testing.assert_allclose(predicted, expected, atol=1e-5)
 
@@ -170,12 +172,11 @@ class TestParts:
 
     def test_network_share(self, model):
         transfer = model._transfer
-        fitting = Transfer(transfer.contexts, transfer.network_changes.copy(), 0.1)
-        fitting.network_changes[:2] = transfer.contexts.shifts
-        assert fitting.share == pytest.approx(0.1)
-        fitting = Transfer(transfer.contexts, transfer.network_changes.copy(), 0.1)
-        fitting.network_changes[:2] = -transfer.contexts.shifts
-        assert fitting.share == 0
+        shifts = transfer.contexts.treatments[0].shifts
+        for sign, share in ((1, 0.1), (-1, 0)):
+            fitting = Transfer(transfer.contexts, [(0,)], transfer.network_changes.copy(), 0.1)
+            fitting.network_changes[0, :2] = sign * shifts
+            assert fitting.share == pytest.approx(share)
         with pytest.raises(ValueError, match="`network_share` must be in"):
             SpaPerbModel(model.adata, network_share=1.5)
 

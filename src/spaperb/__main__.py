@@ -17,7 +17,14 @@ from anndata import AnnData
 
 from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
 from spaperb.files import written_whole
-from spaperb.validation import NORMALISE_ADVICE, expression_kind, expression_matrix, listed
+from spaperb.validation import (
+    NORMALISE_ADVICE,
+    check_column,
+    check_one_stimulus,
+    expression_kind,
+    expression_matrix,
+    listed,
+)
 
 LAYER = "spaperb_stimulated"
 
@@ -96,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--condition-key", default="condition", help="obs column")
         command.add_argument("--control", default="control", help="its value for control cells")
         command.add_argument(
-            "--stimulated", help="its value for stimulated cells; default: others"
+            "--stimulated", help="its value for stimulated cells; needed if there are several"
         )
         command.add_argument(
             "--labels-key", default="cell_type", help="obs column of the cell type"
@@ -190,12 +197,14 @@ def _read(args: argparse.Namespace) -> tuple[AnnData, dict[str, Any]]:
         raise CommandError(f"There is no file {args.file}.")
     adata = ad.read_h5ad(args.file)
     _normalize(adata, args.normalize)
+    check_column(adata, "condition_key", args.condition_key)
     setup = {
         "condition_key": args.condition_key,
         "control": _obs_value(adata, args.condition_key, args.control),
         "stimulated": _obs_value(adata, args.condition_key, args.stimulated),
         "labels_key": args.labels_key,
     }
+    check_one_stimulus(adata, args.condition_key, setup["control"], setup["stimulated"])
     return adata, setup
 
 

@@ -39,7 +39,7 @@ from spaperb import metrics, populations
 from spaperb._types import Expression
 from spaperb.files import written_whole
 from spaperb.model import SpaPerbModel
-from spaperb.validation import check_column, check_conditions, expression_matrix, listed
+from spaperb.validation import check_column, check_one_stimulus, expression_matrix, listed
 
 MIN_CELLS = 10
 """Fewer cells in a condition give scores of noise."""
@@ -65,12 +65,20 @@ class SpaPerb:
     ----------
     train_kwargs
         Arguments of :meth:`spaperb.SpaPerbModel.train`.
+    all_perturbations
+        Whether to learn from the other perturbations in the training cells too.
     **model_kwargs
         Arguments of :class:`spaperb.SpaPerbModel`.
     """
 
-    def __init__(self, train_kwargs: Mapping[str, Any] | None = None, **model_kwargs: Any):
+    def __init__(
+        self,
+        train_kwargs: Mapping[str, Any] | None = None,
+        all_perturbations: bool = False,
+        **model_kwargs: Any,
+    ):
         self.train_kwargs = dict(train_kwargs or {})
+        self.all_perturbations = all_perturbations
         self.model_kwargs = model_kwargs
 
     def fit(
@@ -90,9 +98,10 @@ class SpaPerb:
             adata,
             condition_key=condition_key,
             control=control,
-            stimulated=stimulated,
+            stimulated=None if self.all_perturbations else stimulated,
             labels_key=labels_key,
         )
+        self.perturbation = stimulated
         self.model = SpaPerbModel(adata, **self.model_kwargs)
         with _quiet():
             self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
@@ -100,7 +109,9 @@ class SpaPerb:
 
     def predict(self, adata_control: AnnData) -> np.ndarray:
         """Predict the control cells."""
-        return np.asarray(self.model.predict_stimulated(adata_control, inplace=False))
+        return np.asarray(
+            self.model.predict_stimulated(adata_control, self.perturbation, inplace=False)
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +181,8 @@ def benchmark(
     control
         Value of control cells in that column.
     stimulated
-        Value of stimulated cells; ``None`` takes every other value for stimulated.
+        Value of stimulated cells; ``None`` if there is only one beside the control. Cells with further
+        values stay in the training cells.
     labels_key
         Column of ``adata.obs`` with the cell type.
     contexts
@@ -311,7 +323,7 @@ def _contexts(
     """Contexts to hide, each with enough cells in both conditions."""
     for argument in ("condition_key", "labels_key", "held_out"):
         check_column(adata, argument, getattr(task, argument))
-    check_conditions(adata, task.condition_key, task.control, task.stimulated)
+    check_one_stimulus(adata, task.condition_key, task.control, task.stimulated)
     is_control, is_stimulated = task.arms(adata)
     of_context = adata.obs[task.held_out].to_numpy()
     counts = {

@@ -1,12 +1,14 @@
-"""What is known of a context (a cell type, say): moments of its cells, and its neighbours in control space."""
+"""What is known of contexts (cell types, say): moments of their cells, measured shifts, neighbours in control space."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from sklearn.decomposition import PCA
 
 from spaperb._types import Expression, FloatArray, IntArray
@@ -25,6 +27,10 @@ MIN_MEASURED = 3
 """Fewer cells in a condition measure no shift, unless there are no better contexts: one has no variance at all."""
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
+HALF_WEIGHT = 30
+"""Cells in the smaller condition that give a measured shift half of the greatest weight."""
+MAX_DOSES = 10
+"""Doses of one perturbation that are told apart; more are grouped into as many by rank."""
 
 
 class Profile(NamedTuple):
@@ -46,21 +52,69 @@ class Profile(NamedTuple):
         )
 
 
+    @classmethod
+    def mixed(cls, profiles: list[Profile], shares: FloatArray) -> Profile:
+        """Moments of a mixture of populations."""
+        mean, squares, detection = (
+            shares @ np.array(moments)
+            for moments in zip(
+                *((p.mean, p.variance + p.mean**2, p.detection) for p in profiles), strict=True
+            )
+        )
+        return cls(mean, squares - mean**2, detection, sum(p.n for p in profiles))
+
+
+class Treatment(NamedTuple):
+    """What was measured of one perturbation (at one dose), in P *paired* contexts.
+
+    A context is paired if both conditions have at least three cells. Its *shift* is the mean of its stimulated cells minus
+    the mean of its control cells. Where batches are registered it is measured within each batch, and
+    averaged with the weights n m / (n + m) of n control and m stimulated cells.
+
+    Attributes
+    ----------
+    perturbation
+        Number of the perturbation.
+    dose
+        Its dose, ``None`` without doses.
+    paired
+        Numbers of the paired contexts, ``(P,)``.
+    stimulated
+        Profile of each one's stimulated cells, ``P`` of them.
+    shifts
+        Shift of each, ``(P, G)``.
+    variances
+        Sampling variance of each shift, ``(P, G)``.
+    n
+        Cells in the smaller condition of each, ``(P,)``.
+    """
+
+    perturbation: int
+    dose: float | None
+    paired: IntArray
+    stimulated: list[Profile]
+    shifts: FloatArray
+    variances: FloatArray
+    n: IntArray
+
+    @property
+    def weights(self) -> FloatArray:
+        """Weight of each shift, ``(P,)``."""
+        return self.n / (self.n + HALF_WEIGHT)
+
+
 @dataclass
 class Contexts:
-    """Contexts of the training cells that have control cells, K of them; P are paired, and first.
-
-    A *paired* context has stimulated cells too, at least three cells in each condition, and so a
-    measured shift: the mean of its stimulated cells minus the mean of its control cells.
+    """Contexts of the training cells that have control cells, K of them, and what was measured there.
 
     Attributes
     ----------
     names
-        Names of the contexts, the paired ones first, ``(K,)``.
+        Names of the contexts, those with a measured shift first, ``(K,)``.
     control
         Profile of each context's control cells, ``K`` of them.
-    stimulated
-        Profile of each paired context's stimulated cells, ``P`` of them.
+    treatments
+        What was measured of each perturbation and dose.
     center, components
         Mean and principal components of the control cells, ``(G,)`` and ``(n_components, G)``.
     cells
@@ -69,13 +123,21 @@ class Contexts:
 
     names: list[Any]
     control: list[Profile]
-    stimulated: list[Profile]
+    treatments: list[Treatment]
     center: FloatArray
     components: FloatArray
     cells: list[FloatArray]
 
     @classmethod
-    def of(cls, x: Expression, arms: IntArray, labels: IntArray, names: list[Any]) -> Contexts:
+    def of(
+        cls,
+        x: Expression,
+        arms: IntArray,
+        labels: IntArray,
+        names: list[Any],
+        batches: IntArray | None = None,
+        doses: FloatArray | None = None,
+    ) -> Contexts:
         """Measure the contexts of training cells.
 
         Parameters
@@ -83,25 +145,26 @@ class Contexts:
         x
             Log-normalised expression, ``(n, G)``.
         arms
-            For every cell CONTROL, STIMULATED or NEITHER, ``(n,)``.
+            For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
+            ``(n,)``.
         labels
             For every cell the number of its context, ``(n,)``.
         names
             Names of the contexts by that number.
+        batches
+            For every cell the number of its batch, ``(n,)``.
+        doses
+            For every cell its dose, ``(n,)``.
         """
+        cells = _Cells(x, arms, labels, np.zeros_like(arms) if batches is None else batches)
+        treated = [
+            (perturbation, dose, cells.paired(rows))
+            for perturbation, dose, rows in _treatments(arms, doses)
+        ]
         with_control = np.unique(labels[arms == CONTROL])
-        sizes = np.array(
-            [
-                min(((labels == code) & (arms == arm)).sum() for arm in (CONTROL, STIMULATED))
-                for code in with_control
-            ]
-        )
-        is_paired = sizes >= min(MIN_MEASURED, sizes.max())
-        paired = with_control[is_paired]
-        codes = np.concatenate([paired, with_control[~is_paired]])
-
-        def profile(code: int, arm: int) -> Profile:
-            return Profile.of(x[(labels == code) & (arms == arm)])
+        is_paired = np.isin(with_control, [code for *_, paired in treated for code in paired])
+        codes = np.concatenate([with_control[is_paired], with_control[~is_paired]])
+        numbers = {code: k for k, code in enumerate(codes)}
 
         rng = np.random.default_rng(0)
         rows = [np.flatnonzero((labels == c) & (arms == CONTROL)) for c in codes]
@@ -114,33 +177,15 @@ class Contexts:
         pca.fit(some if solver == "arpack" else dense(some))
         return cls(
             names=[names[c] for c in codes],
-            control=[profile(c, CONTROL) for c in codes],
-            stimulated=[profile(c, STIMULATED) for c in paired],
+            control=[Profile.of(x[(labels == c) & (arms == CONTROL)]) for c in codes],
+            treatments=[
+                cells.measure(perturbation, dose, paired, numbers)
+                for perturbation, dose, paired in treated
+                if paired
+            ],
             center=pca.mean_,
             components=pca.components_,
             cells=[pca.transform(x[r]) for r in rows],
-        )
-
-    @property
-    def n_paired(self) -> int:
-        """Number of paired contexts, P."""
-        return len(self.stimulated)
-
-    @property
-    def shifts(self) -> FloatArray:
-        """Measured shift of each paired context, ``(P, G)``."""
-        return np.array(
-            [s.mean - c.mean for c, s in zip(self.control, self.stimulated, strict=False)]
-        )
-
-    @property
-    def shift_variances(self) -> FloatArray:
-        """Sampling variance of each measured shift, ``(P, G)``."""
-        return np.array(
-            [
-                c.variance / c.n + s.variance / s.n
-                for c, s in zip(self.control, self.stimulated, strict=False)
-            ]
         )
 
     def project(self, cells: Expression) -> FloatArray:
@@ -176,13 +221,116 @@ class Contexts:
         return {
             **vars(self),
             "control": [tuple(profile) for profile in self.control],
-            "stimulated": [tuple(profile) for profile in self.stimulated],
+            "treatments": [
+                {**t._asdict(), "stimulated": [tuple(profile) for profile in t.stimulated]}
+                for t in self.treatments
+            ],
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Contexts:
         """Restore what :meth:`to_state` gave."""
-        profiles = {
-            key: [Profile(*profile) for profile in state[key]] for key in ("control", "stimulated")
+        treatments = [
+            Treatment(**{**t, "stimulated": [Profile(*profile) for profile in t["stimulated"]]})
+            for t in state["treatments"]
+        ]
+        control = [Profile(*profile) for profile in state["control"]]
+        return cls(**{**state, "control": control, "treatments": treatments})
+
+
+@dataclass
+class _Cells:
+    """Training cells, to be measured context by context and within batches."""
+
+    x: Expression
+    arms: IntArray
+    labels: IntArray
+    batches: IntArray
+
+    def __post_init__(self) -> None:
+        is_control = np.flatnonzero(self.arms == CONTROL)
+        self.control = {
+            group: is_control[rows]
+            for group, rows in _groups(self.labels[is_control], self.batches[is_control])
         }
-        return cls(**{**state, **profiles})
+        self.control_profiles: dict[tuple[int, int], Profile] = {}
+
+    def paired(self, stimulated: IntArray) -> dict[int, dict[int, IntArray]]:
+        """Stimulated cells of each paired context, by batch, of batches that have control cells."""
+        by_context: dict[int, dict[int, IntArray]] = {}
+        for group, rows in _groups(self.labels[stimulated], self.batches[stimulated]):
+            if group in self.control:
+                by_context.setdefault(group[0], {})[group[1]] = stimulated[rows]
+        sizes = {
+            code: min(
+                sum(len(self.control[code, batch]) for batch in by_batch),
+                sum(map(len, by_batch.values())),
+            )
+            for code, by_batch in by_context.items()
+        }
+        least = min(MIN_MEASURED, max(sizes.values(), default=0))
+        return {code: rows for code, rows in by_context.items() if sizes[code] >= least}
+
+    def measure(
+        self,
+        perturbation: int,
+        dose: float | None,
+        paired: dict[int, dict[int, IntArray]],
+        numbers: dict[int, int],
+    ) -> Treatment:
+        """Measure the shift of each paired context."""
+        rows = [self._measure(code, by_batch) for code, by_batch in paired.items()]
+        stimulated, shifts, variances, n = zip(*rows, strict=True)
+        return Treatment(
+            perturbation,
+            dose,
+            np.array([numbers[code] for code in paired]),
+            list(stimulated),
+            np.array(shifts),
+            np.array(variances),
+            np.array(n),
+        )
+
+    def _measure(
+        self, code: int, by_batch: dict[int, IntArray]
+    ) -> tuple[Profile, FloatArray, FloatArray, int]:
+        control = [self._control_profile(code, batch) for batch in by_batch]
+        stimulated = [Profile.of(self.x[rows]) for rows in by_batch.values()]
+        n_c, n_s = (np.array([p.n for p in profiles]) for profiles in (control, stimulated))
+        shares = n_c * n_s / (n_c + n_s)
+        shares = shares / shares.sum()
+        c, s = (Profile.mixed(p, shares) if len(p) > 1 else p[0] for p in (control, stimulated))
+        noise = np.array(
+            [c.variance / c.n + s.variance / s.n for c, s in zip(control, stimulated, strict=True)]
+        )
+        return s, s.mean - c.mean, shares**2 @ noise, min(n_c.sum(), n_s.sum())
+
+    def _control_profile(self, code: int, batch: int) -> Profile:
+        if (code, batch) not in self.control_profiles:
+            self.control_profiles[code, batch] = Profile.of(self.x[self.control[code, batch]])
+        return self.control_profiles[code, batch]
+
+
+def _groups(*keys: IntArray) -> Iterator[tuple[tuple[int, ...], IntArray]]:
+    """Combinations of keys in ascending order, and the positions that have them."""
+    groups = pd.DataFrame(dict(enumerate(keys))).groupby(list(range(len(keys)))).indices
+    for group in sorted(groups):
+        yield tuple(int(key) for key in group), groups[group]
+
+
+def _treatments(
+    arms: IntArray, doses: FloatArray | None
+) -> Iterator[tuple[int, float | None, IntArray]]:
+    """Each perturbation, or each of its doses: its number, dose, and cells."""
+    stimulated = np.flatnonzero(arms >= STIMULATED)
+    for perturbation, of_perturbation in pd.Series(stimulated).groupby(arms[stimulated] - STIMULATED):
+        rows = of_perturbation.to_numpy()
+        if doses is None:
+            yield int(perturbation), None, rows
+            continue
+        levels = doses[rows]
+        if len(np.unique(levels)) > MAX_DOSES:
+            ranks = pd.qcut(levels, MAX_DOSES, labels=False, duplicates="drop")
+            levels = pd.Series(levels).groupby(ranks).transform("median").to_numpy()
+        for level in np.unique(levels):
+            yield int(perturbation), float(level), rows[levels == level]

@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader, Sampler
 from spaperb._types import IntArray
 from spaperb.module import CONDITION_KEY
 from spaperb.pairing import (
-    CONTROL,
     NEITHER,
-    STIMULATED,
     Stratum,
     random_pairs,
     split_strata,
     unpaired_strata,
 )
+from spaperb.perturbations import Perturbations
 from spaperb.validation import warn
 
 MIN_PAIRS = 2
@@ -135,7 +134,7 @@ class PairedDataSplitter(DataSplitter):
         self.labels = stratum_labels(adata_manager)
         if external_indexing is None:
             external_indexing = stratified_split(
-                3 * self.labels + self.arms,
+                (2 + self.arms.max()) * self.labels + self.arms,
                 0.9 if train_size is None else train_size,
                 validation_size,
                 np.random.default_rng(settings.seed) if shuffle_set_split else None,
@@ -222,20 +221,21 @@ class PairedDataSplitter(DataSplitter):
 
 
 def condition_arms(adata_manager: AnnDataManager) -> IntArray:
-    """For every cell CONTROL, STIMULATED or NEITHER, ``(n_obs,)``.
+    """For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation, ``(n_obs,)``."""
+    arms = perturbations_of(adata_manager.registry).arms
+    return arms[_codes(adata_manager, CONDITION_KEY)]
 
-    ``stimulated=None`` in the set-up makes every condition but the control stimulated.
-    """
-    setup = adata_manager.registry["setup_args"]
-    control, stimulated = setup["control"], setup["stimulated"]
 
-    def arm(category: object) -> int:
-        if category == control:
-            return CONTROL
-        return STIMULATED if stimulated is None or category == stimulated else NEITHER
-
-    categories = _categories(adata_manager, CONDITION_KEY)
-    return np.array([arm(c) for c in categories])[_codes(adata_manager, CONDITION_KEY)]
+def perturbations_of(registry: dict[str, Any]) -> Perturbations:
+    """Perturbations that data were set up with."""
+    setup = registry["setup_args"]
+    state = registry["field_registries"][CONDITION_KEY]["state_registry"]
+    return Perturbations.of(
+        state["categorical_mapping"],
+        setup["control"],
+        setup["stimulated"],
+        setup["combination_separator"],
+    )
 
 
 def stratum_labels(adata_manager: AnnDataManager) -> IntArray:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import Contexts, Profile
+from spaperb.contexts import Profile
 
 BACKGROUND = 0.02
 """Weight of all contexts together when levels are averaged, for genes that the near ones never express."""
@@ -54,31 +54,35 @@ class Detection:
 
     @classmethod
     def of(
-        cls, contexts: Contexts, control: Profile, change: FloatArray, weights: FloatArray
+        cls,
+        references: list[Profile],
+        control: Profile,
+        change: FloatArray,
+        weights: FloatArray,
     ) -> Detection:
         """Split the change of a context's mean.
 
         Parameters
         ----------
-        contexts
-            The training contexts.
+        references
+            Profiles of the stimulated cells whose levels it takes, ``P`` of them.
         control
             Profile of the context's control cells.
         change
             Its mean change, ``(G,)``.
         weights
-            Weights of the paired contexts whose levels it takes, ``(P,)``.
+            Weights of the references, ``(P,)``.
         """
         weights = weights + BACKGROUND / len(weights)
         mean, variance, detection = (
-            weights @ np.array([getattr(s, name) for s in contexts.stimulated])
+            weights @ np.array([getattr(s, name) for s in references])
             for name in ("mean", "variance", "detection")
         )
         q0, m0 = control.detection, control.mean
         m1 = np.maximum(m0 + change, 0)
         l0 = _ratio(m0, q0, np.nan)
         level = _ratio(mean, detection, np.where(q0 > 0, l0, 1.0))
-        squares = _ratio(variance + weights @ _squares(contexts), detection, level**2)
+        squares = _ratio(variance + weights @ _squares(references), detection, level**2)
         all_in_level = _ratio(m1, q0, np.nan)
         l1 = np.where(
             q0 > 0,
@@ -134,9 +138,9 @@ def even_numbers(places: IntArray, n_genes: int, seed: int, draw: int) -> FloatA
     return (offset + places[:, None] * step) % 1.0
 
 
-def _squares(contexts: Contexts) -> FloatArray:
+def _squares(references: list[Profile]) -> FloatArray:
     """Squared means of the stimulated cells, ``(P, G)``."""
-    return np.array([s.mean for s in contexts.stimulated]) ** 2
+    return np.array([s.mean for s in references]) ** 2
 
 
 def _ratio(a: FloatArray, b: FloatArray, otherwise: FloatArray | float) -> FloatArray:

@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 # scvi-tools 1.4.2 uses rich.pretty in `view_anndata_setup` without importing it.
 import rich.pretty  # noqa: F401
+import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalObsField, LayerField
+from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
-from spaperb._types import Expression
-from spaperb.dataloaders import PairedDataSplitter, condition_arms
-from spaperb.module import CONDITION_KEY, SpaPerbModule
+from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
+from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
+from spaperb.nn import LEAST_DOSE
+from spaperb.pairing import STIMULATED
+from spaperb.perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.prediction import (
     Prediction,
     Query,
     Respond,
+    batch_shares,
     make_query,
     mean_change,
     predict_rows,
     select_rows,
 )
 from spaperb.train import SpaPerbTrainingPlan
-from spaperb.transfer import Transfer
+from spaperb.transfer import NetworkChange, Transfer
 from spaperb.validation import (
     ExpressionKind,
+    as_list,
     check_choice,
     check_column,
     check_conditions,
-    check_some_pairs,
+    check_doses,
     expression_kind,
     expression_matrix,
     listed,
+    perturbations_with_pairs,
+    warn,
     warn_of_unusual_expression,
 )
 
@@ -127,6 +137,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         if not 0 <= network_share <= 1:
             raise ValueError(f"`network_share` must be in [0, 1]; it is {network_share}.")
         n_hidden = N_HIDDEN[objective] if n_hidden is None else n_hidden
+        known = perturbations_of(self.registry)
+        dosed = self.registry["setup_args"]["dose_key"] is not None
         self.response = objective == "residual" if response is None else response
         self.network_share = network_share
         self.module = self._module_cls(
@@ -136,6 +148,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             n_layers=n_layers,
             dropout_rate=dropout_rate,
             objective=objective,
+            composition=known.composition if len(known.names) > 1 or dosed else None,
+            dosed=dosed,
+            n_batch=self.summary_stats.get("n_batch", 0),
             **module_kwargs,
         )
         # What training learned of the contexts; `load` puts the saved values here.
@@ -143,9 +158,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         self._transfer: Transfer | None = None
         # Without data there is nothing to look at, and `load` puts the saved values here.
         self.expression_kind_: tuple[bool, ...] = ()
+        self.dose_ranges_: list[tuple[float, float]] = []
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             self.expression_kind_ = tuple(expression_kind(x))
+            if dosed:
+                self._look_at_doses()
         self._model_summary_string = (
             f"SpaPerbModel with objective: {objective}, n_latent: {n_latent}, n_hidden: {n_hidden}, "
             f"n_layers: {n_layers}, dropout_rate: {dropout_rate}"
@@ -159,10 +177,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         adata: AnnData,
         condition_key: str = "condition",
         control: Any = "control",
-        stimulated: Any | None = None,
+        stimulated: Any | Sequence[Any] | None = None,
         labels_key: str = "cell_type",
         layer: str | None = None,
         batch_key: str | None = None,
+        dose_key: str | None = None,
+        combination_separator: str | None = "+",
         **kwargs: Any,
     ) -> None:
         """%(summary)s.
@@ -178,21 +198,30 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         control
             Value of control cells in that column.
         stimulated
-            Value of stimulated cells; ``None`` takes every other value for stimulated. Cells with
-            further values take no part in training.
+            Value of stimulated cells, or several; ``None`` takes every other value. Each is a
+            perturbation of its own. Cells with further values take no part in training, and neither
+            do perturbations without control cells of their cell type (and batch).
         labels_key
             Column of ``adata.obs`` with the cell type; only cells of one type are paired.
         %(param_layer)s
         batch_key
-            Column of ``adata.obs`` with the batch, if only cells of one batch may be paired.
+            Column of ``adata.obs`` with the batch: only cells of one batch are paired, changes are
+            measured within batches, and the networks know the batch.
+        dose_key
+            Column of ``adata.obs`` with the dose of each stimulated cell, a number of at least 0 in
+            any unit. The parts of a combination have the cell's dose each.
+        combination_separator
+            What joins the parts of a combination, as in ``"A+B"``. A value that holds it is a
+            combination if each part is also a perturbation of its own; parts that name the control drop
+            out. ``None`` takes each value for a perturbation of its own.
 
         Raises
         ------
         ValueError
-            If a column is absent or has missing values, the control or the stimulated value does
-            not occur, there is only one condition, no cell type (in one batch) has both,
-            expression is empty, NaN, infinite or not in memory, or gene names repeat. ``adata`` is
-            unchanged then.
+            If a column is absent or has missing values, the control or a stimulated value does
+            not occur, there is only one condition, no cell type (in one batch) has both, doses are
+            missing, negative or not numbers, expression is empty, NaN, infinite or not in memory, or
+            gene names repeat. ``adata`` is unchanged then.
 
         Notes
         -----
@@ -201,6 +230,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         - ``adata.obs["_scvi_condition"]``, ``["_scvi_labels"]``, ``["_scvi_batch"]``: codes
         - ``adata.uns["_scvi_uuid"]``, ``["_scvi_manager_uuid"]``: what binds data to a model
         """
+        stimulated = as_list(stimulated)
         setup_method_args = cls._get_setup_method_args(**locals())
         x = expression_matrix(adata, layer)
         columns = {
@@ -214,7 +244,15 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         is_training_data = "source_registry" not in kwargs
         if is_training_data:
             check_conditions(adata, condition_key, control, stimulated)
-            check_some_pairs(adata, condition_key, control, stimulated, labels_key, batch_key)
+            stimulated = perturbations_with_pairs(
+                adata, condition_key, control, stimulated, labels_key, batch_key
+            )
+            if dose_key is not None:
+                check_doses(adata, dose_key, condition_key, stimulated)
+            warn_of_whole_names(
+                Perturbations.of(stimulated, control, None, combination_separator)
+            )
+            setup_method_args["setup_args"]["stimulated"] = stimulated
         warn_of_unusual_expression(x)
 
         fields = [
@@ -225,6 +263,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ]
         if batch_key is not None:
             fields.append(CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key))
+        if dose_key is not None:
+            fields.append(NumericalObsField(DOSE_KEY, dose_key))
         adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         adata_manager.register_fields(adata, **kwargs)
         cls.register_manager(adata_manager)
@@ -302,23 +342,55 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             )
         manager = self.adata_manager
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        x = x.tocsr() if sparse.issparse(x) else x
+
+        def column(key: str, dtype: type) -> np.ndarray | None:
+            if key not in manager.data_registry:
+                return None
+            return np.asarray(manager.get_from_registry(key), dtype=dtype).ravel()
+
+        batches = column(REGISTRY_KEYS.BATCH_KEY, np.int64)
+        n_batch = self.module.n_batch
+        one_hot = None if n_batch < 2 else np.eye(n_batch, dtype=np.float32)[batches]
         transfer = Transfer.learn(
-            x.tocsr() if sparse.issparse(x) else x,
+            x,
             condition_arms(manager),
-            manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY).ravel().astype(np.int64),
+            column(REGISTRY_KEYS.LABELS_KEY, np.int64),
             list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
-            self._network_change,
+            self._network_change(Query(x, np.arange(x.shape[1]), one_hot)),
             self.network_share,
+            perturbations_of(self.registry).parts,
+            batches,
+            column(DOSE_KEY, np.float64),
         )
         self.transfer_ = transfer.to_state()
         return transfer
 
-    def _network_change(self, cells: Expression) -> np.ndarray:
-        return mean_change(self.module, cells, settings.batch_size)
+    def _network_change(self, query: Query) -> NetworkChange:
+        return lambda rows, target: mean_change(
+            self.module, query, rows, target, settings.batch_size
+        )
+
+    def _look_at_doses(self) -> None:
+        """Keep the range of each perturbation's doses, and start its dose curve in the middle."""
+        arms = condition_arms(self.adata_manager)
+        doses = np.asarray(self.adata_manager.get_from_registry(DOSE_KEY), dtype=float).ravel()
+        of_arm = pd.Series(doses).groupby(arms).agg(["min", "max", "median"])
+        of_arm = of_arm[of_arm.index >= STIMULATED]
+        self.dose_ranges_ = list(zip(of_arm["min"], of_arm["max"], strict=True))
+        half = torch.from_numpy(np.log(of_arm["median"].clip(lower=LEAST_DOSE).to_numpy()))
+        self.module.perturbations.log_half.data.copy_(half)
+
+    @property
+    def perturbations(self) -> list[Any]:
+        """Names of the perturbations that the model is trained on."""
+        return perturbations_of(self.registry).names
 
     def predict_stimulated(
         self,
         adata: AnnData | None = None,
+        perturbation: Any | None = None,
+        dose: float | None = None,
         *,
         indices: Any | None = None,
         batch_size: int | None = None,
@@ -326,7 +398,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         give_mean: bool = True,
         seed: int = 0,
         detection: bool = True,
-        key_added: str = "spaperb_stimulated",
+        key_added: str | None = None,
         latent: bool = False,
         inplace: bool = True,
     ) -> np.ndarray | None:
@@ -347,6 +419,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ----------
         adata
             Cells to predict, normalised as in training; ``None`` for the AnnData of the model.
+        perturbation
+            Name of the perturbation, needed if the model knows several. A combination of known
+            perturbations, ``"A+B"``, need not be in the training data.
+        dose
+            Dose, needed if the model was set up with ``dose_key``. Doses that are not in the training
+            data lie between those that are; outside of their range there is a warning.
         indices
             Positions or boolean mask of the cells to predict; ``None`` for all.
         batch_size
@@ -363,7 +441,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             express it, so that silent genes stay silent in most cells, or is added to every cell.
             Expression with negative values has no zeros to predict and always gets the latter.
         key_added
-            Name of the layer.
+            Name of the layer. By default ``"spaperb_stimulated"``; if the model knows several
+            perturbations ``"spaperb_<perturbation>"``, and with doses ``"spaperb_<perturbation>_<dose>"``.
         latent
             Whether to keep the latent vectors too.
         inplace
@@ -380,7 +459,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         RuntimeError
             If the model is not trained.
         ValueError
-            If there is no AnnData, genes of the model are missing, the layer that the model was
+            If there is no AnnData, the perturbation is unknown or a dose is missing, negative or not
+            known to the model, genes of the model are missing, the layer that the model was
             set up with is missing, or expression is NaN, infinite, backed, or negative where the
             training data were not.
         IndexError
@@ -405,10 +485,17 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             )
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1; it is {n_samples}.")
+        target = self._target(perturbation, dose)
+        if key_added is None:
+            key_added = self._layer_name(target)
         trained_on = ExpressionKind(*self.expression_kind_)
         var_names = np.asarray(self.get_var_names())
-        layer = self.registry["setup_args"]["layer"]
-        query = make_query(adata, var_names, layer, trained_on)
+        setup = self.registry["setup_args"]
+        batches = None
+        if self.module.n_batch > 1:
+            known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
+            batches = batch_shares(adata, setup["batch_key"], known)
+        query = make_query(adata, var_names, setup["layer"], trained_on, batches)
         rows = select_rows(indices, adata.n_obs)
 
         predicted = np.full(adata.shape, np.nan, dtype=np.float32)
@@ -428,7 +515,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             seed=seed,
             minimum=0.0 if trained_on.nonnegative else None,
             write=write,
-            respond=self._responder(adata, query, rows, seed, detection)
+            target=target,
+            respond=self._responder(adata, query, rows, target, seed, detection)
             if self.response
             else None,
         )
@@ -442,6 +530,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             "model": type(self).__name__,
             "version": version("spaperb"),
             "objective": self.module.objective,
+            "perturbation": target.name,
+            **({} if target.dose is None else {"dose": target.dose}),
             "response": self.response,
             "detection": self.response and detection,
             "seed": seed,
@@ -451,8 +541,100 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
         return None
 
+    def get_delta_representation(
+        self, dose: float | None = None, n_samples: int = 1000, seed: int = 0
+    ) -> pd.DataFrame:
+        """Latent effect of each perturbation, Z_delta, for clustering them, say.
+
+        Parameters
+        ----------
+        dose
+            Dose of all perturbations; ``None`` for the highest training dose of each.
+        n_samples
+            Number of draws of V_delta to average over, the same for all perturbations.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        One row a perturbation, ``(P, n_latent)``.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the model has no doses and one is given.
+        """
+        self._check_if_trained(warn=False)
+        self.module.eval()
+        known = perturbations_of(self.registry)
+        rng = np.random.default_rng(seed)
+        v_delta = rng.random((n_samples, self.module.n_input), dtype=np.float32)
+        rows = []
+        for name in known.names:
+            highest = self._dose_range(known.find(name))[1] if self.dose_ranges_ else None
+            target = self._target(name, highest if dose is None else dose)
+            rows.append(self.module.shift(torch.from_numpy(v_delta), target).mean(0).cpu().numpy())
+        return pd.DataFrame(rows, index=pd.Index(known.names, name="perturbation"))
+
+    def _target(self, perturbation: Any | None, dose: float | None) -> Target:
+        """Find what the user asks for among what the model knows."""
+        known = perturbations_of(self.registry)
+        if perturbation is None:
+            if len(known.names) > 1:
+                raise ValueError(
+                    f"The model knows {len(known.names)} perturbations: {listed(known.names)}. Pass one "
+                    "of them, or a combination, as `perturbation=`."
+                )
+            perturbation = known.names[0]
+        dose_key = self.registry["setup_args"]["dose_key"]
+        if dose is None or dose_key is None:
+            if dose is not None:
+                raise ValueError(
+                    "The model was set up without doses and takes no `dose`. Set it up with "
+                    "`dose_key=` to train one that does."
+                )
+            target = known.find(perturbation)
+            if dose_key is not None:
+                low, high = self._dose_range(target)
+                raise ValueError(
+                    f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. "
+                    f"{target.name} was measured at doses from {low:g} to {high:g}."
+                )
+            return target
+        if not (isinstance(dose, Real) and 0 <= dose < math.inf):
+            raise ValueError(f"`dose` must be a number of at least 0; it is {dose!r}.")
+        target = known.find(perturbation, float(dose))
+        low, high = self._dose_range(target)
+        if not low <= dose <= high:
+            warn(
+                f"{target.name} was measured at doses from {low:g} to {high:g}; what is predicted for "
+                f"{dose:g} is a guess: below that range the response falls to nothing, above it stays."
+            )
+        return target
+
+    def _dose_range(self, target: Target) -> tuple[float, float]:
+        """Range of the doses that all parts of a perturbation were measured at."""
+        of = target.parts if target.number is None else (target.number,)
+        low, high = zip(*(self.dose_ranges_[p] for p in of), strict=True)
+        return max(low), min(high)
+
+    def _layer_name(self, target: Target) -> str:
+        """Name of the layer of a perturbation."""
+        name = target.name if len(self.perturbations) > 1 else "stimulated"
+        dose = "" if target.dose is None else f"_{target.dose:g}"
+        # HDF5 takes a slash for a folder.
+        return f"spaperb_{name}{dose}".replace("/", "_")
+
     def _responder(
-        self, adata: AnnData, query: Query, rows: np.ndarray, seed: int, detection: bool
+        self,
+        adata: AnnData,
+        query: Query,
+        rows: np.ndarray,
+        target: Target,
+        seed: int,
+        detection: bool,
     ) -> Respond:
         """Find each cell's context and its change, for ``predict_rows``."""
         transfer = self._transfer or (
@@ -469,7 +651,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             labels,
             np.full(adata.n_obs, conditions is None) | (conditions == setup["control"]),
             rows,
-            self._network_change,
+            target,
+            self._network_change(query),
             seed,
             detection and ExpressionKind(*self.expression_kind_).nonnegative,
         )

@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
-from spaperb.nn import Decoder, DeltaEncoder, Encoder
+from spaperb.nn import Decoder, DeltaEncoder, Encoder, PerturbationEmbedding
+from spaperb.perturbations import Target
 from spaperb.validation import check_choice
 
 CONDITION_KEY = "condition"
 """Registry key of the condition column (not scvi-tools' batch: a batch is another thing)."""
+
+DOSE_KEY = "dose"
+"""Registry key of the dose column."""
 
 CRITERIA: dict[str, Callable[..., torch.Tensor]] = {
     "smooth_l1": smooth_l1_loss,
@@ -50,6 +56,14 @@ class SpaPerbModule(BaseModuleClass):
     A squared error estimates means, where SmoothL1 of a gene that is silent in most cells estimates
     something near the median; it is the residual objective's criterion by default. Control cells without a
     partner come as pairs of two control cells: they take part in L_ctrl, L_stim and L_KL only.
+
+    **Several perturbations.** Perturbations differ by their embedding e, the sum over the parts of a
+    combination, each scaled by a learned monotone function of the dose (see
+    :class:`~spaperb.nn.PerturbationEmbedding`); with one perturbation and no doses there is none::
+
+        Z_delta = E_delta(V_delta, e)    e = sum over parts p of s_p(dose) e_p
+
+    **Batches.** With two batches or more, E and D see a cell's batch, one-hot, at every layer.
 
     A minibatch of pairs is flat: n control rows, then their n partners, in the same order.
 
@@ -86,6 +100,13 @@ class SpaPerbModule(BaseModuleClass):
         objective and the second for the residual one.
     autoencoder_weight
         Weight of L_ctrl + L_stim in the residual objective.
+    composition
+        How often each of P perturbations is a part of each value of the condition column,
+        ``(n_conditions, P)``; ``None`` for one perturbation.
+    dosed
+        Whether perturbations have doses.
+    n_batch
+        Number of batches.
 
     References
     ----------
@@ -108,6 +129,9 @@ class SpaPerbModule(BaseModuleClass):
         objective: Literal["published", "residual"] = "published",
         criterion: Literal["smooth_l1", "mse"] | None = None,
         autoencoder_weight: float = 100.0,
+        composition: npt.NDArray[np.float32] | None = None,
+        dosed: bool = False,
+        n_batch: int = 0,
     ):
         super().__init__()
         if criterion is None:
@@ -125,44 +149,72 @@ class SpaPerbModule(BaseModuleClass):
         self.objective = objective
         self.criterion = CRITERIA[criterion]
         self.autoencoder_weight = autoencoder_weight
-        self.encoder = Encoder(n_input, n_latent, n_hidden, n_layers, dropout_rate)
-        self.delta_encoder = DeltaEncoder(n_input, n_latent, n_hidden_delta, dropout_rate)
-        self.decoder = Decoder(n_latent, n_input, n_hidden, n_layers, dropout_rate)
+        self.n_batch = n_batch
+        self.encoder = Encoder(n_input, n_latent, n_hidden, n_layers, dropout_rate, n_batch)
+        n_perturbations = 1 if composition is None else composition.shape[1]
+        has_embedding = n_perturbations > 1 or dosed
+        self.delta_encoder = DeltaEncoder(
+            n_input, n_latent, n_hidden_delta, dropout_rate, n_latent if has_embedding else 0
+        )
+        self.decoder = Decoder(n_latent, n_input, n_hidden, n_layers, dropout_rate, n_batch)
+        self.perturbations = (
+            PerturbationEmbedding(n_perturbations, n_latent, dosed) if has_embedding else None
+        )
+        self.register_buffer(
+            "composition", torch.as_tensor(composition) if has_embedding else None
+        )
         self.register_buffer("v_delta", torch.rand(n_input) if delta_noise == "fixed" else None)
 
     def _get_inference_input(
         self, tensors: dict[str, torch.Tensor], **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
-        return {"x": tensors[REGISTRY_KEYS.X_KEY]}
+    ) -> dict[str, torch.Tensor | None]:
+        return {
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY),
+        }
 
     def _get_generative_input(
         self,
         tensors: dict[str, torch.Tensor],
         inference_outputs: dict[str, Any],
         **kwargs: Any,
-    ) -> dict[str, torch.Tensor]:
-        return {"z": inference_outputs["z"], "x": tensors[REGISTRY_KEYS.X_KEY]}
+    ) -> dict[str, torch.Tensor | None]:
+        return {
+            "z": inference_outputs["z"],
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY),
+            "condition": tensors.get(CONDITION_KEY),
+            "dose": tensors.get(DOSE_KEY),
+        }
 
     @auto_move_data
-    def inference(self, x: torch.Tensor) -> dict[str, Any]:
+    def inference(self, x: torch.Tensor, batch: torch.Tensor | None = None) -> dict[str, Any]:
         """Encode cells, E: one pass for both halves of a paired minibatch.
 
         Parameters
         ----------
         x
             Log-normalised expression ``(n_cells, G)``.
+        batch
+            Number of each cell's batch, ``(n_cells, 1)``.
 
         Returns
         -------
         dict
             ``qz``, the posterior N(mu, sigma), and ``z = mu + sigma * eps``, ``(n_cells, L)``.
         """
-        qz = self.encoder(x)
+        qz = self.encoder(x, batch)
         return {"qz": qz, "z": qz.rsample()}
 
     @auto_move_data
     def generative(
-        self, z: torch.Tensor, x: torch.Tensor, paired: bool = False
+        self,
+        z: torch.Tensor,
+        x: torch.Tensor,
+        batch: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        dose: torch.Tensor | None = None,
+        paired: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Decode latent vectors, D.
 
@@ -172,6 +224,12 @@ class SpaPerbModule(BaseModuleClass):
             Latent vectors ``(n_cells, L)``; paired: ``(2n, L)``, n control rows, then n partners.
         x
             Their expression, ``(n_cells, G)``, which the residual objective adds to.
+        batch
+            Number of each cell's batch, ``(n_cells, 1)``.
+        condition
+            Number of each cell's value of the condition column, ``(n_cells, 1)``.
+        dose
+            Each cell's dose, ``(n_cells, 1)``.
         paired
             Whether to predict the stimulated partners of the control half, X_stim', rather than to
             reconstruct every cell from its own z, D(Z).
@@ -183,14 +241,22 @@ class SpaPerbModule(BaseModuleClass):
             ``(n, L)``, and with the residual objective ``px_own``, D(Z), ``(2n, G)``.
         """
         if not paired:
-            return {"px": self.decoder(z)}
+            return {"px": self.decoder(z, batch)}
         z_ctrl, _ = z.chunk(2)
-        z_delta = self.delta_encoder(self.draw_v_delta(len(z_ctrl)))
-        if self.objective == "published":
-            return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta)}
-        # One pass of the decoder, so that batch normalisation sees all three alike.
         n = len(z_ctrl)
-        px_own, px_shifted = self.decoder(torch.cat([z, z_ctrl + z_delta])).split([2 * n, n])
+        e = None
+        if self.perturbations is not None:
+            # The partners' perturbations.
+            composition = self.composition[condition[n:, 0].long()]
+            e = self.perturbations(composition, None if dose is None else dose[n:])
+        z_delta = self.delta_encoder(self.draw_v_delta(n), e)
+        batch_ctrl = None if batch is None else batch[:n]
+        if self.objective == "published":
+            return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta, batch_ctrl)}
+        # One pass of the decoder, so that batch normalisation sees all three alike.
+        batches = None if batch is None else torch.cat([batch, batch_ctrl])
+        px = self.decoder(torch.cat([z, z_ctrl + z_delta]), batches)
+        px_own, px_shifted = px.split([2 * n, n])
         return {"z_delta": z_delta, "px_own": px_own, "px": x[:n] + px_shifted - px_own[:n]}
 
     def loss(
@@ -274,7 +340,12 @@ class SpaPerbModule(BaseModuleClass):
     @torch.inference_mode()
     @auto_move_data
     def predict(
-        self, x: torch.Tensor, v_delta: torch.Tensor, eps: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        v_delta: torch.Tensor,
+        eps: torch.Tensor | None = None,
+        e: torch.Tensor | None = None,
+        batch: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Predict stimulated cells, X_stim' of the objective.
 
@@ -286,18 +357,44 @@ class SpaPerbModule(BaseModuleClass):
             V_delta, ``(n, G)``; not used if the module keeps a fixed draw.
         eps
             Standard normal noise ``(n, L)`` for z = mu + sigma * eps; ``None`` for z = mu.
+        e
+            Embedding of the perturbation, ``(1, L)``, of :meth:`embed`.
+        batch
+            Shares of the batches, ``(n, n_batch)``: one-hot for a known batch.
 
         Returns
         -------
         dict
             ``px_stim`` ``(n, G)``, ``z_stim`` and ``z_delta``, each ``(n, L)``.
         """
-        qz = self.encoder(x)
+        qz = self.encoder(x, batch)
         z = qz.loc if eps is None else qz.loc + qz.scale * eps
         z_delta = self.delta_encoder(
-            v_delta if self.v_delta is None else self.draw_v_delta(len(x))
+            v_delta if self.v_delta is None else self.draw_v_delta(len(x)),
+            None if e is None else e.expand(len(x), -1),
         )
-        px_stim = self.decoder(z + z_delta)
+        px_stim = self.decoder(z + z_delta, batch)
         if self.objective == "residual":
-            px_stim = x + px_stim - self.decoder(z)
+            px_stim = x + px_stim - self.decoder(z, batch)
         return {"px_stim": px_stim, "z_stim": z + z_delta, "z_delta": z_delta}
+
+    @torch.inference_mode()
+    def embed(self, target: Target) -> torch.Tensor | None:
+        """Embed a perturbation, e, ``(1, L)``; ``None`` if the module has only one."""
+        if self.perturbations is None:
+            return None
+        composition = torch.zeros(1, self.composition.shape[1], device=self.device)
+        for part in target.parts:
+            composition[0, part] += 1
+        dose = None if target.dose is None else torch.full((1, 1), target.dose, device=self.device)
+        return self.perturbations(composition, dose)
+
+    @torch.inference_mode()
+    @auto_move_data
+    def shift(self, v_delta: torch.Tensor, target: Target) -> torch.Tensor:
+        """Latent shift of a perturbation, Z_delta, for draws of V_delta ``(n, G)``, ``(n, L)``."""
+        e = self.embed(target)
+        return self.delta_encoder(
+            v_delta if self.v_delta is None else self.draw_v_delta(len(v_delta)),
+            None if e is None else e.expand(len(v_delta), -1),
+        )

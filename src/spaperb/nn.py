@@ -1,4 +1,4 @@
-"""The three networks of METHOD.md: encoder E, delta encoder E_delta, decoder D."""
+"""The networks: encoder E, delta encoder E_delta, decoder D, and the embedding of perturbations."""
 
 from __future__ import annotations
 
@@ -12,13 +12,23 @@ BATCH_NORM_MOMENTUM = 0.1
 describe the data, and a few thousand cells give only some ten minibatches an epoch."""
 
 
-def hidden_layers(n_input: int, n_hidden: int, n_layers: int, dropout_rate: float) -> FCLayers:
-    """Stack of ``n_layers`` blocks: linear, batch normalisation, ELU, dropout."""
+LEAST_DOSE = 1e-30
+"""Has the effect of none, and a logarithm."""
+
+
+def hidden_layers(
+    n_input: int, n_hidden: int, n_layers: int, dropout_rate: float, n_batch: int = 0
+) -> FCLayers:
+    """Stack of ``n_layers`` blocks: linear, batch normalisation, ELU, dropout.
+
+    With two batches or more every linear layer sees a cell's batch, one-hot, beside its input.
+    """
     layers = FCLayers(
         n_in=n_input,
         n_out=n_hidden,
         n_layers=n_layers,
         n_hidden=n_hidden,
+        n_cat_list=[n_batch] if n_batch > 1 else None,
         dropout_rate=dropout_rate,
         use_batch_norm=True,
         activation_fn=nn.ELU,
@@ -44,24 +54,75 @@ class Encoder(nn.Module):
         Number of hidden layers.
     dropout_rate
         Dropout rate of the hidden layers.
+    n_batch
+        Number of batches; fewer than two are no covariate.
     """
 
     def __init__(
-        self, n_input: int, n_latent: int, n_hidden: int, n_layers: int, dropout_rate: float
+        self,
+        n_input: int,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        dropout_rate: float,
+        n_batch: int = 0,
     ):
         super().__init__()
-        self.hidden = hidden_layers(n_input, n_hidden, n_layers, dropout_rate)
+        self.hidden = hidden_layers(n_input, n_hidden, n_layers, dropout_rate, n_batch)
         self.mu = nn.Linear(n_hidden, n_latent)
         self.log_var = nn.Linear(n_hidden, n_latent)
 
-    def forward(self, x: torch.Tensor) -> Normal:
-        """Map expression ``(n, G)`` to a normal distribution over latent vectors ``(n, L)``."""
-        h = self.hidden(x)
+    def forward(self, x: torch.Tensor, batch: torch.Tensor | None = None) -> Normal:
+        """Map expression ``(n, G)`` to a normal distribution over latent vectors ``(n, L)``.
+
+        ``batch`` holds numbers, ``(n, 1)``, or shares of the batches, ``(n, n_batch)``.
+        """
+        h = self.hidden(x, batch)
         return Normal(self.mu(h), torch.exp(0.5 * self.log_var(h)))
 
 
+class PerturbationEmbedding(nn.Module):
+    """What a perturbation is to the delta encoder: the sum of its parts' vectors, e = sum_p s_p(d) e_p.
+
+    s_p is 1 without doses; with them it is the Hill function of the dose d, which rises from 0 at no
+    dose to 1, with the half-effective dose k_p and the steepness h_p learned::
+
+        s_p(d) = d^h_p / (d^h_p + k_p^h_p) = sigmoid(h_p (log d - log k_p))
+
+    Parameters
+    ----------
+    n_perturbations
+        Number of perturbations, P.
+    n_latent
+        Length of the vectors.
+    dosed
+        Whether perturbations have doses.
+
+    References
+    ----------
+    Hill (1910), Journal of Physiology 40, iv-vii.
+    """
+
+    def __init__(self, n_perturbations: int, n_latent: int, dosed: bool):
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(n_perturbations, n_latent) / n_latent**0.5)
+        self.dosed = dosed
+        if dosed:
+            self.log_half = nn.Parameter(torch.zeros(n_perturbations))
+            self.log_steepness = nn.Parameter(torch.zeros(n_perturbations))
+
+    def forward(self, composition: torch.Tensor, dose: torch.Tensor | None) -> torch.Tensor:
+        """Map compositions ``(n, P)``, how often each perturbation is a part, and doses ``(n, 1)``, to ``(n, L)``."""
+        if self.dosed:
+            # Control cells may have no dose; they have no parts either.
+            log_dose = dose.nan_to_num(0.0).clamp(min=LEAST_DOSE).log()
+            steepness = self.log_steepness.exp()
+            composition = composition * torch.sigmoid(steepness * (log_dose - self.log_half))
+        return composition @ self.vectors
+
+
 class DeltaEncoder(nn.Module):
-    """E_delta: the random vector V_delta to the latent shift Z_delta.
+    """E_delta: the random vector V_delta, and a perturbation's embedding e, to the latent shift Z_delta.
 
     Parameters
     ----------
@@ -73,10 +134,20 @@ class DeltaEncoder(nn.Module):
         Units of one hidden layer, or ``None`` for a linear map.
     dropout_rate
         Dropout rate of the hidden layer.
+    n_embedding
+        Length of e, 0 if there is only one perturbation.
     """
 
-    def __init__(self, n_input: int, n_latent: int, n_hidden: int | None, dropout_rate: float):
+    def __init__(
+        self,
+        n_input: int,
+        n_latent: int,
+        n_hidden: int | None,
+        dropout_rate: float,
+        n_embedding: int = 0,
+    ):
         super().__init__()
+        n_input = n_input + n_embedding
         self.network = (
             nn.Linear(n_input, n_latent)
             if n_hidden is None
@@ -85,9 +156,9 @@ class DeltaEncoder(nn.Module):
             )
         )
 
-    def forward(self, v_delta: torch.Tensor) -> torch.Tensor:
-        """Map V_delta ``(n, G)`` to Z_delta ``(n, L)``."""
-        return self.network(v_delta)
+    def forward(self, v_delta: torch.Tensor, e: torch.Tensor | None = None) -> torch.Tensor:
+        """Map V_delta ``(n, G)``, and e ``(n, n_embedding)``, to Z_delta ``(n, L)``."""
+        return self.network(v_delta if e is None else torch.cat([v_delta, e], dim=1))
 
 
 class Decoder(nn.Module):
@@ -105,15 +176,23 @@ class Decoder(nn.Module):
         Number of hidden layers.
     dropout_rate
         Dropout rate of the hidden layers.
+    n_batch
+        Number of batches; fewer than two are no covariate.
     """
 
     def __init__(
-        self, n_latent: int, n_output: int, n_hidden: int, n_layers: int, dropout_rate: float
+        self,
+        n_latent: int,
+        n_output: int,
+        n_hidden: int,
+        n_layers: int,
+        dropout_rate: float,
+        n_batch: int = 0,
     ):
         super().__init__()
-        self.hidden = hidden_layers(n_latent, n_hidden, n_layers, dropout_rate)
+        self.hidden = hidden_layers(n_latent, n_hidden, n_layers, dropout_rate, n_batch)
         self.output = nn.Linear(n_hidden, n_output)
 
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        """Map latent vectors ``(n, L)`` to expression ``(n, G)``."""
-        return self.output(self.hidden(z))
+    def forward(self, z: torch.Tensor, batch: torch.Tensor | None = None) -> torch.Tensor:
+        """Map latent vectors ``(n, L)`` to expression ``(n, G)``; ``batch`` as in the encoder."""
+        return self.output(self.hidden(z, batch))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
@@ -13,7 +14,7 @@ from scvi.utils import track
 
 from spaperb._types import Expression
 from spaperb.module import SpaPerbModule
-from spaperb.populations import mean_expression
+from spaperb.perturbations import Target
 from spaperb.validation import (
     NORMALISE_ADVICE,
     ExpressionKind,
@@ -38,6 +39,8 @@ class Query(NamedTuple):
     x: Expression
     columns: np.ndarray
     """For every gene of the model its column in ``x``, ``(G,)``."""
+    batches: np.ndarray | None = None
+    """For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without batches."""
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Dense float32 expression of the model's genes, ``(len(rows), G)``."""
@@ -55,7 +58,11 @@ class Prediction(NamedTuple):
 
 
 def make_query(
-    adata: AnnData, var_names: np.ndarray, layer: str | None, trained_on: ExpressionKind
+    adata: AnnData,
+    var_names: np.ndarray,
+    layer: str | None,
+    trained_on: ExpressionKind,
+    batches: np.ndarray | None = None,
 ) -> Query:
     """Find the model's genes in an AnnData and check that its expression fits the model's.
 
@@ -69,6 +76,8 @@ def make_query(
         Layer that the model was set up with; ``None`` for ``X``.
     trained_on
         What the training expression was like.
+    batches
+        For every cell the shares of the model's batches, ``(n, n_batch)``.
 
     Raises
     ------
@@ -102,7 +111,28 @@ def make_query(
         )
     if sparse.issparse(x) and x.format == "csc":
         x = x.tocsr()
-    return Query(x, columns)
+    return Query(x, columns, batches)
+
+
+def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.ndarray:
+    """For every cell the shares of the model's batches: one-hot, or all alike for a batch that it does not know.
+
+    So a cell of an unknown batch, or of none, is taken for one of the average training batch.
+
+    Parameters
+    ----------
+    adata
+        Cells to predict, with or without the batch column.
+    batch_key
+        Column of ``adata.obs`` with the batch.
+    known
+        The model's batches.
+    """
+    shares = np.full((adata.n_obs, len(known)), 1 / len(known), dtype=np.float32)
+    if batch_key in adata.obs:
+        codes = pd.Index(known).get_indexer(adata.obs[batch_key].to_numpy())
+        shares[codes >= 0] = np.eye(len(known), dtype=np.float32)[codes[codes >= 0]]
+    return shares
 
 
 def select_rows(indices: object, n_obs: int) -> np.ndarray:
@@ -129,6 +159,7 @@ def predict_rows(
     seed: int,
     minimum: float | None,
     write: Callable[[np.ndarray, Prediction], None],
+    target: Target,
     respond: Respond | None = None,
 ) -> None:
     """Predict cells chunk by chunk and hand each chunk to ``write``.
@@ -156,21 +187,25 @@ def predict_rows(
         Lower bound that predictions are clipped at, or ``None``.
     write
         Called with the positions within ``rows`` and their prediction.
+    target
+        The perturbation.
     respond
         Makes X_stim' instead of the module.
     """
     module.eval()
+    e = module.embed(target)
     chunks = list(_chunks(len(rows), batch_size))
     for chunk in track(
         chunks, description="Predicting", disable=len(chunks) < PROGRESS_FROM_CHUNKS
     ):
         x = torch.from_numpy(query.rows(rows[chunk]))
+        batch = None if query.batches is None else torch.from_numpy(query.batches[rows[chunk]])
         draws = []
         for sample in range(n_samples):
             rngs = [_cell_rng(seed, sample, row) for row in rows[chunk]]
             eps = None if give_mean else _draw(rngs, "standard_normal", module.n_latent)
             v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
-            prediction = module.predict(x, v_delta, eps)
+            prediction = module.predict(x, v_delta, eps, e, batch)
             if respond is not None:
                 px_stim = respond(chunk, x.numpy(), sample)
                 prediction["px_stim"] = torch.from_numpy(px_stim).to(prediction["z_stim"].device)
@@ -183,26 +218,31 @@ def predict_rows(
         write(chunk, Prediction(**mean))
 
 
-def mean_change(module: SpaPerbModule, cells: Expression, batch_size: int) -> np.ndarray:
-    """Mean change that a trained module predicts of control cells ``(n, G)``, ``(G,)``."""
-    n_cells, n_genes = cells.shape
-    total = np.zeros(n_genes)
+def mean_change(
+    module: SpaPerbModule, query: Query, rows: np.ndarray, target: Target, batch_size: int
+) -> np.ndarray:
+    """Mean change that a trained module predicts of control cells, rows of a query, ``(G,)``."""
+    batches = None if query.batches is None else query.batches[rows]
+    cells = Query(query.x[rows], query.columns, batches)
+    predicted, before = np.zeros((2, len(query.columns)))
 
     def add(chunk: np.ndarray, prediction: Prediction) -> None:
-        total[:] += prediction.px_stim.sum(axis=0, dtype=np.float64)
+        predicted[:] += prediction.px_stim.sum(axis=0, dtype=np.float64)
+        before[:] += cells.rows(chunk).sum(axis=0, dtype=np.float64)
 
     predict_rows(
         module,
-        Query(cells, np.arange(n_genes)),
-        np.arange(n_cells),
+        cells,
+        np.arange(len(rows)),
         batch_size=batch_size,
         n_samples=1,
         give_mean=True,
         seed=0,
         minimum=None,
         write=add,
+        target=target,
     )
-    return total / n_cells - mean_expression(cells)
+    return (predicted - before) / len(rows)
 
 
 def _chunks(n: int, size: int) -> Iterator[np.ndarray]:

@@ -17,10 +17,24 @@ rho is the share of the shifts' squares that sampling noise does not explain, so
 change", and below a tenth is it. The forest's leaves grow with the noise of t, and where less than three tenths of
 t is more than noise there is none. A context whose shift was measured keeps it as far as it
 was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior.
+
+With several perturbations every shift of every perturbation is a sample s, and the mean shift of the other perturbations
+in a context is one more anchor of the shifts there. The shift of a combination that was never measured is
+composed of the responses R_p to its parts in the same context::
+
+    R = b_0 m + b_1 sum_p (R_p - m)
+
+where m is what single perturbations have in common there: their mean, times the mean inner product of two of them over its
+square (unrelated perturbations have nothing in common and add up, the same one twice gives what one gives). b is 1 where no
+combination was measured to learn it from. A dose between two that were measured gets a mean of their responses, by its logarithm; below
+the lowest, the response falls to nothing in proportion to the dose, and above the highest it stays.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -30,9 +44,11 @@ from scipy.special import softmax
 from sklearn.ensemble import ExtraTreesRegressor
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import Contexts, Profile
+from spaperb.contexts import Contexts, Profile, Treatment
+from spaperb.perturbations import Target
 
 ANCHORS = ("neighbour_shift", "similarity_shift", "mean_shift", "precise_shift")
+"""What other contexts say; the mean shift of other perturbations comes after them."""
 TEMPERATURE = 0.03
 """Of the softmax over correlations of control profiles, as in the baseline ``similarity_shift``."""
 PULL = 0.5
@@ -41,49 +57,91 @@ MIN_RELIABILITY = 0.1
 """Shifts of less are taken for noise."""
 MIN_LEARNABLE = 0.3
 """Where less of what the anchors leave is more than noise, a forest learns the noise."""
-HALF_WEIGHT = 30
-"""Cells in the smaller condition that give a context half of the greatest weight."""
 N_TREES = 100
 LEAF = 10
 """Samples in a leaf of the forest at least; more where the samples are noisy."""
 SCALE_FLOOR = 0.05
 LOG_FLOOR = 0.05
 MAX_SAMPLES = 200_000
+TINY = 1e-9
+MAX_SHIFTS = 200
+"""Shifts that a regression learns from; of more, as many at random."""
+
+
+class Sample(NamedTuple):
+    """A measured shift: its treatment, its place among the treatment's paired contexts, and its context."""
+
+    treatment: int
+    place: int
+    context: int
+
+
+class Subject(NamedTuple):
+    """A context to predict: profile and components of its control cells, and its number if it is a training context."""
+
+    profile: Profile
+    cells: FloatArray
+    number: int | None = None
+
+
+class Change(NamedTuple):
+    """Predicted change of a context.
+
+    ``mean``, ``(G,)``; for each gene how far it was ``measured``, in [0, 1]; stimulated populations that it
+    resembles, ``references``, and their ``weights``.
+    """
+
+    mean: FloatArray
+    measured: FloatArray
+    references: list[Profile]
+    weights: FloatArray
 
 
 class Description(NamedTuple):
-    """What other contexts say of one context's change."""
+    """What is known of one context's change without it."""
 
     anchors: FloatArray
-    """Four estimates of the change, ``(G, 4)``: :data:`ANCHORS`."""
+    """Estimates of the change, ``(G, n_anchors)``."""
     features: FloatArray
     """All features, in log-normalised units, ``(G, F)``."""
     scale: FloatArray
-    """Largest change of each gene in the other contexts, ``(G,)``."""
+    """Largest change of each gene in the other shifts, ``(G,)``."""
+    references: list[Profile]
+    """Stimulated populations that it was made of."""
     weights: FloatArray
-    """Weight of each of the other contexts by nearness of cells, ``(len(others),)``."""
+    """Weight of each of them."""
 
 
 def describe(
-    contexts: Contexts, others: IntArray, profile: Profile, cells: FloatArray
+    contexts: Contexts,
+    treatment: Treatment,
+    others: IntArray,
+    profile: Profile,
+    cells: FloatArray,
+    elsewhere: FloatArray | None = None,
 ) -> Description:
-    """Describe a context by the measured shifts of others.
+    """Describe a context's change by what was measured in other contexts.
 
     Parameters
     ----------
     contexts
         The training contexts.
+    treatment
+        The perturbation.
     others
-        Numbers of the paired contexts that may be used.
+        Places, among the treatment's paired contexts, of those that may be used.
     profile
         Profile of the context's control cells.
     cells
         Components of its control cells, ``(n, n_components)``.
+    elsewhere
+        Mean shift of other perturbations in the context, ``(G,)``.
     """
-    shifts, variances = contexts.shifts[others], contexts.shift_variances[others]
-    control = np.array([contexts.control[k].mean for k in others])
-    stimulated = np.array([contexts.stimulated[k].mean for k in others])
-    near = contexts.neighbours(cells, others)
+    shifts, variances = treatment.shifts[others], treatment.variances[others]
+    control = np.array([contexts.control[k].mean for k in treatment.paired[others]])
+    references = [treatment.stimulated[i] for i in others]
+    stimulated = np.array([reference.mean for reference in references])
+    near = contexts.neighbours(cells, treatment.paired[others])
     alike = softmax([_correlation(profile.mean, mean) / TEMPERATURE for mean in control])
     precise = 1 / (variances + 1e-3)
     anchors = np.column_stack(
@@ -95,6 +153,7 @@ def describe(
     )
     fold_change = near @ (log_stimulated - log_control)
     features = [
+        anchors[:, :3],
         shifts.min(0),
         shifts.max(0),
         profile.mean,
@@ -106,62 +165,93 @@ def describe(
         np.sqrt(near @ variances),
     ]
     scale = np.abs(shifts).max(0) + SCALE_FLOOR
-    return Description(anchors, np.column_stack([anchors[:, :3], *features]), scale, near)
+    if elsewhere is not None:
+        anchors = np.column_stack([anchors, elsewhere])
+        features.append(elsewhere)
+    return Description(anchors, np.column_stack(features), scale, references, near)
 
 
-class Response:
-    """Predict the mean change of contexts, measured or not.
+def describe_by_perturbations(
+    shifts: FloatArray, references: list[Profile], profile: Profile
+) -> Description:
+    """Describe a context's change by the shifts of other perturbations there, ``(M, G)``."""
+    mean = shifts.mean(0)
+    features = [mean, shifts.min(0), shifts.max(0), profile.mean, profile.detection]
+    return Description(
+        mean[:, None],
+        np.column_stack(features),
+        np.abs(shifts).max(0) + SCALE_FLOOR,
+        references,
+        np.full(len(references), 1 / len(references)),
+    )
+
+
+def describe_combination(
+    common: FloatArray, parts: Sequence[Change], profile: Profile
+) -> Description:
+    """Describe the change of a combination by those of its parts and by what perturbations have in ``common``."""
+    changes = np.array([part.mean for part in parts])
+    own = (changes - common).sum(0)
+    features = [common, own, changes.min(0), changes.max(0), profile.mean, profile.detection]
+    return Description(
+        np.column_stack([common, own]),
+        np.column_stack(features),
+        np.abs(changes).max(0) + SCALE_FLOOR,
+        [reference for part in parts for reference in part.references],
+        np.concatenate([part.weights for part in parts]) / len(parts),
+    )
+
+
+class Regression:
+    """A change from its description: weighted anchors, and a forest for what they leave.
 
     Parameters
     ----------
-    contexts
-        The training contexts.
+    descriptions
+        Descriptions of S measured shifts, each made without it.
+    shifts, variances
+        The shifts and their sampling variances, ``(S, G)``.
+    weights
+        Weights of the shifts, ``(S,)``.
+    pull_to
+        Weights that the anchors are pulled to, ``(n_anchors,)``.
     """
 
-    def __init__(self, contexts: Contexts):
-        self.contexts = contexts
-        paired = np.arange(contexts.n_paired)
-        self.shifts, self.variances = contexts.shifts, contexts.shift_variances
-        n = np.array(
-            [min(c.n, s.n) for c, s in zip(contexts.control, contexts.stimulated, strict=False)]
-        )
-        self.weights = n / (n + HALF_WEIGHT)
-        # With a single paired context there is nothing to learn from but the shift itself.
-        self.left_out = [
-            describe(contexts, paired[paired != k], contexts.control[k], contexts.cells[k])
-            for k in paired
-            if len(paired) > 1
-        ]
+    def __init__(
+        self,
+        descriptions: list[Description],
+        shifts: FloatArray,
+        variances: FloatArray,
+        weights: FloatArray,
+        pull_to: FloatArray,
+    ):
+        self.descriptions, self.shifts, self.variances = descriptions, shifts, variances
+        self.weights, self.pull_to = weights, pull_to
 
     @cached_property
     def anchor_weights(self) -> FloatArray:
-        """a*, the weights of the four anchors, ``(4,)``."""
-        reliability = self._reliability(self.shifts)
-        if reliability < MIN_RELIABILITY:
-            return np.zeros(len(ANCHORS))
-        target = np.full(len(ANCHORS), reliability / len(ANCHORS))
-        if not self.left_out:
-            return target
+        """a*, the weights of the anchors, ``(n_anchors,)``."""
+        if not (self.pull_to.any() and self.descriptions):
+            return self.pull_to
         root = np.sqrt(self.weights)
-        m = np.concatenate([r * d.anchors for r, d in zip(root, self.left_out, strict=True)])
+        m = np.concatenate([r * d.anchors for r, d in zip(root, self.descriptions, strict=True)])
         y = np.concatenate([r * shift for r, shift in zip(root, self.shifts, strict=True)])
-        pull = np.sqrt(PULL * max((m**2).sum(), 1e-12) / len(ANCHORS))
-        m = np.concatenate([m, pull * np.eye(len(ANCHORS))])
-        return nnls(m, np.concatenate([y, pull * target]))[0]
+        pull = np.sqrt(PULL * max((m**2).sum(), 1e-12) / len(self.pull_to))
+        m = np.concatenate([m, pull * np.eye(len(self.pull_to))])
+        return nnls(m, np.concatenate([y, pull * self.pull_to]))[0]
 
     @cached_property
     def forest(self) -> ExtraTreesRegressor | None:
         """Regression of the anchors' scaled error, ``None`` where there is nothing to learn."""
-        if not self.left_out:
+        if not self.descriptions:
             return None
-        errors = self.shifts - self._priors
-        reliability = self._reliability(errors)
-        if reliability < MIN_LEARNABLE:
+        errors = self.shifts - self.priors
+        share = reliability(errors, self.variances, self.weights)
+        if share < MIN_LEARNABLE:
             return None
-        leaf = LEAF * max(1.0, (1 - reliability) / reliability)
-        scale = np.array([d.scale for d in self.left_out])
-        x = np.concatenate([self._inputs(d) for d in self.left_out])
-        y, weight = (errors / scale).ravel(), (self.weights[:, None] * scale**2).ravel()
+        leaf = LEAF * max(1.0, (1 - share) / share)
+        x = np.concatenate([self.inputs(d) for d in self.descriptions])
+        y, weight = (errors / self.scale).ravel(), (self.weights[:, None] * self.scale**2).ravel()
         if len(y) > MAX_SAMPLES:
             some = np.random.default_rng(0).choice(len(y), MAX_SAMPLES, replace=False)
             x, y, weight = x[some], y[some], weight[some]
@@ -173,58 +263,261 @@ class Response:
         )
         return forest.fit(x, y, weight)
 
-    def predict(self, profile: Profile, cells: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Predict the change of a context whose change was not measured, R.
-
-        Parameters
-        ----------
-        profile
-            Profile of its control cells.
-        cells
-            Components of its control cells, ``(n, n_components)``.
-
-        Returns
-        -------
-        The mean change, ``(G,)``, and the weights of the paired contexts by nearness, ``(P,)``.
-        """
-        paired = np.arange(self.contexts.n_paired)
-        description = describe(self.contexts, paired, profile, cells)
-        change = description.anchors @ self.anchor_weights
-        if self.forest is not None:
-            change += description.scale * self.forest.predict(self._inputs(description))
-        return change, description.weights
-
-    def measured(self, k: int) -> tuple[FloatArray, FloatArray]:
-        """Improve the measured change of paired context ``k`` by what the others say of it.
-
-        Returns
-        -------
-        The mean change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
-        """
-        if not self.left_out:
-            return self.shifts[k], np.ones_like(self.shifts[k])
-        scale = np.array([d.scale for d in self.left_out])
-        squares = (self.shifts - self._priors) ** 2 - self.variances
-        w = self.weights[:, None]
-        tau2 = scale[k] ** 2 * max((w * squares).sum() / (w * scale**2).sum(), 0.0)
-        trust = tau2 / np.maximum(tau2 + self.variances[k], 1e-12)
-        return self._priors[k] + trust * (self.shifts[k] - self._priors[k]), trust
+    @cached_property
+    def priors(self) -> FloatArray:
+        """What the anchors say of each shift without it, ``(S, G)``."""
+        return np.array([d.anchors @ self.anchor_weights for d in self.descriptions])
 
     @cached_property
-    def _priors(self) -> FloatArray:
-        """What the anchors say of each paired context without it, ``(P, G)``."""
-        return np.array([d.anchors @ self.anchor_weights for d in self.left_out])
+    def scale(self) -> FloatArray:
+        """Scale of each shift's genes, ``(S, G)``."""
+        return np.array([d.scale for d in self.descriptions])
 
-    def _inputs(self, description: Description) -> FloatArray:
+    @cached_property
+    def tau2(self) -> float:
+        """Variance of the anchors' error beyond sampling noise, for a gene of scale 1."""
+        squares = (self.shifts - self.priors) ** 2 - self.variances
+        w = self.weights[:, None]
+        return max((w * squares).sum() / (w * self.scale**2).sum(), 0.0)
+
+    def predict(self, description: Description) -> FloatArray:
+        """Predict a change that was not measured, R, ``(G,)``."""
+        change = description.anchors @ self.anchor_weights
+        if self.forest is not None:
+            change = change + description.scale * self.forest.predict(self.inputs(description))
+        return change
+
+    def measured(
+        self, description: Description, shift: FloatArray, variance: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Improve a measured shift by what is known without it.
+
+        Returns
+        -------
+        The change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
+        """
+        prior = description.anchors @ self.anchor_weights
+        tau2 = description.scale**2 * self.tau2
+        trust = tau2 / np.maximum(tau2 + variance, 1e-12)
+        return prior + trust * (shift - prior), trust
+
+    def inputs(self, description: Description) -> FloatArray:
         """Features over the gene's scale, so that one regression serves weak and strong genes."""
         anchor = description.anchors @ self.anchor_weights
         features = np.column_stack([description.features, anchor])
         return np.column_stack([features / description.scale[:, None], description.scale])
 
-    def _reliability(self, values: FloatArray) -> float:
-        """Share of the squares of ``values`` ``(P, G)`` that sampling noise does not explain."""
-        w = self.weights[:, None]
-        return max(0.0, 1 - (w * self.variances).sum() / max((w * values**2).sum(), 1e-12))
+
+class Response:
+    """Predict the mean change of contexts, measured or not.
+
+    Parameters
+    ----------
+    contexts
+        The training contexts.
+    parts
+        For each perturbation the numbers of those that it combines, its own if it is single.
+    """
+
+    def __init__(self, contexts: Contexts, parts: list[tuple[int, ...]]):
+        self.contexts = contexts
+        self.parts = parts
+        self.samples = [
+            Sample(t, i, int(k))
+            for t, treatment in enumerate(contexts.treatments)
+            for i, k in enumerate(treatment.paired)
+        ]
+        self.of_context = {k: [s for s in self.samples if s.context == k] for k in self._paired}
+        self._regressions: dict[tuple[bool, bool], Regression] = {}
+
+    @cached_property
+    def is_reliable(self) -> bool:
+        """Whether the measured shifts are more than noise."""
+        return reliability(*self._measurements(self.samples)) >= MIN_RELIABILITY
+
+    def predict(self, subject: Subject, target: Target) -> Change:
+        """Predict the change of a context after a perturbation, or a combination of known ones."""
+        if target.number is not None:
+            return self.at_dose(subject, target.number, target.dose)
+        parts = [self.at_dose(subject, part, target.dose) for part in target.parts]
+        common = self._common(subject, target.dose)
+        description = describe_combination(common, parts, subject.profile)
+        mean = self.by_parts.predict(description)
+        return Change(
+            mean, np.zeros_like(mean), description.references, description.weights
+        )
+
+    def at_dose(self, subject: Subject, perturbation: int, dose: float | None) -> Change:
+        """Predict the change after a perturbation of the training data, at any dose."""
+        weights = self.dose_weights(perturbation, dose)
+        changes = [self.at(subject, t) for t in weights]
+        w = np.array(list(weights.values()))
+        return Change(
+            w @ np.array([c.mean for c in changes]),
+            w @ np.array([c.measured for c in changes]),
+            [reference for c in changes for reference in c.references],
+            np.concatenate([x * c.weights for x, c in zip(w / w.sum(), changes, strict=True)]),
+        )
+
+    def dose_weights(self, perturbation: int, dose: float | None) -> dict[int, float]:
+        """Weights of the treatments between whose doses a dose lies; below the lowest their sum is less than 1."""
+        of = [t for t, x in enumerate(self.contexts.treatments) if x.perturbation == perturbation]
+        levels = [self.contexts.treatments[t].dose or 0.0 for t in of]
+        above = len(of) if dose is None else bisect_left(levels, dose)
+        if dose is None or above == len(of):
+            return {of[-1]: 1.0}
+        high = levels[above]
+        if dose == high:
+            return {of[above]: 1.0}
+        low = levels[above - 1] if above else 0.0
+        at = math.log(dose / low) / math.log(high / low) if low > 0 else max(dose / high, TINY)
+        return {of[above - 1]: 1 - at, of[above]: at} if above else {of[above]: at}
+
+    def at(self, subject: Subject, t: int) -> Change:
+        """Predict the change after treatment ``t`` of the training data."""
+        treatment = self.contexts.treatments[t]
+        here = [s for s in self.of_context.get(subject.number, []) if s.treatment == t]
+        if here:
+            return self._measured(here[0])
+        elsewhere = self._elsewhere(subject.number, treatment.perturbation)
+        description = describe(
+            self.contexts,
+            treatment,
+            np.arange(len(treatment.paired)),
+            subject.profile,
+            subject.cells,
+            self._shifts(elsewhere).mean(0) if elsewhere else None,
+        )
+        mean = self.regression(contexts=True, perturbations=bool(elsewhere)).predict(description)
+        return Change(mean, np.zeros_like(mean), description.references, description.weights)
+
+    def _measured(self, sample: Sample) -> Change:
+        treatment, i = self.contexts.treatments[sample.treatment], sample.place
+        shift, weights = treatment.shifts[i], np.eye(len(treatment.paired))[i]
+        known = self._known(sample)
+        if not any(known):
+            # With a single measured shift there is nothing to improve it by.
+            return Change(shift, np.ones_like(shift), treatment.stimulated, weights)
+        mean, trust = self.regression(*known).measured(
+            self._describe(sample, *known), shift, treatment.variances[i]
+        )
+        return Change(mean, trust, treatment.stimulated, weights)
+
+    def regression(self, contexts: bool, perturbations: bool) -> Regression:
+        """Return the regression of changes that other contexts, or other perturbations there, tell of."""
+        key = contexts, perturbations
+        if key not in self._regressions:
+            self._regressions[key] = self._fit(contexts, perturbations)
+        return self._regressions[key]
+
+    def _fit(self, contexts: bool, perturbations: bool) -> Regression:
+        known = [(s, *self._known(s)) for s in self.samples]
+        samples = [s for s, c, p in known if c >= contexts and p >= perturbations]
+        if len(samples) > MAX_SHIFTS:
+            some = np.random.default_rng(0).choice(len(samples), MAX_SHIFTS, replace=False)
+            samples = [samples[i] for i in np.sort(some)]
+        n_anchors = len(ANCHORS) * contexts + perturbations
+        # A single shift has a reliability too, though nothing to be learned from.
+        measurements = self._measurements(samples or self.samples)
+        share = reliability(*measurements)
+        pull_to = np.full(n_anchors, 0.0 if share < MIN_RELIABILITY else share / n_anchors)
+        descriptions = [self._describe(s, contexts, perturbations) for s in samples]
+        return Regression(descriptions, *measurements, pull_to)
+
+    @cached_property
+    def by_parts(self) -> Regression:
+        """Regression of the changes of combinations, from those of their parts."""
+        samples, descriptions = [], []
+        for sample in self.samples:
+            treatment = self.contexts.treatments[sample.treatment]
+            parts = self.parts[treatment.perturbation]
+            measured = {self._perturbation(s) for s in self.of_context[sample.context]}
+            if len(parts) == 1 or not measured.issuperset(parts) or len(samples) == MAX_SHIFTS:
+                continue
+            k = sample.context
+            subject = Subject(self.contexts.control[k], self.contexts.cells[k], k)
+            changes = [self.at_dose(subject, part, treatment.dose) for part in parts]
+            common = self._common(subject, treatment.dose)
+            descriptions.append(describe_combination(common, changes, subject.profile))
+            samples.append(sample)
+        return Regression(descriptions, *self._measurements(samples), np.ones(2))
+
+    def _describe(self, sample: Sample, contexts: bool, perturbations: bool) -> Description:
+        """Describe a measured shift without it."""
+        t, i, k = sample
+        treatment, profile = self.contexts.treatments[t], self.contexts.control[k]
+        elsewhere = self._elsewhere(k, treatment.perturbation) if perturbations else []
+        if not contexts:
+            references = [self.contexts.treatments[s.treatment].stimulated[s.place] for s in elsewhere]
+            return describe_by_perturbations(self._shifts(elsewhere), references, profile)
+        others = np.delete(np.arange(len(treatment.paired)), i)
+        mean = self._shifts(elsewhere).mean(0) if elsewhere else None
+        return describe(self.contexts, treatment, others, profile, self.contexts.cells[k], mean)
+
+    def _known(self, sample: Sample) -> tuple[bool, bool]:
+        """Whether other contexts, and other perturbations in its context, tell of a measured shift."""
+        treatment = self.contexts.treatments[sample.treatment]
+        elsewhere = self._elsewhere(sample.context, treatment.perturbation)
+        return len(treatment.paired) > 1, bool(elsewhere)
+
+    def _elsewhere(self, k: int | None, perturbation: int) -> list[Sample]:
+        """Shifts of perturbations without a common part, measured in context ``k``."""
+        parts = set(self.parts[perturbation])
+        return [
+            s
+            for s in self.of_context.get(k, [])
+            if parts.isdisjoint(self.parts[self._perturbation(s)])
+        ]
+
+    def _common(self, subject: Subject, dose: float | None) -> FloatArray:
+        """What single perturbations have in common in a context, m, ``(G,)``."""
+        common = {
+            k: self._common_of(k, dose) for k in ([subject.number] if subject.number in self.of_context else self.of_context)
+        }
+        found = {k: m for k, m in common.items() if m is not None}
+        if not found:
+            return np.zeros(len(subject.profile.mean))
+        among = np.array(list(found))
+        near = self.contexts.neighbours(subject.cells, among) if len(found) > 1 else np.ones(1)
+        return near @ np.array(list(found.values()))
+
+    def _common_of(self, k: int, dose: float | None) -> FloatArray | None:
+        shifts: dict[int, FloatArray] = {}
+        for s in self.of_context[k]:
+            p = self._perturbation(s)
+            if len(self.parts[p]) == 1 and (w := self.dose_weights(p, dose).get(s.treatment)):
+                shifts[p] = shifts.get(p, 0) + w * self._shifts([s])[0]
+        if len(shifts) < 2:
+            return None
+        d = np.array(list(shifts.values()))
+        mean, n = d.mean(0), len(d)
+        inner = ((d.sum(0) ** 2).sum() - (d**2).sum()) / (n * (n - 1))
+        return np.clip(inner / max((mean**2).sum(), 1e-12), 0, 1) * mean
+
+    @property
+    def _paired(self) -> list[int]:
+        return sorted({s.context for s in self.samples})
+
+    def _perturbation(self, sample: Sample) -> int:
+        return self.contexts.treatments[sample.treatment].perturbation
+
+    def _shifts(self, samples: list[Sample]) -> FloatArray:
+        return np.array([self.contexts.treatments[s.treatment].shifts[s.place] for s in samples])
+
+    def _measurements(self, samples: list[Sample]) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Shifts and their variances, ``(S, G)``, and their weights, ``(S,)``."""
+        of = [(self.contexts.treatments[s.treatment], s.place) for s in samples]
+        return (
+            np.array([t.shifts[i] for t, i in of]),
+            np.array([t.variances[i] for t, i in of]),
+            np.array([t.weights[i] for t, i in of]),
+        )
+
+
+def reliability(values: FloatArray, variances: FloatArray, weights: FloatArray) -> float:
+    """Share of the squares of ``values`` ``(S, G)`` that sampling noise does not explain, rho."""
+    w = weights[:, None]
+    return max(0.0, 1 - (w * variances).sum() / max((w * values**2).sum(), 1e-12))
 
 
 def _correlation(a: FloatArray, b: FloatArray) -> float:

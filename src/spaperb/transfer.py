@@ -13,25 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scvi.utils import track
 
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.contexts import MAX_CELLS, Contexts, Profile
 from spaperb.detection import Detection, even_numbers
 from spaperb.pairing import CONTROL
+from spaperb.perturbations import Target
 from spaperb.prediction import Query, Respond
-from spaperb.response import Response
+from spaperb.response import Response, Subject
 
 MAX_PROFILE_CELLS = 10_000
 """Cells of a new context that its means are taken from."""
+MIN_NETWORK_CELLS, MAX_NETWORK_CELLS = 20, 100_000
+"""Cells that a context's network change is taken from at least, and those of all contexts and perturbations together."""
 
-NetworkChange = Callable[[Expression], FloatArray]
-"""From control cells ``(n, G)`` to the mean change that the network decodes, N, ``(G,)``."""
+NetworkChange = Callable[[IntArray, Target], FloatArray]
+"""From rows of control cells and a perturbation to the mean change that the network decodes, N, ``(G,)``."""
 
 
 class CellChange(NamedTuple):
@@ -49,13 +53,16 @@ class Transfer:
     ----------
     contexts
         The training contexts, K of them.
+    parts
+        For each perturbation the numbers of those that it combines.
     network_changes
-        N of each of them, ``(K, G)``.
+        N of each treatment of the contexts and each context, ``(T, K, G)``.
     network_share
         Share of a network that fits the measured changes exactly, in [0, 1].
     """
 
     contexts: Contexts
+    parts: list[tuple[int, ...]]
     network_changes: npt.NDArray[np.float32]
     network_share: float
 
@@ -68,6 +75,9 @@ class Transfer:
         names: list[Any],
         network_change: NetworkChange,
         network_share: float,
+        parts: list[tuple[int, ...]],
+        batches: IntArray | None = None,
+        doses: FloatArray | None = None,
     ) -> Transfer:
         """Measure the contexts of training cells.
 
@@ -76,7 +86,8 @@ class Transfer:
         x
             Log-normalised expression, ``(n, G)``.
         arms
-            For every cell CONTROL, STIMULATED or NEITHER, ``(n,)``.
+            For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
+            ``(n,)``.
         labels
             For every cell the number of its context, ``(n,)``.
         names
@@ -85,21 +96,30 @@ class Transfer:
             The trained network's N.
         network_share
             Its share.
+        parts
+            For each perturbation the numbers of those that it combines.
+        batches
+            For every cell the number of its batch, ``(n,)``.
+        doses
+            For every cell its dose, ``(n,)``.
         """
-        contexts = Contexts.of(x, arms, labels, names)
+        contexts = Contexts.of(x, arms, labels, names, batches, doses)
+        pairs = [(t, name) for t in contexts.treatments for name in contexts.names]
+        n_cells = max(MIN_NETWORK_CELLS, min(MAX_CELLS, MAX_NETWORK_CELLS // len(pairs)))
         changes = [
-            network_change(x[(labels == names.index(name)) & (arms == CONTROL)][:MAX_CELLS])
-            for name in contexts.names
+            network_change(
+                np.flatnonzero((labels == names.index(name)) & (arms == CONTROL))[:n_cells],
+                Target("", t.perturbation, parts[t.perturbation], t.dose),
+            )
+            for t, name in track(pairs, description="Contexts", disable=len(pairs) < 100)
         ]
-        return cls(contexts, np.array(changes, dtype=np.float32), network_share)
+        shape = len(contexts.treatments), len(contexts.names), -1
+        changes = np.array(changes, dtype=np.float32).reshape(shape)
+        return cls(contexts, parts, changes, network_share)
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
-        return {
-            "contexts": self.contexts.to_state(),
-            "network_changes": self.network_changes,
-            "network_share": self.network_share,
-        }
+        return {**vars(self), "contexts": self.contexts.to_state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Transfer:
@@ -109,40 +129,62 @@ class Transfer:
     @cached_property
     def response(self) -> Response:
         """What is learned across genes."""
-        return Response(self.contexts)
+        return Response(self.contexts, self.parts)
 
     @cached_property
     def share(self) -> float:
         """Share of the network, by how well it fits the measured changes."""
-        if not self.response.anchor_weights.any():
+        if not self.response.is_reliable:
             return 0.0  # the measured changes are noise, and fitting them is no merit
-        measured = self.response.shifts
-        w = self.response.weights[:, None]
-        error = (w * (self.network_changes[: len(measured)] - measured) ** 2).sum()
-        return self.network_share * max(0.0, 1 - error / max((w * measured**2).sum(), 1e-12))
+        error = total = 0.0
+        for t, changes in zip(self.contexts.treatments, self.network_changes, strict=True):
+            w = t.weights[:, None]
+            error += (w * (changes[t.paired] - t.shifts) ** 2).sum()
+            total += (w * t.shifts**2).sum()
+        return self.network_share * max(0.0, 1 - error / max(total, 1e-12))
 
-    def known(self, k: int) -> CellChange:
-        """Change of training context ``k``."""
-        control = self.contexts.control[k]
-        if k >= self.contexts.n_paired:
-            return self._unmeasured(control, self.contexts.cells[k], self.network_changes[k])
-        change, trust = self.response.measured(k)
-        change = change + self.share * (1 - trust) * (self.network_changes[k] - change)
-        return self._cell_change(control, change, np.eye(self.contexts.n_paired)[k])
+    def known(self, k: int, target: Target, network_change: FloatArray | None = None) -> CellChange:
+        """Change of training context ``k``.
 
-    def new(self, cells: npt.NDArray, network_change: NetworkChange) -> CellChange:
+        Parameters
+        ----------
+        k
+            Number of the context.
+        target
+            The perturbation.
+        network_change
+            The trained network's N, needed for combinations that training did not see.
+        """
+        if target.number is not None:
+            weights = self.response.dose_weights(target.number, target.dose)
+            network_change = sum(w * self.network_changes[t, k] for t, w in weights.items())
+        subject = Subject(self.contexts.control[k], self.contexts.cells[k], k)
+        return self._cell_change(subject, target, network_change)
+
+    def new(self, cells: npt.NDArray, target: Target, network_change: FloatArray) -> CellChange:
         """Change of a context that is not in the training data.
 
         Parameters
         ----------
         cells
             Its control cells, ``(n, G)``.
+        target
+            The perturbation.
         network_change
-            The trained network's N.
+            The trained network's N of them.
         """
-        some = cells[:MAX_CELLS]
-        near = self.contexts.project(some)
-        return self._unmeasured(Profile.of(cells), near, network_change(some))
+        subject = Subject(Profile.of(cells), self.contexts.project(cells[:MAX_CELLS]))
+        return self._cell_change(subject, target, network_change)
+
+    def _cell_change(
+        self, subject: Subject, target: Target, network_change: FloatArray
+    ) -> CellChange:
+        response = self.response.predict(subject, target)
+        share = self.share * (1 - response.measured)
+        change = response.mean + share * (network_change - response.mean)
+        return CellChange(
+            change, Detection.of(response.references, subject.profile, change, response.weights)
+        )
 
     def responder(
         self,
@@ -150,6 +192,7 @@ class Transfer:
         labels: npt.NDArray | None,
         is_control: npt.NDArray[np.bool_],
         rows: IntArray,
+        target: Target,
         network_change: NetworkChange,
         seed: int,
         detection: bool,
@@ -166,8 +209,10 @@ class Transfer:
             Cells that the profile of a new cell type is taken from where it has any, ``(n,)``.
         rows
             Rows to predict.
+        target
+            The perturbation.
         network_change
-            The trained network's N.
+            The trained network's N of rows of the query.
         seed
             Seed of what is random in the cells.
         detection
@@ -176,12 +221,13 @@ class Transfer:
         codes = self._codes(query, labels)
 
         def change(code: int) -> CellChange:
-            if code < len(self.contexts.names):
-                return self.known(code)
             cells = np.flatnonzero(codes == code)
             if is_control[cells].any():
                 cells = cells[is_control[cells]]
-            return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), network_change)
+            of_network = partial(network_change, cells[:MAX_CELLS], target)
+            if code >= len(self.contexts.names):
+                return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), target, of_network())
+            return self.known(code, target, of_network() if target.number is None else None)
 
         changes = {code: change(code) for code in np.unique(codes[rows])}
 
@@ -220,15 +266,3 @@ class Transfer:
             some = unknown[start : start + MAX_CELLS]
             codes[some] = self.contexts.assign(self.contexts.project(query.rows(some)))
         return codes
-
-    def _unmeasured(
-        self, control: Profile, cells: FloatArray, network_change: npt.NDArray
-    ) -> CellChange:
-        change, weights = self.response.predict(control, cells)
-        change = change + self.share * (network_change - change)
-        return self._cell_change(control, change, weights)
-
-    def _cell_change(
-        self, control: Profile, change: FloatArray, weights: FloatArray
-    ) -> CellChange:
-        return CellChange(change, Detection.of(self.contexts, control, change, weights))

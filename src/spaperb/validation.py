@@ -126,58 +126,113 @@ def check_column(adata: AnnData, argument: str, key: str) -> None:
 
 
 def check_conditions(
-    adata: AnnData, condition_key: str, control: Any, stimulated: Any | None
+    adata: AnnData, condition_key: str, control: Any, stimulated: Sequence[Any] | None
 ) -> None:
     """Check that the condition column holds the control and something to compare it with."""
     found = list(adata.obs[condition_key].unique())
-    for argument, value in (("control", control), ("stimulated", stimulated)):
-        if value is not None and value not in found:
+    values = [("control", control), *(("stimulated", value) for value in stimulated or [])]
+    for argument, value in values:
+        if value not in found:
             raise ValueError(
                 f"No cell has {value!r} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
                 f"are: {listed(found)}. Pass one of them as `{argument}=`."
             )
-    if stimulated is not None and stimulated == control:
+    if stimulated is not None and control in stimulated:
         raise ValueError(f"`control` and `stimulated` are both {control!r}.")
-    others = [value for value in found if value != control]
-    if not others:
+    if not [value for value in found if value != control]:
         raise ValueError(
             f"All {adata.n_obs} cells have the condition {control!r} in "
             f"adata.obs[{condition_key!r}]. Training needs stimulated cells too."
         )
+
+
+def as_list(values: Any | Sequence[Any] | None) -> list[Any] | None:
+    """Put a single value into a list; ``None`` stays."""
+    if values is None or isinstance(values, list):
+        return values
+    return list(values) if pd.api.types.is_list_like(values) else [values]
+
+
+def check_one_stimulus(
+    adata: AnnData, condition_key: str, control: Any, stimulated: Any | None
+) -> None:
+    """Check that control cells have exactly one perturbation to be compared with."""
+    one = None if stimulated is None else [stimulated]
+    check_conditions(adata, condition_key, control, one)
+    others = [value for value in adata.obs[condition_key].unique() if value != control]
     if stimulated is None and len(others) > 1:
-        warn(
-            f"adata.obs[{condition_key!r}] has {len(others)} values beside the control, and all are "
-            f"taken for one stimulus: {listed(others)}. Pass `stimulated=` to choose one of them."
+        raise ValueError(
+            f"adata.obs[{condition_key!r}] has {len(others)} values beside the control: "
+            f"{listed(others)}. Pass one of them as `stimulated=`."
         )
 
 
-def check_some_pairs(
+def perturbations_with_pairs(
     adata: AnnData,
     condition_key: str,
     control: Any,
-    stimulated: Any | None,
+    stimulated: Sequence[Any] | None,
     labels_key: str,
     batch_key: str | None,
-) -> None:
-    """Check that some cell type (in some batch) has control and stimulated cells to pair."""
-    condition = adata.obs[condition_key].to_numpy()
-    is_control = condition == control
-    is_stimulated = ~is_control if stimulated is None else condition == stimulated
+) -> list[Any]:
+    """Values of stimulated cells that have control cells of their cell type (and batch) to be paired with.
+
+    Warns of those that have none; raises if that is all of them.
+    """
+    condition = adata.obs[condition_key]
     keys = [labels_key] if batch_key is None else [labels_key, batch_key]
     groups = [adata.obs[key].astype(str).to_numpy() for key in keys]
-    cells = pd.DataFrame({"control": is_control, "stimulated": is_stimulated})
-    counts = cells.groupby(groups).sum()
-    if (counts.min(axis=1) > 0).any():
-        return
-    found = [
-        f"{name} {c} and {s}" for name, (c, s) in zip(counts.index, counts.values, strict=True)
-    ]
-    where = " within one batch" if batch_key else ""
-    raise ValueError(
-        f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells{where}, "
-        f"so there is nothing to pair. Numbers of control and stimulated cells: {listed(found)}. "
-        "Check the columns" + (", or leave out `batch_key`." if batch_key else ".")
-    )
+    counts = pd.crosstab(groups, condition.astype(object).to_numpy())
+    names = [value for value in counts.columns if value != control]
+    if stimulated is not None:
+        names = [value for value in names if value in stimulated]
+    has_control = counts[control] > 0
+    paired = [value for value in names if (counts.loc[has_control, value] > 0).any()]
+    where = " and batch" if batch_key else ""
+    if not paired:
+        found = [
+            f"{name} {counts.loc[name, control]} and {counts.loc[name, names].sum()}"
+            for name in counts.index
+        ]
+        raise ValueError(
+            f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells"
+            f"{' within one batch' if batch_key else ''}, so there is nothing to pair. Numbers of "
+            f"control and stimulated cells: {listed(found)}. Check the columns"
+            + (", or leave out `batch_key`." if batch_key else ".")
+        )
+    if excluded := [value for value in names if value not in paired]:
+        warn(
+            f"These perturbations have no control cells of their cell type{where} to be paired with "
+            f"and are left out: {listed(excluded)}."
+        )
+    return paired
+
+
+def check_doses(
+    adata: AnnData, dose_key: str, condition_key: str, stimulated: Sequence[Any]
+) -> None:
+    """Check that the dose of every stimulated cell is a number of at least 0; others need none."""
+    if dose_key not in adata.obs:
+        raise ValueError(
+            f"There is no column {dose_key!r} in adata.obs, which `dose_key` names. The columns are: "
+            f"{described_columns(adata)}. Pass the right one as `dose_key=`."
+        )
+    doses = adata.obs[dose_key]
+    if not pd.api.types.is_numeric_dtype(doses) or pd.api.types.is_bool_dtype(doses):
+        raise ValueError(
+            f"adata.obs[{dose_key!r}] (`dose_key`) must hold numbers; it has the type {doses.dtype}, "
+            f"with values like {listed(doses.unique()[:3])}. Convert it with "
+            f"`adata.obs[{dose_key!r}] = adata.obs[{dose_key!r}].astype(float)`."
+        )
+    is_stimulated = adata.obs[condition_key].isin(stimulated).to_numpy()
+    of_stimulated = doses.to_numpy(dtype=float)[is_stimulated]
+    missing, wrong = np.isnan(of_stimulated), (of_stimulated < 0) | np.isinf(of_stimulated)
+    if missing.any() or wrong.any():
+        raise ValueError(
+            f"adata.obs[{dose_key!r}] (`dose_key`) needs a dose of at least 0 for every stimulated "
+            f"cell: {missing.sum()} of {is_stimulated.sum()} have none, and {wrong.sum()} a negative or "
+            "infinite one. Fill them in, or leave these cells out."
+        )
 
 
 def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
