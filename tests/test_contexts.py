@@ -30,7 +30,9 @@ def test_shifts_and_their_sampling_variance(one_unpaired):
         for arm in ("control", "stimulated")
     )
     np.testing.assert_allclose(contexts.treatments[0].shifts[0], s.mean(0) - c.mean(0), atol=1e-6)
-    np.testing.assert_allclose(contexts.treatments[0].variances[0], (c.var(0) + s.var(0)) / 20, atol=1e-6)
+    np.testing.assert_allclose(
+        contexts.treatments[0].variances[0], (c.var(0) + s.var(0)) / 20, atol=1e-6
+    )
     np.testing.assert_allclose(contexts.control[0].detection, (c > 0).mean(0))
 
 
@@ -54,9 +56,7 @@ def test_state_survives(one_unpaired):
     restored = Contexts.from_state(contexts.to_state())
     assert isinstance(restored.control[0], Profile)
     assert isinstance(restored.treatments[0].stimulated[0], Profile)
-    np.testing.assert_array_equal(
-        restored.treatments[0].shifts, contexts.treatments[0].shifts
-    )
+    np.testing.assert_array_equal(restored.treatments[0].shifts, contexts.treatments[0].shifts)
 
 
 def test_a_single_gene(one_unpaired):

@@ -9,7 +9,6 @@ from spaperb.contexts import Contexts
 from spaperb.perturbations import Target
 from spaperb.response import ANCHORS, Response, Subject, describe
 
-
 ONE = Target("stimulated", 0, (0,))
 
 
@@ -37,9 +36,7 @@ def test_left_out_contexts_are_described_by_the_others_alone(many):
     x, arms, labels, names = context_arrays(many)
     spoilt = x.toarray()
     spoilt[(labels == 0) & (arms == 1)] += 5
-    one, other = (
-        response_of(Contexts.of(values, arms, labels, names)) for values in (x, spoilt)
-    )
+    one, other = (response_of(Contexts.of(values, arms, labels, names)) for values in (x, spoilt))
     np.testing.assert_allclose(left_out(one, 0).anchors, left_out(other, 0).anchors, atol=1e-5)
     np.testing.assert_allclose(left_out(one, 0).features, left_out(other, 0).features, atol=1e-5)
     assert np.abs(left_out(one, 1).anchors - left_out(other, 1).anchors).max() > 0.1

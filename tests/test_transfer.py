@@ -135,7 +135,9 @@ class TestParts:
     def test_without_detection_every_cell_gets_the_change(self, model, split):
         control = split[1]
         predicted = predict(model, control, detection=False)
-        change = model._transfer.known(model._transfer.contexts.names.index("type_0"), ONE).mean
+        transfer = model._transfer
+        k = transfer.contexts.names.index("type_0")
+        change = transfer.known(k, ONE, transfer.network_change(k, 0, None)).mean
         expected = np.maximum(control.X.toarray() + change, 0)
         np.testing.assert_allclose(predicted, expected, atol=1e-5)
 

@@ -33,7 +33,8 @@ from sklearn.preprocessing import StandardScaler
 from spaperb import datasets, metrics, populations, response
 from spaperb.benchmark import SpaPerb, Task, make_fold
 from spaperb.contexts import Contexts
-from spaperb.response import Response, describe
+from spaperb.perturbations import Target
+from spaperb.response import Regression, Response, describe
 from spaperb.transfer import Transfer
 
 HERE = Path(__file__).parent
@@ -121,14 +122,25 @@ def contexts_of(fold: Inner) -> Contexts:
     )
 
 
-class Other(Response):
-    """A response with another regression, or without scaling genes."""
+class Other(Regression):
+    """Another regression than the default, or one without scaling genes."""
 
-    def __init__(self, contexts, make=None, scaled=True):
-        super().__init__(contexts)
+    def __init__(self, default, make=None, scaled=True):
+        super().__init__(
+            [self.scaled(d, scaled) for d in default.descriptions],
+            default.shifts,
+            default.variances,
+            default.weights,
+            default.pull_to,
+        )
         self.make, self.is_scaled = make, scaled
-        if not scaled:
-            self.left_out = [d._replace(scale=np.ones_like(d.scale)) for d in self.left_out]
+
+    @staticmethod
+    def scaled(description, is_scaled):
+        """Take away the scale, if genes are not to be scaled."""
+        if is_scaled:
+            return description
+        return description._replace(scale=np.ones_like(description.scale))
 
     @property
     def forest(self):
@@ -136,10 +148,9 @@ class Other(Response):
         if self.make is None:
             return None
         if "fitted" not in vars(self):
-            scale = np.array([d.scale for d in self.left_out])
-            x = np.concatenate([self._inputs(d) for d in self.left_out])
-            y = ((self.shifts - self._priors) / scale).ravel()
-            model, weight = self.make(), (self.weights[:, None] * scale**2).ravel()
+            x = np.concatenate([self.inputs(d) for d in self.descriptions])
+            y = ((self.shifts - self.priors) / self.scale).ravel()
+            model, weight = self.make(), (self.weights[:, None] * self.scale**2).ravel()
             step = (
                 {f"{model.steps[-1][0]}__sample_weight": weight}
                 if hasattr(model, "steps")
@@ -148,16 +159,9 @@ class Other(Response):
             self.fitted = model.fit(x, y, **step)
         return self.fitted
 
-    def predict(self, profile, cells):
-        """As the response does it, with the scale that this one uses."""
-        paired = np.arange(self.contexts.n_paired)
-        description = describe(self.contexts, paired, profile, cells)
-        if not self.is_scaled:
-            description = description._replace(scale=np.ones_like(description.scale))
-        change = description.anchors @ self.anchor_weights
-        if self.forest is not None:
-            change += description.scale * self.forest.predict(self._inputs(description))
-        return change, description.weights
+    def predict(self, description):
+        """As the default does it, with the scale that this one uses."""
+        return super().predict(self.scaled(description, self.is_scaled))
 
 
 def forest(leaf: int) -> ExtraTreesRegressor:
@@ -207,22 +211,28 @@ def responses(fold: Inner) -> dict[str, dict[str, float]]:
     contexts = contexts_of(fold)
     k = contexts.names.index(fold.name)
     profile, cells = contexts.control[k], contexts.cells[k]
-    default = Response(contexts)
-    anchors = describe(contexts, np.arange(contexts.n_paired), profile, cells).anchors
+
+    def default() -> Regression:
+        return Response(contexts, [(0,)]).regression(contexts=True, perturbations=False)
+
+    (treatment,) = contexts.treatments
+    paired = np.arange(len(treatment.paired))
+    description = describe(contexts, treatment, paired, profile, cells)
+    anchors = description.anchors
     changes = {"no change": np.zeros(len(anchors))}
     changes |= dict(zip(response.ANCHORS, anchors.T, strict=True))
     changes["anchors, equal weights"] = anchors.mean(axis=1)
     for pull in (0.0, 0.1):
         response.PULL, before = pull, response.PULL
-        weights = Response(contexts).anchor_weights
+        weights = default().anchor_weights
         response.PULL = before
         changes[f"anchors, pull {pull}"] = anchors @ weights
     for name, (make, scaled) in REGRESSIONS.items():
-        changes[name] = Other(contexts, make, scaled).predict(profile, cells)[0]
+        changes[name] = Other(default(), make, scaled).predict(description)
     response.MIN_LEARNABLE, before = 0.1, response.MIN_LEARNABLE
-    changes["forest, where a tenth is signal"] = Response(contexts).predict(profile, cells)[0]
+    changes["forest, where a tenth is signal"] = default().predict(description)
     response.MIN_LEARNABLE = before
-    changes["RESPONSE (default)"] = default.predict(profile, cells)[0]
+    changes["RESPONSE (default)"] = default().predict(description)
     return {name: score(change, fold) for name, change in changes.items()}
 
 
@@ -234,10 +244,12 @@ def networks(fold: Inner) -> dict[str, dict[str, float]]:
     model = SpaPerb(objective="residual").fit(fold.train, **setup).model
     transfer = model._transfer
     k = transfer.contexts.names.index(fold.name)
-    rows["network alone"] = score(transfer.network_changes[k], fold)
+    n = transfer.network_change(k, 0, None)
+    rows["network alone"] = score(n, fold)
     for share in (0.0, 0.1, 0.2, 0.5):
-        mixed = Transfer(transfer.contexts, transfer.network_changes, share)
-        rows[f"network_share {share}"] = score(mixed.known(k).mean, fold)
+        mixed = Transfer(transfer.contexts, transfer.parts, transfer.network_changes, share)
+        change = mixed.known(k, Target("stimulated", 0, (0,)), n).mean
+        rows[f"network_share {share}"] = score(change, fold)
     projection = populations.fit_projection(fold.train.X)
     kept = ("pearson_delta", "mse_mean", "energy_distance", "variance_ratio")
     kept += ("zero_fraction_error", "deg_overlap")

@@ -51,7 +51,6 @@ class Profile(NamedTuple):
             mean_expression(cells), variance(cells), 1 - zero_fraction(cells), cells.shape[0]
         )
 
-
     @classmethod
     def mixed(cls, profiles: list[Profile], shares: FloatArray) -> Profile:
         """Moments of a mixture of populations."""
@@ -323,7 +322,9 @@ def _treatments(
 ) -> Iterator[tuple[int, float | None, IntArray]]:
     """Each perturbation, or each of its doses: its number, dose, and cells."""
     stimulated = np.flatnonzero(arms >= STIMULATED)
-    for perturbation, of_perturbation in pd.Series(stimulated).groupby(arms[stimulated] - STIMULATED):
+    for perturbation, of_perturbation in pd.Series(stimulated).groupby(
+        arms[stimulated] - STIMULATED
+    ):
         rows = of_perturbation.to_numpy()
         if doses is None:
             yield int(perturbation), None, rows

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -23,6 +25,9 @@ def simulated(
     response_scale: float = 1.5,
     library_size: float = 2000.0,
     dropout: float = 0.2,
+    doses: Sequence[float] | None = None,
+    half_dose: float = 1.0,
+    steepness: float = 1.0,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate control and stimulated cells of several types, with the truth beside them.
@@ -35,6 +40,9 @@ def simulated(
     both signs occur (induced and repressed genes). Counts are Poisson draws around the proportions,
     times the cell's library size, times gamma noise; each is then lost with probability
     ``dropout``.
+
+    With ``doses`` the cells of each type and condition get them in turn, and the response is scaled by the Hill function
+    :math:`d^h / (d^h + k^h)` of the dose :math:`d`.
 
     Parameters
     ----------
@@ -63,6 +71,12 @@ def simulated(
         Median counts a cell, before dropout.
     dropout
         Probability that a gene of a cell is lost, in [0, 1).
+    doses
+        Doses of the stimulus; ``None`` for a stimulus without doses.
+    half_dose
+        Dose :math:`k` of half of the full response.
+    steepness
+        Hill coefficient :math:`h`.
     seed
         Seed.
 
@@ -75,7 +89,8 @@ def simulated(
     - ``layers["true_control"]``, ``layers["true_stimulated"]``: the answer for every cell, whatever
       its condition: ``log1p`` of its expected counts per 10,000 without and with the stimulus,
       before any sampling noise
-    - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``
+    - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``; with doses ``dose``, 0 for
+      control cells, whose ``true_stimulated`` is of the dose that their turn would have given them
     - ``var["responds"]``: whether the gene responds
     """
     rng = np.random.default_rng(seed)
@@ -97,7 +112,7 @@ def simulated(
     )
     response *= response_scale * responds
 
-    cell_type, stimulated, _ = (
+    cell_type, stimulated, turn = (
         axis.ravel()
         for axis in np.meshgrid(np.arange(n_cell_types), [0, 1], np.arange(n_cells), indexing="ij")
     )
@@ -105,7 +120,11 @@ def simulated(
     donor = rng.integers(n_donors, size=n_obs)
     log_control = baseline + type_effect[cell_type] + donor_effect[donor]
     control = _proportions(log_control)
-    treated = _proportions(log_control + response[cell_type])
+    effect = np.ones(n_obs)
+    if doses is not None:
+        dose = np.asarray(doses, dtype=float)[turn % len(doses)]
+        effect = dose**steepness / (dose**steepness + half_dose**steepness)
+    treated = _proportions(log_control + effect[:, None] * response[cell_type])
 
     depth = library_size * rng.lognormal(0.0, 0.3, (n_obs, 1))
     expected = depth * np.where(stimulated[:, None] == 1, treated, control)
@@ -124,6 +143,8 @@ def simulated(
         ),
         var=pd.DataFrame({"responds": responds}, index=[f"gene_{i}" for i in range(n_genes)]),
     )
+    if doses is not None:
+        adata.obs["dose"] = np.where(stimulated == 1, dose, 0.0)
     adata.layers["counts"] = adata.X.copy()
     adata.layers["true_control"] = np.log1p(1e4 * control).astype(np.float32)
     adata.layers["true_stimulated"] = np.log1p(1e4 * treated).astype(np.float32)

@@ -162,8 +162,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             self.expression_kind_ = tuple(expression_kind(x))
-            if dosed:
-                self._look_at_doses()
+            if self.module.perturbations is not None and dosed:
+                self._look_at_doses(self.module.perturbations.log_half)
         self._model_summary_string = (
             f"SpaPerbModel with objective: {objective}, n_latent: {n_latent}, n_hidden: {n_hidden}, "
             f"n_layers: {n_layers}, dropout_rate: {dropout_rate}"
@@ -249,9 +249,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             )
             if dose_key is not None:
                 check_doses(adata, dose_key, condition_key, stimulated)
-            warn_of_whole_names(
-                Perturbations.of(stimulated, control, None, combination_separator)
-            )
+            warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
             setup_method_args["setup_args"]["stimulated"] = stimulated
         warn_of_unusual_expression(x)
 
@@ -344,12 +342,15 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         x = x.tocsr() if sparse.issparse(x) else x
 
-        def column(key: str, dtype: type) -> np.ndarray | None:
-            if key not in manager.data_registry:
-                return None
+        def column(key: str, dtype: type) -> np.ndarray:
             return np.asarray(manager.get_from_registry(key), dtype=dtype).ravel()
 
-        batches = column(REGISTRY_KEYS.BATCH_KEY, np.int64)
+        registered = manager.data_registry
+        batches = doses = None
+        if REGISTRY_KEYS.BATCH_KEY in registered:
+            batches = column(REGISTRY_KEYS.BATCH_KEY, np.int64)
+        if DOSE_KEY in registered:
+            doses = column(DOSE_KEY, np.float64)
         n_batch = self.module.n_batch
         one_hot = None if n_batch < 2 else np.eye(n_batch, dtype=np.float32)[batches]
         transfer = Transfer.learn(
@@ -361,7 +362,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             self.network_share,
             perturbations_of(self.registry).parts,
             batches,
-            column(DOSE_KEY, np.float64),
+            doses,
         )
         self.transfer_ = transfer.to_state()
         return transfer
@@ -371,7 +372,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             self.module, query, rows, target, settings.batch_size
         )
 
-    def _look_at_doses(self) -> None:
+    def _look_at_doses(self, log_half: torch.nn.Parameter) -> None:
         """Keep the range of each perturbation's doses, and start its dose curve in the middle."""
         arms = condition_arms(self.adata_manager)
         doses = np.asarray(self.adata_manager.get_from_registry(DOSE_KEY), dtype=float).ravel()
@@ -379,7 +380,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         of_arm = of_arm[of_arm.index >= STIMULATED]
         self.dose_ranges_ = list(zip(of_arm["min"], of_arm["max"], strict=True))
         half = torch.from_numpy(np.log(of_arm["median"].clip(lower=LEAST_DOSE).to_numpy()))
-        self.module.perturbations.log_half.data.copy_(half)
+        log_half.data.copy_(half)
 
     @property
     def perturbations(self) -> list[Any]:

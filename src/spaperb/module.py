@@ -245,7 +245,7 @@ class SpaPerbModule(BaseModuleClass):
         z_ctrl, _ = z.chunk(2)
         n = len(z_ctrl)
         e = None
-        if self.perturbations is not None:
+        if self.perturbations is not None and condition is not None:
             # The partners' perturbations.
             composition = self.composition[condition[n:, 0].long()]
             e = self.perturbations(composition, None if dose is None else dose[n:])
@@ -254,7 +254,7 @@ class SpaPerbModule(BaseModuleClass):
         if self.objective == "published":
             return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta, batch_ctrl)}
         # One pass of the decoder, so that batch normalisation sees all three alike.
-        batches = None if batch is None else torch.cat([batch, batch_ctrl])
+        batches = None if batch is None else torch.cat([batch, batch[:n]])
         px = self.decoder(torch.cat([z, z_ctrl + z_delta]), batches)
         px_own, px_shifted = px.split([2 * n, n])
         return {"z_delta": z_delta, "px_own": px_own, "px": x[:n] + px_shifted - px_own[:n]}

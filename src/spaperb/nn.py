@@ -113,7 +113,7 @@ class PerturbationEmbedding(nn.Module):
 
     def forward(self, composition: torch.Tensor, dose: torch.Tensor | None) -> torch.Tensor:
         """Map compositions ``(n, P)``, how often each perturbation is a part, and doses ``(n, 1)``, to ``(n, L)``."""
-        if self.dosed:
+        if self.dosed and dose is not None:
             # Control cells may have no dose; they have no parts either.
             log_dose = dose.nan_to_num(0.0).clamp(min=LEAST_DOSE).log()
             steepness = self.log_steepness.exp()

@@ -91,7 +91,7 @@ class Perturbations:
         pieces.update({v: (v,) for v in whole})
         # Values of the same parts are one perturbation.
         numbers: dict[tuple[Any, ...], int] = {}
-        names = []
+        names: list[Any] = []
         for value, of_value in pieces.items():
             if of_value not in numbers:
                 numbers[of_value] = len(names)

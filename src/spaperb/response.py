@@ -343,9 +343,7 @@ class Response:
         common = self._common(subject, target.dose)
         description = describe_combination(common, parts, subject.profile)
         mean = self.by_parts.predict(description)
-        return Change(
-            mean, np.zeros_like(mean), description.references, description.weights
-        )
+        return Change(mean, np.zeros_like(mean), description.references, description.weights)
 
     def at_dose(self, subject: Subject, perturbation: int, dose: float | None) -> Change:
         """Predict the change after a perturbation of the training data, at any dose."""
@@ -376,7 +374,7 @@ class Response:
     def at(self, subject: Subject, t: int) -> Change:
         """Predict the change after treatment ``t`` of the training data."""
         treatment = self.contexts.treatments[t]
-        here = [s for s in self.of_context.get(subject.number, []) if s.treatment == t]
+        here = [s for s in self._measured_in(subject.number) if s.treatment == t]
         if here:
             return self._measured(here[0])
         elsewhere = self._elsewhere(subject.number, treatment.perturbation)
@@ -427,7 +425,8 @@ class Response:
     @cached_property
     def by_parts(self) -> Regression:
         """Regression of the changes of combinations, from those of their parts."""
-        samples, descriptions = [], []
+        samples: list[Sample] = []
+        descriptions: list[Description] = []
         for sample in self.samples:
             treatment = self.contexts.treatments[sample.treatment]
             parts = self.parts[treatment.perturbation]
@@ -448,7 +447,9 @@ class Response:
         treatment, profile = self.contexts.treatments[t], self.contexts.control[k]
         elsewhere = self._elsewhere(k, treatment.perturbation) if perturbations else []
         if not contexts:
-            references = [self.contexts.treatments[s.treatment].stimulated[s.place] for s in elsewhere]
+            references = [
+                self.contexts.treatments[s.treatment].stimulated[s.place] for s in elsewhere
+            ]
             return describe_by_perturbations(self._shifts(elsewhere), references, profile)
         others = np.delete(np.arange(len(treatment.paired)), i)
         mean = self._shifts(elsewhere).mean(0) if elsewhere else None
@@ -464,15 +465,14 @@ class Response:
         """Shifts of perturbations without a common part, measured in context ``k``."""
         parts = set(self.parts[perturbation])
         return [
-            s
-            for s in self.of_context.get(k, [])
-            if parts.isdisjoint(self.parts[self._perturbation(s)])
+            s for s in self._measured_in(k) if parts.isdisjoint(self.parts[self._perturbation(s)])
         ]
 
     def _common(self, subject: Subject, dose: float | None) -> FloatArray:
         """What single perturbations have in common in a context, m, ``(G,)``."""
         common = {
-            k: self._common_of(k, dose) for k in ([subject.number] if subject.number in self.of_context else self.of_context)
+            k: self._common_of(k, dose)
+            for k in ([subject.number] if subject.number in self.of_context else self.of_context)
         }
         found = {k: m for k, m in common.items() if m is not None}
         if not found:
@@ -493,6 +493,10 @@ class Response:
         mean, n = d.mean(0), len(d)
         inner = ((d.sum(0) ** 2).sum() - (d**2).sum()) / (n * (n - 1))
         return np.clip(inner / max((mean**2).sum(), 1e-12), 0, 1) * mean
+
+    def _measured_in(self, k: int | None) -> list[Sample]:
+        """Shifts measured in a context; ``None`` is no training context."""
+        return [] if k is None else self.of_context.get(k, [])
 
     @property
     def _paired(self) -> list[int]:

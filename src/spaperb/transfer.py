@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,8 +114,8 @@ class Transfer:
             for t, name in track(pairs, description="Contexts", disable=len(pairs) < 100)
         ]
         shape = len(contexts.treatments), len(contexts.names), -1
-        changes = np.array(changes, dtype=np.float32).reshape(shape)
-        return cls(contexts, parts, changes, network_share)
+        array = np.array(changes, dtype=np.float32).reshape(shape)
+        return cls(contexts, parts, array, network_share)
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
@@ -143,7 +143,12 @@ class Transfer:
             total += (w * t.shifts**2).sum()
         return self.network_share * max(0.0, 1 - error / max(total, 1e-12))
 
-    def known(self, k: int, target: Target, network_change: FloatArray | None = None) -> CellChange:
+    def network_change(self, k: int, perturbation: int, dose: float | None) -> FloatArray:
+        """Mean change of training context ``k`` that the network decodes, N, ``(G,)``."""
+        weights = self.response.dose_weights(perturbation, dose)
+        return np.array(list(weights.values())) @ self.network_changes[list(weights), k]
+
+    def known(self, k: int, target: Target, network_change: FloatArray) -> CellChange:
         """Change of training context ``k``.
 
         Parameters
@@ -153,11 +158,8 @@ class Transfer:
         target
             The perturbation.
         network_change
-            The trained network's N, needed for combinations that training did not see.
+            The trained network's N.
         """
-        if target.number is not None:
-            weights = self.response.dose_weights(target.number, target.dose)
-            network_change = sum(w * self.network_changes[t, k] for t, w in weights.items())
         subject = Subject(self.contexts.control[k], self.contexts.cells[k], k)
         return self._cell_change(subject, target, network_change)
 
@@ -224,10 +226,14 @@ class Transfer:
             cells = np.flatnonzero(codes == code)
             if is_control[cells].any():
                 cells = cells[is_control[cells]]
-            of_network = partial(network_change, cells[:MAX_CELLS], target)
-            if code >= len(self.contexts.names):
-                return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), target, of_network())
-            return self.known(code, target, of_network() if target.number is None else None)
+            is_known = code < len(self.contexts.names)
+            if is_known and target.number is not None:
+                n = self.network_change(code, target.number, target.dose)
+                return self.known(code, target, n)
+            n = network_change(cells[:MAX_CELLS], target)
+            if is_known:
+                return self.known(code, target, n)
+            return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), target, n)
 
         changes = {code: change(code) for code in np.unique(codes[rows])}
 
