@@ -1,0 +1,430 @@
+"""Several perturbations, combinations, doses and batches: names, and the model from set-up to prediction."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+import torch
+from helpers import QUIET, SMALL_MODEL, small_cells, snapshot
+
+from spaperb import SpaPerbModel, datasets
+from spaperb.pairing import CONTROL, NEITHER
+from spaperb.perturbations import Perturbations
+
+
+def of(*values, **kwargs) -> Perturbations:
+    return Perturbations.of(values, "control", **{"separator": "+", **kwargs})
+
+
+class TestNames:
+    def test_each_value_is_a_perturbation(self):
+        p = of("A", "control", "B")
+        assert (p.names, p.parts) == (["A", "B"], [(0,), (1,)])
+        assert p.arms.tolist() == [1, CONTROL, 2]
+
+    def test_others_take_no_part(self):
+        p = of("A", "control", "B", stimulated=["B"])
+        assert (p.names, p.arms.tolist()) == (["B"], [NEITHER, CONTROL, 1])
+
+    def test_combinations_have_parts(self):
+        p = of("A", "A+B", "B", "control")
+        assert p.parts == [(0,), (0, 2), (2,)]
+        assert p.composition.tolist() == [[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 0, 0]]
+
+    def test_the_order_of_parts_has_no_meaning_and_the_control_is_no_part(self):
+        p = of("A+control", "B", "A+B", "B+A", "control")
+        assert p.names == ["A+control", "B", "A+B"]
+        assert p.arms.tolist() == [1, 2, 3, 3, CONTROL]
+        assert p.find("A").number == p.find("control+A").number == 0
+        assert p.find("B+A").number == 2
+
+    @pytest.mark.parametrize("name", ["IFN+", "+", "CD3+CD28"])
+    def test_a_separator_by_accident(self, name):
+        p = of("A", name, "control")
+        assert p.names == ["A", name]
+        assert p.parts == [(0,), (1,)]
+        assert p.find(name).parts == (1,)
+
+    def test_no_separator(self):
+        p = of("A", "B", "A+B", "control", separator=None)
+        assert p.parts == [(0,), (1,), (2,)]
+
+    def test_numbers_are_names(self):
+        p = Perturbations.of([0, 1, 2], 0, separator="+")
+        assert p.names == [1, 2]
+        assert p.find(2).number == 1
+
+    def test_unseen_combinations_of_seen_parts(self):
+        target = of("A", "B", "C", "control").find("C+A")
+        assert (target.number, target.parts) == (None, (0, 2))
+
+    @pytest.mark.parametrize(("name", "unknown"), [("D", "'D' is not"), ("A+D", "'D', of 'A")])
+    def test_unknown_names_list_the_known(self, name, unknown):
+        with pytest.raises(ValueError, match=rf"{unknown}.*It knows: A, B"):
+            of("A", "B", "control").find(name)
+
+
+def several(n_cells: int = 40, n_genes: int = 60) -> ad.AnnData:
+    """Three types; A and B change genes of their own, "A+B" both; B is rare."""
+    rng = np.random.default_rng(0)
+    base = small_cells(n_cells=3 * n_cells, n_genes=n_genes)
+    cells = base[base.obs["condition"] == "control"].copy()
+    turn = np.tile(np.repeat(["control", "A", "B", "A+B"], [n_cells, n_cells, 10, 20]), 5)
+    names = pd.Series("", index=cells.obs_names)
+    for cell_type in cells.obs["cell_type"].unique():
+        of_type = (cells.obs["cell_type"] == cell_type).to_numpy()
+        names[of_type] = turn[: of_type.sum()]
+    x = cells.X.toarray()
+    for part, genes in (("A", slice(0, 10)), ("B", slice(10, 20))):
+        has = names.str.contains(part).to_numpy()
+        x[has, genes] += 1 + 0.1 * rng.random((has.sum(), 10)).astype("f4")
+    cells.X = x
+    cells.obs["condition"] = pd.Categorical(names)
+    return cells
+
+
+@pytest.fixture(scope="module")
+def data():
+    return several()
+
+
+def fit(adata, setup=None, **kwargs) -> SpaPerbModel:
+    scvi.settings.seed = 0
+    SpaPerbModel.setup_anndata(adata, **(setup or {}))
+    model = SpaPerbModel(adata, **{"objective": "residual", **SMALL_MODEL, **kwargs})
+    model.train(max_epochs=3, batch_size=32, **QUIET)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return fit(data.copy())
+
+
+def control_of(adata, cell_type="type_0") -> ad.AnnData:
+    keep = (adata.obs["cell_type"] == cell_type) & (adata.obs["condition"] == "control")
+    return adata[keep].copy()
+
+
+def by_condition(adata):
+    for name in adata.obs["condition"].unique():
+        yield name, adata[adata.obs["condition"] == name]
+
+
+def change(model, cells, *args, **kwargs):
+    predicted = model.predict_stimulated(cells, *args, inplace=False, **kwargs)
+    return predicted.mean(0) - np.asarray(cells.X).mean(0)
+
+
+class TestPublishedCase:
+    """One perturbation is trained and predicted as if there could be no others."""
+
+    def test_however_it_is_set_up(self, adata):
+        others = adata.copy()
+        others.obs["condition"] = others.obs["condition"].cat.add_categories(["A", "A+B"])
+        setups = [
+            (adata.copy(), {}),
+            (adata.copy(), {"stimulated": "stimulated", "combination_separator": None}),
+            (others, {"stimulated": ["stimulated"]}),
+        ]
+        for objective in ("published", "residual"):
+            models = [fit(cells, setup, objective=objective) for cells, setup in setups]
+            states = [model.module.state_dict() for model in models]
+            assert not [key for key in states[0] if "perturbation" in key or "composition" in key]
+            for state in states[1:]:
+                assert state.keys() == states[0].keys()
+                for key in state:
+                    assert torch.equal(state[key], states[0][key])
+
+    def test_it_needs_no_name(self, trained, query):
+        expected = trained.predict_stimulated(query, inplace=False)
+        named = trained.predict_stimulated(query, "stimulated", inplace=False)
+        np.testing.assert_array_equal(named, expected)
+        assert trained.perturbations == ["stimulated"]
+
+    def test_its_layer_keeps_its_name(self, trained, query):
+        trained.predict_stimulated(query, "stimulated")
+        assert list(query.layers) == ["spaperb_stimulated"]
+
+
+class TestPrediction:
+    def test_each_perturbation_changes_its_genes(self, data, model):
+        cells = control_of(data)
+        a, b, both = (change(model, cells, name) for name in ("A", "B", "A+B"))
+        assert a[:10].mean() > 0.5 > abs(a[10:20].mean())
+        assert b[10:20].mean() > 0.5 > abs(b[:10].mean())
+        assert min(both[:10].mean(), both[10:20].mean()) > 0.5
+
+    def test_an_unseen_combination_adds_up(self, data):
+        seen = data[data.obs["condition"] != "A+B"].copy()
+        model = fit(seen)
+        assert model.perturbations == ["A", "B"]
+        both = change(model, control_of(data), "B+A")
+        assert min(both[:10].mean(), both[10:20].mean()) > 0.4
+        # less noise than in the sum of the measured shifts, of 10 cells of B say
+        of_type = seen[seen.obs["cell_type"] == "type_0"]
+        means = {name: cells.X.mean(0) for name, cells in by_condition(of_type)}
+        added = means["A"] + means["B"] - 2 * means["control"]
+        assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
+
+    def test_a_type_that_never_saw_the_perturbation(self, data):
+        hidden = (data.obs["cell_type"] == "type_0") & (data.obs["condition"] == "B")
+        model = fit(data[~hidden].copy())
+        b = change(model, control_of(data), "B")
+        assert b[10:20].mean() > 0.4 > abs(b[:10].mean())
+
+    def test_a_new_type_without_columns(self, data, model):
+        cells = control_of(data)
+        bare = ad.AnnData(cells.X, var=cells.var)
+        b = change(model, bare, "B")
+        assert b[10:20].mean() > 0.5 > abs(b[:10].mean())
+
+    def test_layers_are_named_after_perturbations(self, data, model):
+        cells = control_of(data)
+        model.predict_stimulated(cells, "A")
+        model.predict_stimulated(cells, "A+B", key_added="mine")
+        assert list(cells.layers) == ["spaperb_A", "mine"]
+        assert cells.uns["spaperb"]["spaperb_A"]["perturbation"] == "A"
+        assert cells.uns["spaperb"]["mine"]["perturbation"] == "A+B"
+
+    def test_slashes_do_not_reach_the_file(self, data, tmp_path):
+        cells = data.copy()
+        cells.obs["condition"] = cells.obs["condition"].cat.rename_categories({"A": "IL1A/B"})
+        with pytest.warns(UserWarning, match="taken for one perturbation"):
+            model = fit(cells)
+        query = control_of(cells)
+        model.predict_stimulated(query, "IL1A/B")
+        query.write_h5ad(tmp_path / "cells.h5ad")
+        assert "spaperb_IL1A_B" in ad.read_h5ad(tmp_path / "cells.h5ad").layers
+
+    def test_saved_and_loaded(self, data, model, tmp_path):
+        model.save(tmp_path / "model")
+        loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+        cells = control_of(data)
+        for name in ("A", "A+B"):
+            np.testing.assert_array_equal(
+                loaded.predict_stimulated(cells, name, inplace=False),
+                model.predict_stimulated(cells, name, inplace=False),
+            )
+
+    def test_the_network_alone_tells_perturbations_apart(self, data):
+        scvi.settings.seed = 0
+        adata = data.copy()
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, objective="residual", response=False, n_latent=8, n_hidden=32)
+        model.train(max_epochs=400, batch_size=64, early_stopping=False, **QUIET)
+        cells = control_of(data)
+        a, b = (change(model, cells, name) for name in ("A", "B"))
+        assert a[:10].mean() > a[10:20].mean() + 0.2
+        assert b[10:20].mean() > b[:10].mean() + 0.2
+
+    def test_latent_effects(self, model):
+        table = model.get_delta_representation()
+        assert table.index.tolist() == ["A", "A+B", "B"]
+        assert table.shape == (3, SMALL_MODEL["n_latent"])
+        pd.testing.assert_frame_equal(table, model.get_delta_representation())
+        # linear in the parts, whatever V_delta is
+        one = model.get_delta_representation(n_samples=1)
+        np.testing.assert_allclose(
+            one.loc["A"] - one.loc["B"], table.loc["A"] - table.loc["B"], atol=1e-5
+        )
+
+    def test_which_one(self, data, model):
+        with pytest.raises(ValueError, match=r"knows 3 perturbations: A, A\+B, B"):
+            model.predict_stimulated(control_of(data))
+        with pytest.raises(ValueError, match="'C' is not a perturbation"):
+            model.predict_stimulated(control_of(data), "C")
+        with pytest.raises(ValueError, match="without doses and takes no `dose`"):
+            model.predict_stimulated(control_of(data), "A", dose=1.0)
+
+
+class TestSetup:
+    def test_a_combination_without_its_parts_is_named_once(self, data):
+        cells = data[data.obs["condition"] != "B"].copy()
+        with pytest.warns(UserWarning, match=r"taken for one perturbation.*: A\+B") as record:
+            SpaPerbModel.setup_anndata(cells)
+        assert len([w for w in record if "one perturbation" in str(w.message)]) == 1
+        model = SpaPerbModel(cells, **SMALL_MODEL)
+        model.train(max_epochs=1, batch_size=32, **QUIET)
+        with pytest.raises(ValueError, match=r"'B', of 'B\+A', is not"):
+            model.predict_stimulated(control_of(data), "B+A")
+
+    def test_perturbations_without_a_pair_are_named_once_and_left_out(self, data):
+        cells = data.copy()
+        lonely = cells[(cells.obs["condition"] == "B") & (cells.obs["cell_type"] == "type_0")]
+        lonely = lonely.copy()
+        lonely.obs["cell_type"] = "type_9"
+        lonely.obs["condition"] = "C"
+        cells = ad.concat([cells, lonely], index_unique="-")
+        with pytest.warns(UserWarning, match="left out: C") as record:
+            SpaPerbModel.setup_anndata(cells)
+        assert len([w for w in record if "left out" in str(w.message)]) == 1
+        model = SpaPerbModel(cells, **SMALL_MODEL)
+        model.train(max_epochs=1, batch_size=32, **QUIET)
+        assert model.perturbations == ["A", "A+B", "B"]
+        with pytest.raises(ValueError, match="'C' is not a perturbation"):
+            model.predict_stimulated(control_of(data), "C")
+
+    def test_a_list_of_perturbations(self, data):
+        cells = data.copy()
+        with pytest.raises(ValueError, match="No cell has 'D'"):
+            SpaPerbModel.setup_anndata(cells, stimulated=["A", "D"])
+        with pytest.raises(ValueError, match="`control` and `stimulated` are both"):
+            SpaPerbModel.setup_anndata(cells, stimulated=["A", "control"])
+        SpaPerbModel.setup_anndata(cells, stimulated=np.array(["A", "B"]))
+        assert SpaPerbModel(cells, **SMALL_MODEL).perturbations == ["A", "B"]
+
+    def test_a_thousand_perturbations(self):
+        cells = small_cells(n_cell_types=2, n_cells=2000, n_genes=20)
+        names = cells.obs["condition"].astype(object).to_numpy()
+        stimulated = np.flatnonzero(names == "stimulated")
+        names[stimulated] = [f"p{i % 1000}" for i in range(len(stimulated))]
+        cells.obs["condition"] = pd.Categorical(names)
+        before = snapshot(cells)["X"]
+        SpaPerbModel.setup_anndata(cells)
+        model = SpaPerbModel(cells, objective="residual", **SMALL_MODEL)
+        model.train(max_epochs=1, **QUIET)
+        assert len(model.perturbations) == 1000
+        assert model.get_delta_representation(n_samples=2).shape == (1000, 4)
+        predicted = model.predict_stimulated(cells[:20], "p3+p7", inplace=False)
+        assert np.isfinite(predicted).all()
+        assert snapshot(cells)["X"] == before
+
+
+CURVE = {"doses": [0.1, 1.0, 10.0], "half_dose": 1.0, "n_cells": 90, "n_genes": 200}
+
+
+class TestDoses:
+    @pytest.fixture(scope="class")
+    def series(self):
+        return datasets.simulated(n_cell_types=4, **CURVE)
+
+    @pytest.fixture(scope="class")
+    def model(self, series):
+        hidden = (series.obs["cell_type"] == "type_0") & (series.obs["condition"] != "control")
+        with pytest.warns(UserWarning, match="reconstruction of control cells: type_0"):
+            return fit(series[~hidden].copy(), {"dose_key": "dose"})
+
+    def query(self, series):
+        cells = control_of(series)
+        cells.layers.clear()
+        cells.X = cells.X.toarray()
+        return cells
+
+    def test_the_known_curve_is_recovered(self, series, model):
+        cells = self.query(series)
+        full = datasets.simulated(n_cell_types=4, **CURVE | {"doses": [1000.0]})
+        full = control_of(full)
+        direction = full.layers["true_stimulated"].mean(0) - full.layers["true_control"].mean(0)
+        asked = [0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+        with pytest.warns(UserWarning, match="doses from 0.1 to 10; .* 0.03 is a guess"):
+            effects = [change(model, cells, dose=dose) @ direction for dose in asked]
+        assert (np.diff(effects) > 0).all()
+        # half of the effect of 10 (10 / 11 of all) is where it should be, between 0.3 and 3
+        half = np.interp(effects[-1] / 2, effects, np.log(asked))
+        assert abs(half - np.log(10 / 12)) < 1.0
+
+    def test_no_dose_changes_nothing_and_a_huge_one_as_the_highest(self, series, model):
+        cells = self.query(series)
+        with pytest.warns(UserWarning, match="guess"):
+            nothing = change(model, cells, dose=0.0)
+        np.testing.assert_allclose(nothing, 0, atol=1e-5)
+        with pytest.warns(UserWarning, match="guess"):
+            most = change(model, cells, dose=1e6)
+        np.testing.assert_allclose(most, change(model, cells, dose=10.0), atol=1e-6)
+
+    def test_layers_and_records(self, series, model):
+        cells = self.query(series)
+        model.predict_stimulated(cells, dose=0.5)
+        assert list(cells.layers) == ["spaperb_stimulated_0.5"]
+        assert cells.uns["spaperb"]["spaperb_stimulated_0.5"]["dose"] == 0.5
+
+    def test_latent_effects_are_of_the_highest_dose_or_of_one(self, model):
+        highest = model.get_delta_representation()
+        pd.testing.assert_frame_equal(highest, model.get_delta_representation(dose=10.0))
+        assert not highest.equals(model.get_delta_representation(dose=1.0))
+
+    def test_the_dose_must_be_given_and_make_sense(self, series, model):
+        with pytest.raises(ValueError, match=r"pass `dose=`.*doses from 0\.1 to 10"):
+            model.predict_stimulated(self.query(series))
+        for dose in (-1, np.nan, np.inf, "high"):
+            with pytest.raises(ValueError, match="`dose` must be a number of at least 0"):
+                model.predict_stimulated(self.query(series), dose=dose)
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda d: d.where(d != 1.0), "120 of 360 have none"),
+            (lambda d: d.where(d != 1.0, -1.0), "and 120 a negative"),
+            (lambda d: d.astype(str), "must hold numbers"),
+        ],
+    )
+    def test_bad_doses_in_training(self, series, spoil, message):
+        cells = series.copy()
+        cells.obs["dose"] = spoil(cells.obs["dose"])
+        before = snapshot(cells)
+        with pytest.raises(ValueError, match=message):
+            SpaPerbModel.setup_anndata(cells, dose_key="dose")
+        assert snapshot(cells) == before
+        with pytest.raises(ValueError, match="no column 'doses'"):
+            SpaPerbModel.setup_anndata(cells, dose_key="doses")
+
+    def test_control_cells_need_no_dose(self, series):
+        cells = series.copy()
+        cells.obs.loc[cells.obs["condition"] == "control", "dose"] = np.nan
+        model = fit(cells, {"dose_key": "dose"})
+        assert np.isfinite(model.history["train_loss"].to_numpy(dtype=float)).all()
+
+    def test_doses_without_end_are_grouped(self, series):
+        cells = series.copy()
+        rng = np.random.default_rng(0)
+        cells.obs["dose"] *= rng.uniform(0.9, 1.1, cells.n_obs)
+        model = fit(cells, {"dose_key": "dose"})
+        assert len(model._transfer.contexts.treatments) == 10
+
+
+class TestBatches:
+    @pytest.fixture(scope="class")
+    def confounded(self):
+        """Two batches, the second with mostly stimulated cells and five genes of its own."""
+        cells = datasets.simulated(n_cell_types=3, n_cells=80, n_genes=100, response_scale=0.0)
+        rng = np.random.default_rng(0)
+        in_second = rng.random(cells.n_obs) < np.where(
+            cells.obs["condition"] == "control", 0.2, 0.8
+        )
+        cells.X = cells.X.toarray()
+        cells.X[in_second, :5] += 2
+        cells.obs["lane"] = pd.Categorical(np.where(in_second, "second", "first"))
+        return cells
+
+    def test_changes_are_measured_within_batches(self, confounded):
+        cells = control_of(confounded)
+        apart = fit(confounded.copy(), {"batch_key": "lane"})
+        mixed = fit(confounded.copy())
+        assert change(mixed, cells, detection=False)[:5].mean() > 0.8
+        assert abs(change(apart, cells, detection=False)[:5].mean()) < 0.2
+
+    def test_networks_know_the_batch(self, confounded):
+        model = fit(confounded.copy(), {"batch_key": "lane"}, response=False)
+        assert model.module.n_batch == 2
+        cells = control_of(confounded)
+        one, other = cells.copy(), cells.copy()
+        one.obs["lane"], other.obs["lane"] = "first", "second"
+        assert not np.allclose(change(model, one), change(model, other))
+        assert model.get_latent_representation().shape[0] == confounded.n_obs
+
+    def test_an_unknown_batch_is_the_average_one(self, confounded):
+        model = fit(confounded.copy(), {"batch_key": "lane"}, response=False)
+        cells = control_of(confounded)
+        unknown, none, known = cells.copy(), cells.copy(), cells
+        unknown.obs["lane"] = "third"
+        del none.obs["lane"]
+        np.testing.assert_array_equal(change(model, unknown), change(model, none))
+        assert not np.allclose(change(model, unknown), change(model, known))
+
+    def test_one_batch_is_no_covariate(self, adata):
+        adata.obs["lane"] = "only"
+        state = fit(adata, {"batch_key": "lane"}).module.state_dict()
+        plain = fit(small_cells()).module.state_dict()
+        assert all(torch.equal(state[key], plain[key]) for key in plain)
