@@ -16,7 +16,8 @@ phi_a(s) what anchor a says of s without s, and f(s) all of its features (see :f
 rho is the share of the shifts' squares that sampling noise does not explain, so that noise is pulled to "no
 change", and below a tenth is it. The forest's leaves grow with the noise of t, and where less than three tenths of
 t is more than noise there is none. A context whose shift was measured keeps it as far as it
-was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior.
+was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior and for tau^2
+the larger of the prior's error beyond noise over all shifts, in proportion to scale^2, and the gene's own, (Delta - prior)^2 - v.
 
 With several perturbations every shift of every perturbation is a sample s, and the mean shift of the other perturbations
 in a context is one more anchor of the shifts there. The shift of a combination that was never measured is
@@ -297,7 +298,8 @@ class Regression:
         The change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
         """
         prior = description.anchors @ self.anchor_weights
-        tau2 = description.scale**2 * self.tau2
+        # What no other shift hints at may still be there, and large: each gene's own error counts too.
+        tau2 = np.maximum(description.scale**2 * self.tau2, (shift - prior) ** 2 - variance)
         trust = tau2 / np.maximum(tau2 + variance, 1e-12)
         return prior + trust * (shift - prior), trust
 
