@@ -70,12 +70,16 @@ def errors(cells: ad.AnnData, condition_key: str, labels_key: str, measured: lis
                 scale2, error = description.scale**2, shift - prior
                 own = max((error**2 - v).sum(), 0) / scale2.sum()
                 each = np.maximum(error**2 - v, 0)
+                rho = max(0.0, 1 - v.sum() / (error**2).sum())
                 ways = {
                     "of all shifts, times scale²": scale2 * regression.tau2,
                     "of this shift, times scale²": scale2 * own,
                     "of each gene": each,
-                    "largest of all shifts' and of each gene (default)": np.maximum(
+                    "largest of all shifts' and of each gene": np.maximum(
                         scale2 * regression.tau2, each
+                    ),
+                    "largest of all shifts' and rho of each gene (default)": np.maximum(
+                        scale2 * regression.tau2, rho * each
                     ),
                     "largest of this shift's and of each gene": np.maximum(scale2 * own, each),
                 }

@@ -17,7 +17,8 @@ rho is the share of the shifts' squares that sampling noise does not explain, so
 change", and below a tenth is it. The forest's leaves grow with the noise of t, and where less than three tenths of
 t is more than noise there is none. A context whose shift was measured keeps it as far as it
 was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior and for tau^2
-the larger of the prior's error beyond noise over all shifts, in proportion to scale^2, and the gene's own, (Delta - prior)^2 - v.
+the larger of two estimates of the prior's squared error beyond noise: that of all shifts, in proportion to scale^2, and the
+gene's own, rho ((Delta - prior)^2 - v), with the rho of this shift's Delta - prior.
 
 With several perturbations every shift of every perturbation is a sample s, and the mean shift of the other perturbations
 in a context is one more anchor of the shifts there. The shift of a combination that was never measured is
@@ -298,10 +299,12 @@ class Regression:
         The change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
         """
         prior = description.anchors @ self.anchor_weights
-        # What no other shift hints at may still be there, and large: each gene's own error counts too.
-        tau2 = np.maximum(description.scale**2 * self.tau2, (shift - prior) ** 2 - variance)
+        error = shift - prior
+        rho = reliability(error[None], variance[None], np.ones(1))
+        # What no other shift hints at may still be there, and large: the gene's own error counts too.
+        tau2 = np.maximum(description.scale**2 * self.tau2, rho * (error**2 - variance))
         trust = tau2 / np.maximum(tau2 + variance, 1e-12)
-        return prior + trust * (shift - prior), trust
+        return prior + trust * error, trust
 
     def inputs(self, description: Description) -> FloatArray:
         """Features over the gene's scale, so that one regression serves weak and strong genes."""
