@@ -10,6 +10,7 @@ NAMES = [
     "scvi.data.AnnDataManager",
     "scvi.data.fields.CategoricalObsField",
     "scvi.data.fields.LayerField",
+    "scvi.data.fields.NumericalObsField",
     "scvi.dataloaders.DataSplitter",
     "scvi.model.base.BaseModelClass",
     "scvi.model.base.UnsupervisedTrainingMixin",
