@@ -87,7 +87,7 @@ class TestContextOfACell:
     def test_without_a_column_the_neighbours_say(self, model, split):
         control = split[1].copy()
         bare = ad.AnnData(control.X, var=control.var)
-        codes = model._transfer._codes(query_of(model, bare), None)
+        codes = model._transfer.codes(query_of(model, bare), None)
         names = np.array(model._transfer.contexts.names)[codes]
         assert (names == "type_0").mean() > 0.5
         assert predict(model, bare).shape == bare.shape
@@ -96,7 +96,7 @@ class TestContextOfACell:
         control = split[1].copy()
         labels = control.obs["cell_type"].astype(object).to_numpy()
         labels[:5] = None
-        codes = model._transfer._codes(query_of(model, control), labels)
+        codes = model._transfer.codes(query_of(model, control), labels)
         assert (codes[5:] == model._transfer.contexts.names.index("type_0")).all()
         assert (codes[:5] < 3).all()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -186,6 +186,22 @@ class Contexts:
             components=pca.components_,
             cells=[pca.transform(x[r]) for r in rows],
         )
+
+    def without(self, context: int, perturbation: int) -> Contexts:
+        """Forget what was measured of a perturbation in a context."""
+
+        def rest(treatment: Treatment) -> Treatment:
+            kept = np.flatnonzero(treatment.paired != context)
+            return treatment._replace(
+                stimulated=[treatment.stimulated[i] for i in kept],
+                **{
+                    name: getattr(treatment, name)[kept]
+                    for name in ("paired", "shifts", "variances", "n")
+                },
+            )
+
+        treatments = [rest(t) if t.perturbation == perturbation else t for t in self.treatments]
+        return replace(self, treatments=[t for t in treatments if len(t.paired)])
 
     def project(self, cells: Expression) -> FloatArray:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""

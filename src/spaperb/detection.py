@@ -25,6 +25,8 @@ from scipy.special import ndtri
 from spaperb._types import FloatArray, IntArray
 from spaperb.contexts import Profile
 
+LEVEL_CHANGE = 0.1
+"""Smaller changes of level, in log-normalised units, do not make a cell a responding one."""
 BACKGROUND = 0.02
 """Weight of all contexts together when levels are averaged, for genes that the near ones never express."""
 
@@ -100,6 +102,17 @@ class Detection:
             added=np.where(rises, l1 - l0, 0.0),
             factor=np.where((q0 > 0) & ~rises, _ratio(l1, l0, 1.0), 1.0),
         )
+
+    def responding(self, control: Profile) -> FloatArray:
+        """Fraction of cells whose expression of each gene changes, ``(G,)``.
+
+        Cells that begin to express it, cells that cease to, and, if their level changes by more than 0.1 in
+        log-normalised units, all that go on.
+        """
+        q0 = control.detection
+        l0 = _ratio(control.mean, q0, 0.0)
+        is_shifted = np.abs(self.factor * l0 + self.added - l0) > LEVEL_CHANGE
+        return (1 - q0) * self.turns_on + q0 * np.where(is_shifted, 1.0, 1 - self.stays_on)
 
     def apply(self, x: npt.NDArray, uniform: npt.NDArray, other: npt.NDArray) -> npt.NDArray:
         """Turn control cells into stimulated ones.

@@ -24,6 +24,7 @@ from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
+from spaperb.calibration import Calibration
 from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
 from spaperb.nn import LEAST_DOSE
@@ -39,6 +40,7 @@ from spaperb.prediction import (
     predict_rows,
     select_rows,
 )
+from spaperb.tables import response_table
 from spaperb.train import SpaPerbTrainingPlan
 from spaperb.transfer import NetworkChange, Transfer
 from spaperb.validation import (
@@ -155,6 +157,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         )
         # What training learned of the contexts; `load` puts the saved values here.
         self.transfer_: dict[str, Any] = {}
+        self.calibration_: dict[str, Any] = {}
         self._transfer: Transfer | None = None
         # Without data there is nothing to look at, and `load` puts the saved values here.
         self.expression_kind_: tuple[bool, ...] = ()
@@ -329,6 +332,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         )
         if self.response:
             self._transfer = self._learn_contexts()
+            self.calibration_ = {}
 
     def _learn_contexts(self) -> Transfer:
         """Measure the contexts of the training data, and the change that the network decodes."""
@@ -479,25 +483,13 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         If ``adata`` is a view, AnnData turns the object that you hold into a copy with these
         fields; the object that it was a view of stays as it is.
         """
-        self._check_if_trained(warn=False)
-        if adata is None and (adata := self.adata) is None:
-            raise ValueError(
-                "This model was loaded without data: pass the cells, `predict_stimulated(adata)`."
-            )
+        adata, query, target = self._query(adata, perturbation, dose)
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1; it is {n_samples}.")
-        target = self._target(perturbation, dose)
         if key_added is None:
             key_added = self._layer_name(target)
-        trained_on = ExpressionKind(*self.expression_kind_)
-        var_names = np.asarray(self.get_var_names())
-        setup = self.registry["setup_args"]
-        batches = None
-        if self.module.n_batch > 1:
-            known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
-            batches = batch_shares(adata, setup["batch_key"], known)
-        query = make_query(adata, var_names, setup["layer"], trained_on, batches)
         rows = select_rows(indices, adata.n_obs)
+        is_nonnegative = ExpressionKind(*self.expression_kind_).nonnegative
 
         predicted = np.full(adata.shape, np.nan, dtype=np.float32)
         z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype=np.float32)
@@ -514,7 +506,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             n_samples=n_samples,
             give_mean=give_mean,
             seed=seed,
-            minimum=0.0 if trained_on.nonnegative else None,
+            minimum=0.0 if is_nonnegative else None,
             write=write,
             target=target,
             respond=self._responder(adata, query, rows, target, seed, detection)
@@ -628,6 +620,134 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         # HDF5 takes a slash for a folder.
         return f"spaperb_{name}{dose}".replace("/", "_")
 
+    def calibrate(self) -> None:
+        """Learn how far predicted changes may be off, for the intervals of :meth:`predict_response`.
+
+        Leaves measured changes of the training data out, one at a time and twenty at most, and predicts them
+        from the rest (:mod:`spaperb.calibration`): a few seconds each. :meth:`predict_response` calls it when it is needed;
+        call it before :meth:`save` to save its result with the model.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If the model was made with ``response=False``, or fewer than three changes can be left out.
+        """
+        self._check_if_trained(warn=False)
+        if not self.response:
+            raise ValueError(
+                "Intervals belong to the response learned across genes, which this model was made without "
+                '(`response=False`). Use `objective="residual"` or `response=True`.'
+            )
+        transfer = self._learned()
+        self.calibration_ = vars(Calibration.of(transfer.contexts, transfer.parts))
+
+    def predict_response(
+        self,
+        adata: AnnData | None = None,
+        perturbation: Any | None = None,
+        dose: float | None = None,
+        *,
+        groupby: str | None = None,
+        level: float = 0.9,
+    ) -> pd.DataFrame:
+        """Tell which genes change in which cells, by how much, and how sure that is.
+
+        Parameters
+        ----------
+        adata
+            Cells as for :meth:`predict_stimulated`; ``None`` for the AnnData of the model. Where the condition
+            column is there and a group has control cells, only these are taken.
+        perturbation, dose
+            As for :meth:`predict_stimulated`.
+        groupby
+            Column of ``adata.obs`` with the groups; ``None`` for the cell type's.
+        level
+            Share of genes whose mean change an interval should contain, in (0, 1).
+
+        Returns
+        -------
+        One row a group and gene, the surest changes of a group first:
+
+        - ``group``, ``gene``
+        - ``mean_control``, ``mean_change``: log-normalised units
+        - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
+          control cells would find
+        - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
+        - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
+          ``gseapy.prerank`` or ``decoupler``
+        - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
+          more than 0.1, express it
+        - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
+          measured, over the largest such distance of a training context; 0 where it was measured in the
+          group itself, above 1 beyond what training saw
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If ``groupby`` is no column or has no value for some cell, ``level`` is not in (0, 1), the model
+            was made with ``response=False``, or :meth:`calibrate` or :meth:`predict_stimulated` would refuse.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"`level` must be between 0 and 1; it is {level!r}.")
+        if not self.calibration_:
+            self.calibrate()
+        adata, query, target = self._query(adata, perturbation, dose)
+        labels, is_control = self._known_of_cells(adata)
+        groupby = groupby or self.registry["setup_args"]["labels_key"]
+        check_column(adata, "groupby", groupby)
+        of_group = adata.obs.reset_index().groupby(groupby, observed=True, sort=True).indices
+        groups = {
+            name: rows[is_control[rows]] if is_control[rows].any() else rows
+            for name, rows in of_group.items()
+        }
+        transfer = self._learned()
+        codes = transfer.codes(query, labels)
+        wanted = np.unique(codes[np.concatenate(list(groups.values()))])
+        network_change = self._network_change(query)
+        changes = transfer.changes(query, codes, wanted, is_control, target, network_change)
+        calibration = Calibration(**self.calibration_)
+        return response_table(groups, codes, changes, calibration, self.get_var_names(), level)
+
+    def _learned(self) -> Transfer:
+        """What training learned of the contexts, from the saved state if the model was loaded."""
+        self._transfer = self._transfer or (
+            Transfer.from_state(self.transfer_) if self.transfer_ else self._learn_contexts()
+        )
+        return self._transfer
+
+    def _known_of_cells(self, adata: AnnData) -> tuple[np.ndarray | None, np.ndarray]:
+        """Cell types of cells, if there are any, and which cells are not known to be stimulated."""
+        setup = self.registry["setup_args"]
+        labels, conditions = (
+            adata.obs[setup[key]].to_numpy() if setup[key] in adata.obs else None
+            for key in ("labels_key", "condition_key")
+        )
+        is_control = np.full(adata.n_obs, conditions is None) | (conditions == setup["control"])
+        return labels, is_control
+
+    def _query(
+        self, adata: AnnData | None, perturbation: Any | None, dose: float | None
+    ) -> tuple[AnnData, Query, Target]:
+        """Check the cells to predict and what is asked of them."""
+        self._check_if_trained(warn=False)
+        if adata is None and (adata := self.adata) is None:
+            raise ValueError(
+                "This model was loaded without data: pass the cells, `predict_stimulated(adata)`."
+            )
+        target = self._target(perturbation, dose)
+        setup = self.registry["setup_args"]
+        batches = None
+        if self.module.n_batch > 1:
+            known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
+            batches = batch_shares(adata, setup["batch_key"], known)
+        trained_on = ExpressionKind(*self.expression_kind_)
+        var_names = np.asarray(self.get_var_names())
+        return adata, make_query(adata, var_names, setup["layer"], trained_on, batches), target
+
     def _responder(
         self,
         adata: AnnData,
@@ -638,19 +758,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         detection: bool,
     ) -> Respond:
         """Find each cell's context and its change, for ``predict_rows``."""
-        transfer = self._transfer or (
-            Transfer.from_state(self.transfer_) if self.transfer_ else self._learn_contexts()
-        )
-        self._transfer = transfer
-        setup = self.registry["setup_args"]
-        labels, conditions = (
-            adata.obs[setup[key]].to_numpy() if setup[key] in adata.obs else None
-            for key in ("labels_key", "condition_key")
-        )
-        return transfer.responder(
+        labels, is_control = self._known_of_cells(adata)
+        return self._learned().responder(
             query,
             labels,
-            np.full(adata.n_obs, conditions is None) | (conditions == setup["control"]),
+            is_control,
             rows,
             target,
             self._network_change(query),

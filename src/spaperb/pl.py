@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -130,6 +131,75 @@ def mean_change(
     )
     ax.set(xlabel="real mean change", ylabel="predicted mean change", title=title or "")
     _label(ax, x, y, var_names, degs[:n_labels])
+    return _finish(ax, save)
+
+
+def response(
+    table: pd.DataFrame,
+    group: Any | None = None,
+    *,
+    n_labels: int = 15,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Plot each gene's predicted mean change against how sure it is, like a volcano plot.
+
+    Sure is the absolute score: the change over half the width of its interval. Above 1, the dashed line, the interval leaves out 0
+    and the gene is coloured. The surest genes are labelled and show their interval.
+
+    Parameters
+    ----------
+    table
+        Output of :meth:`spaperb.SpaPerbModel.predict_response`.
+    group
+        Group to show; may be left out if the table has only one.
+    n_labels
+        Number of genes to label.
+    title
+        Title; by default the group and its distance from training.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+
+    Raises
+    ------
+    ValueError
+        If the table has no such group, or several and none is named.
+    """
+    groups = table["group"].unique()
+    if group is None and len(groups) == 1:
+        group = groups[0]
+    if group not in groups:
+        raise ValueError(
+            f"Pass one of the table's groups as `group=`: {', '.join(map(str, groups))}."
+        )
+    of_group = table[table["group"] == group].reset_index(drop=True)
+    ax = ax if ax is not None else Figure(figsize=(6, 5), layout="constrained").subplots()
+    x, y = of_group["mean_change"].to_numpy(), of_group["score"].abs().to_numpy()
+    for chosen, color, name in (
+        (y <= 1, PALETTE[0], "interval holds 0"),
+        ((y > 1) & (x < 0), PALETTE[1], "falls"),
+        ((y > 1) & (x > 0), PALETTE[2], "rises"),
+    ):
+        label = f"{name} ({chosen.sum()})"
+        ax.scatter(x[chosen], y[chosen], s=8, color=color, label=label, rasterized=True)
+    surest = np.argsort(-y, kind="stable")[:n_labels]
+    half = (of_group["upper"] - of_group["lower"]).to_numpy()[surest] / 2
+    ax.errorbar(
+        x[surest], y[surest], xerr=half, fmt="none", ecolor="black", elinewidth=0.6, alpha=0.5
+    )
+    ax.axhline(1, color="black", linewidth=0.8, linestyle="--")
+    ax.axvline(0, color="black", linewidth=0.4)
+    distance = of_group["distance"].iloc[0]
+    ax.set(
+        xlabel="predicted mean change, with interval",
+        ylabel="|change| / half-width of the interval",
+        title=title or f"{group}, distance {distance:.2f}",
+    )
+    ax.legend(frameon=False)
+    _label(ax, x, y, of_group["gene"].tolist(), surest)
     return _finish(ax, save)
 
 

@@ -86,19 +86,6 @@ class Subject(NamedTuple):
     number: int | None = None
 
 
-class Change(NamedTuple):
-    """Predicted change of a context.
-
-    ``mean``, ``(G,)``; for each gene how far it was ``measured``, in [0, 1]; stimulated populations that it
-    resembles, ``references``, and their ``weights``.
-    """
-
-    mean: FloatArray
-    measured: FloatArray
-    references: list[Profile]
-    weights: FloatArray
-
-
 class Description(NamedTuple):
     """What is known of one context's change without it."""
 
@@ -112,6 +99,29 @@ class Description(NamedTuple):
     """Stimulated populations that it was made of."""
     weights: FloatArray
     """Weight of each of them."""
+
+
+class Change(NamedTuple):
+    """Predicted change of a context.
+
+    ``mean``, ``(G,)``; for each gene how far it was ``measured``, in [0, 1], and the sampling ``variance`` of that
+    measurement, infinite where there was none; the ``scale`` of each gene's change; stimulated populations
+    that it resembles, ``references``, and their ``weights``.
+    """
+
+    mean: FloatArray
+    measured: FloatArray
+    variance: FloatArray
+    scale: FloatArray
+    references: list[Profile]
+    weights: FloatArray
+
+    @classmethod
+    def predicted(cls, mean: FloatArray, description: Description) -> Change:
+        """Change of which nothing was measured."""
+        nothing, unknown = np.zeros_like(mean), np.full_like(mean, np.inf)
+        scale, references, weights = description[2:]
+        return cls(mean, nothing, unknown, scale, references, weights)
 
 
 def describe(
@@ -335,6 +345,38 @@ class Response:
         self.of_context = {k: [s for s in self.samples if s.context == k] for k in self._paired}
         self._regressions: dict[tuple[bool, bool], Regression] = {}
 
+    def distance(self, subject: Subject, perturbation: int) -> float:
+        """Distance of a context's control cells from those of contexts that the perturbation was measured in.
+
+        The distance of two contexts is that of their mean control expression over all genes, less what sampling noise adds to it;
+        the mean over contexts is weighted by nearness of cells.
+        """
+        among = np.unique(
+            np.concatenate(
+                [t.paired for t in self.contexts.treatments if t.perturbation == perturbation]
+            )
+        )
+        among = among[among != subject.number]
+        if not len(among):
+            return math.inf
+        near = self.contexts.neighbours(subject.cells, among)
+        profiles = [self.contexts.control[k] for k in among]
+        return float(near @ [_distance(subject.profile, profile) for profile in profiles])
+
+    @cached_property
+    def usual_distance(self) -> float:
+        """Largest distance of a training context from the others that a perturbation was measured in."""
+        distances = [
+            self.distance(
+                Subject(
+                    self.contexts.control[s.context], self.contexts.cells[s.context], s.context
+                ),
+                self._perturbation(s),
+            )
+            for s in self.samples[:MAX_SHIFTS]
+        ]
+        return max((d for d in distances if d < math.inf), default=0.0)
+
     @cached_property
     def is_reliable(self) -> bool:
         """Whether the measured shifts are more than noise."""
@@ -348,7 +390,7 @@ class Response:
         common = self._common(subject, target.dose)
         description = describe_combination(common, parts, subject.profile)
         mean = self.by_parts.predict(description)
-        return Change(mean, np.zeros_like(mean), description.references, description.weights)
+        return Change.predicted(mean, description)
 
     def at_dose(self, subject: Subject, perturbation: int, dose: float | None) -> Change:
         """Predict the change after a perturbation of the training data, at any dose."""
@@ -358,6 +400,8 @@ class Response:
         return Change(
             w @ np.array([c.mean for c in changes]),
             w @ np.array([c.measured for c in changes]),
+            w @ np.array([c.variance for c in changes]),
+            w @ np.array([c.scale for c in changes]),
             [reference for c in changes for reference in c.references],
             np.concatenate([x * c.weights for x, c in zip(w / w.sum(), changes, strict=True)]),
         )
@@ -392,19 +436,22 @@ class Response:
             self._shifts(elsewhere).mean(0) if elsewhere else None,
         )
         mean = self.regression(contexts=True, perturbations=bool(elsewhere)).predict(description)
-        return Change(mean, np.zeros_like(mean), description.references, description.weights)
+        return Change.predicted(mean, description)
 
     def _measured(self, sample: Sample) -> Change:
         treatment, i = self.contexts.treatments[sample.treatment], sample.place
-        shift, weights = treatment.shifts[i], np.eye(len(treatment.paired))[i]
+        shift, variance = treatment.shifts[i], treatment.variances[i]
+        weights = np.eye(len(treatment.paired))[i]
         known = self._known(sample)
         if not any(known):
             # With a single measured shift there is nothing to improve it by.
-            return Change(shift, np.ones_like(shift), treatment.stimulated, weights)
-        mean, trust = self.regression(*known).measured(
-            self._describe(sample, *known), shift, treatment.variances[i]
-        )
-        return Change(mean, trust, treatment.stimulated, weights)
+            scale = np.abs(shift) + SCALE_FLOOR
+            return Change(
+                shift, np.ones_like(shift), variance, scale, treatment.stimulated, weights
+            )
+        description = self._describe(sample, *known)
+        mean, trust = self.regression(*known).measured(description, shift, variance)
+        return Change(mean, trust, variance, description.scale, treatment.stimulated, weights)
 
     def regression(self, contexts: bool, perturbations: bool) -> Regression:
         """Return the regression of changes that other contexts, or other perturbations there, tell of."""
@@ -527,6 +574,12 @@ def reliability(values: FloatArray, variances: FloatArray, weights: FloatArray) 
     """Share of the squares of ``values`` ``(S, G)`` that sampling noise does not explain, rho."""
     w = weights[:, None]
     return max(0.0, 1 - (w * variances).sum() / max((w * values**2).sum(), 1e-12))
+
+
+def _distance(a: Profile, b: Profile) -> float:
+    """Distance of two means, less what sampling noise adds to it."""
+    noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
+    return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, 0.0))
 
 
 def _correlation(a: FloatArray, b: FloatArray) -> float:

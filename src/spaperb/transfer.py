@@ -27,7 +27,7 @@ from spaperb.detection import Detection, even_numbers
 from spaperb.pairing import CONTROL
 from spaperb.perturbations import Target
 from spaperb.prediction import Query, Respond
-from spaperb.response import Response, Subject
+from spaperb.response import Change, Response, Subject
 
 MAX_PROFILE_CELLS = 10_000
 """Cells of a new context that its means are taken from."""
@@ -39,10 +39,18 @@ NetworkChange = Callable[[IntArray, Target], FloatArray]
 
 
 class CellChange(NamedTuple):
-    """Change of a context: of its ``mean``, ``(G,)``, and what that does to zeros and levels."""
+    """Change of a context: of its ``mean``, ``(G,)``, and what that does to zeros and levels.
+
+    ``control`` is the profile of its control cells, ``response`` what was learned across genes, and ``distance`` how far
+    it is from contexts in which the perturbation was measured, over the largest such distance of a training
+    context; 0 where it was measured in the context itself.
+    """
 
     mean: FloatArray
     detection: Detection
+    control: Profile
+    response: Change
+    distance: float
 
 
 @dataclass
@@ -184,9 +192,56 @@ class Transfer:
         response = self.response.predict(subject, target)
         share = self.share * (1 - response.measured)
         change = response.mean + share * (network_change - response.mean)
-        return CellChange(
-            change, Detection.of(response.references, subject.profile, change, response.weights)
-        )
+        detection = Detection.of(response.references, subject.profile, change, response.weights)
+        distance = 0.0 if response.measured.any() else self._distance(subject, target)
+        return CellChange(change, detection, subject.profile, response, distance)
+
+    def _distance(self, subject: Subject, target: Target) -> float:
+        perturbations = target.parts if target.number is None else (target.number,)
+        distance = max(self.response.distance(subject, p) for p in perturbations)
+        return distance / max(self.response.usual_distance, 1e-12)
+
+    def changes(
+        self,
+        query: Query,
+        codes: IntArray,
+        wanted: IntArray,
+        is_control: npt.NDArray[np.bool_],
+        target: Target,
+        network_change: NetworkChange,
+    ) -> dict[int, CellChange]:
+        """Change of each wanted context of a query.
+
+        Parameters
+        ----------
+        query
+            The cells.
+        codes
+            Context of every cell, of :meth:`codes`, ``(n,)``.
+        wanted
+            The contexts.
+        is_control
+            Cells that the profile of a new cell type is taken from where it has any, ``(n,)``.
+        target
+            The perturbation.
+        network_change
+            The trained network's N of rows of the query.
+        """
+
+        def change(code: int) -> CellChange:
+            cells = np.flatnonzero(codes == code)
+            if is_control[cells].any():
+                cells = cells[is_control[cells]]
+            is_known = code < len(self.contexts.names)
+            if is_known and target.number is not None:
+                n = self.network_change(code, target.number, target.dose)
+                return self.known(code, target, n)
+            n = network_change(cells[:MAX_CELLS], target)
+            if is_known:
+                return self.known(code, target, n)
+            return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), target, n)
+
+        return {int(code): change(int(code)) for code in wanted}
 
     def responder(
         self,
@@ -220,23 +275,10 @@ class Transfer:
         detection
             Whether the change is split into detection and level, or added to every cell.
         """
-        codes = self._codes(query, labels)
-
-        def change(code: int) -> CellChange:
-            cells = np.flatnonzero(codes == code)
-            if is_control[cells].any():
-                cells = cells[is_control[cells]]
-            is_known = code < len(self.contexts.names)
-            if is_known and target.number is not None:
-                n = self.network_change(code, target.number, target.dose)
-                return self.known(code, target, n)
-            n = network_change(cells[:MAX_CELLS], target)
-            if is_known:
-                return self.known(code, target, n)
-            return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), target, n)
-
-        changes = {code: change(code) for code in np.unique(codes[rows])}
-
+        codes = self.codes(query, labels)
+        changes = self.changes(
+            query, codes, np.unique(codes[rows]), is_control, target, network_change
+        )
         places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
 
         def respond(chunk: IntArray, x: npt.NDArray, draw: int) -> npt.NDArray:
@@ -254,7 +296,7 @@ class Transfer:
 
         return respond
 
-    def _codes(self, query: Query, labels: npt.NDArray | None) -> IntArray:
+    def codes(self, query: Query, labels: npt.NDArray | None) -> IntArray:
         """Context of every cell: by its label, or without one by its nearest control cells.
 
         New labels get the numbers after those of the training contexts.

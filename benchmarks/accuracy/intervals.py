@@ -1,0 +1,118 @@
+"""Coverage of the 90 % intervals of `predict_response` in contexts that the model never saw, and what its distance tells of errors.
+
+    python benchmarks/accuracy/intervals.py kang_pbmc_ifnb.h5ad
+
+Kang et al. 2018, each cell type's stimulated cells hidden as in `kang.py`; and three simulated data sets of seven types in five
+lineages, three of which have one type only, each type hidden. Coverage is the fraction of genes whose real mean change lies in the interval (`coverage_true`: the
+noise-free change, for simulated cells); `relative_error` the squared error of the mean change over the squared change, summed over genes.
+Writes `intervals.csv` and `intervals.png` beside this file.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+from matplotlib.figure import Figure
+
+from spaperb import SpaPerbModel, datasets, metrics
+from spaperb.benchmark import Task, make_fold
+from spaperb.populations import mean_expression
+
+HERE = Path(__file__).parent
+MIN_CELLS = 50
+
+
+def kang_folds(path: Path) -> Iterator[tuple]:
+    """Training cells, control and real stimulated cells of each type."""
+    cells = ad.read_h5ad(path)
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    sizes = cells.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
+    task = Task("cell_type", "condition", "control", None, "cell_type", 2000, 0)
+    for name in sizes.index[sizes.min(axis=1) >= MIN_CELLS]:
+        fold = make_fold(cells, name, task)
+        yield "kang", name, fold.train, fold.control, fold.real, None
+
+
+def simulated_folds() -> Iterator[tuple]:
+    """The same of each simulated type, with the noise-free change."""
+    task = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
+    for seed in range(3):
+        cells = datasets.simulated(
+            n_cell_types=7,
+            n_lineages=5,
+            n_cells=60,
+            n_genes=300,
+            shared_response=0.2,
+            lineage_response=0.6,
+            seed=seed,
+        )
+        for name in cells.obs["cell_type"].cat.categories:
+            fold = make_fold(cells, name, task)
+            layers = fold.control.layers
+            true = layers["true_stimulated"].mean(0) - layers["true_control"].mean(0)
+            yield f"simulated {seed}", name, fold.train, fold.control, fold.real, true
+
+
+def score(data, name, train, control, real, true, seed) -> dict:
+    """Train, predict, and look whether the truth is where it should be."""
+    scvi.settings.seed = seed
+    SpaPerbModel.setup_anndata(train)
+    model = SpaPerbModel(train, objective="residual")
+    model.train(enable_progress_bar=False)
+    table = model.predict_response(control).set_index("gene").loc[control.var_names]
+    lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
+    change = mean_expression(real) - mean_expression(control.X)
+    error = ((table["mean_change"].to_numpy() - change) ** 2).sum()
+    return {
+        "data": data,
+        "context": name,
+        "seed": seed,
+        "coverage": metrics.coverage(lower, upper, real, control.X),
+        "coverage_true": np.nan if true is None else np.mean((lower <= true) & (true <= upper)),
+        "half_width": float(np.mean(upper - lower) / 2),
+        "distance": table["distance"].iloc[0],
+        "relative_error": error / (change**2).sum(),
+    }
+
+
+def main() -> None:
+    """Run both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, help="Kang et al., raw counts")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    rows = [
+        score(*fold, seed=seed)
+        for folds in (kang_folds(args.file), simulated_folds())
+        for fold in folds
+        for seed in args.seeds
+    ]
+    table = pd.DataFrame(rows)
+    table.to_csv(HERE / "intervals.csv", index=False, float_format="%.4g")
+    table["kind"] = table["data"].str.split().str[0]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for kind, of_kind in table.groupby("kind"):
+        left.scatter(of_kind["distance"], of_kind["coverage"], label=kind)
+        right.scatter(of_kind["distance"], of_kind["relative_error"], label=kind)
+    left.axhline(0.9, color="black", linewidth=0.8, linestyle="--")
+    left.set(xlabel="distance", ylabel="coverage of 90 % intervals", ylim=(0, 1.02))
+    right.set(xlabel="distance", ylabel="relative error")
+    left.legend(frameon=False)
+    figure.savefig(HERE / "intervals.png", dpi=150)
+    print(table.drop(columns="kind").round(3).to_string())
+    columns = ["coverage", "coverage_true", "half_width"]
+    print(table.groupby("kind")[columns].agg(["mean", "min", "max"]).round(3).T.to_string())
+    for data, of_data in table.groupby("data"):
+        rank = of_data[["distance", "relative_error"]].corr("spearman").iloc[0, 1]
+        print(f"{data}: rank correlation of distance and relative error {rank:.2f}")
+
+
+if __name__ == "__main__":
+    main()
