@@ -349,33 +349,33 @@ class Response:
         """Distance of a context's control cells from those of contexts that the perturbation was measured in.
 
         The distance of two contexts is that of their mean control expression over all genes, less what sampling noise adds to it;
-        the mean over contexts is weighted by nearness of cells.
+        the mean over contexts is weighted by nearness of cells. 0 where the perturbation was measured in the context itself.
         """
-        among = np.unique(
-            np.concatenate(
-                [t.paired for t in self.contexts.treatments if t.perturbation == perturbation]
-            )
-        )
+        if perturbation in map(self._perturbation, self._measured_in(subject.number)):
+            return 0.0
+        return self._distance(subject, perturbation)
+
+    @cached_property
+    def usual_distance(self) -> float:
+        """Largest distance of a training context from the others that a perturbation was measured in, 0 if there are none."""
+        control, cells = self.contexts.control, self.contexts.cells
+        distances = [
+            self._distance(Subject(control[k], cells[k], k), self._perturbation(s))
+            for s in self.samples[:MAX_SHIFTS]
+            for k in [s.context]
+        ]
+        return max((d for d in distances if d < math.inf), default=0.0)
+
+    def _distance(self, subject: Subject, perturbation: int) -> float:
+        """Distance from contexts but the subject itself, infinite if there are none."""
+        paired = [t.paired for t in self.contexts.treatments if t.perturbation == perturbation]
+        among = np.unique(np.concatenate(paired))
         among = among[among != subject.number]
         if not len(among):
             return math.inf
         near = self.contexts.neighbours(subject.cells, among)
         profiles = [self.contexts.control[k] for k in among]
-        return float(near @ [_distance(subject.profile, profile) for profile in profiles])
-
-    @cached_property
-    def usual_distance(self) -> float:
-        """Largest distance of a training context from the others that a perturbation was measured in."""
-        distances = [
-            self.distance(
-                Subject(
-                    self.contexts.control[s.context], self.contexts.cells[s.context], s.context
-                ),
-                self._perturbation(s),
-            )
-            for s in self.samples[:MAX_SHIFTS]
-        ]
-        return max((d for d in distances if d < math.inf), default=0.0)
+        return float(near @ [_apart(subject.profile, profile) for profile in profiles])
 
     @cached_property
     def is_reliable(self) -> bool:
@@ -576,7 +576,7 @@ def reliability(values: FloatArray, variances: FloatArray, weights: FloatArray) 
     return max(0.0, 1 - (w * variances).sum() / max((w * values**2).sum(), 1e-12))
 
 
-def _distance(a: Profile, b: Profile) -> float:
+def _apart(a: Profile, b: Profile) -> float:
     """Distance of two means, less what sampling noise adds to it."""
     noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
     return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, 0.0))

@@ -28,9 +28,12 @@ from spaperb.pairing import CONTROL
 from spaperb.perturbations import Target
 from spaperb.prediction import Query, Respond
 from spaperb.response import Change, Response, Subject
+from spaperb.validation import listed, warn
 
 MAX_PROFILE_CELLS = 10_000
 """Cells of a new context that its means are taken from."""
+HIGH_DISTANCE = 1.25
+"""A context that is farther from training, by a quarter more than any training context is from the others, is warned of."""
 MIN_NETWORK_CELLS, MAX_NETWORK_CELLS = 20, 100_000
 """Cells that a context's network change is taken from at least, and those of all contexts and perturbations together."""
 
@@ -43,7 +46,7 @@ class CellChange(NamedTuple):
 
     ``control`` is the profile of its control cells, ``response`` what was learned across genes, and ``distance`` how far
     it is from contexts in which the perturbation was measured, over the largest such distance of a training
-    context; 0 where it was measured in the context itself.
+    context; 0 where it was measured in the context itself, NaN with a single context to compare with.
     """
 
     mean: FloatArray
@@ -193,13 +196,15 @@ class Transfer:
         share = self.share * (1 - response.measured)
         change = response.mean + share * (network_change - response.mean)
         detection = Detection.of(response.references, subject.profile, change, response.weights)
-        distance = 0.0 if response.measured.any() else self._distance(subject, target)
+        distance = self._distance(subject, target)
         return CellChange(change, detection, subject.profile, response, distance)
 
     def _distance(self, subject: Subject, target: Target) -> float:
         perturbations = target.parts if target.number is None else (target.number,)
-        distance = max(self.response.distance(subject, p) for p in perturbations)
-        return distance / max(self.response.usual_distance, 1e-12)
+        usual = self.response.usual_distance
+        if not usual:
+            return float("nan")
+        return max(self.response.distance(subject, p) for p in perturbations) / usual
 
     def changes(
         self,
@@ -279,6 +284,7 @@ class Transfer:
         changes = self.changes(
             query, codes, np.unique(codes[rows]), is_control, target, network_change
         )
+        _warn_of_distance(codes, labels, changes)
         places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
 
         def respond(chunk: IntArray, x: npt.NDArray, draw: int) -> npt.NDArray:
@@ -314,3 +320,19 @@ class Transfer:
             some = unknown[start : start + MAX_CELLS]
             codes[some] = self.contexts.assign(self.contexts.project(query.rows(some)))
         return codes
+
+
+def _warn_of_distance(
+    codes: IntArray, labels: npt.NDArray | None, changes: dict[int, CellChange]
+) -> None:
+    """Warn once of contexts that are unlike anything in training."""
+    far = {code: change.distance for code, change in changes.items()}
+    far = {code: distance for code, distance in far.items() if distance > HIGH_DISTANCE}
+    if not far:
+        return
+    names = far if labels is None else {labels[codes == code][0]: d for code, d in far.items()}
+    found = listed([f"{name} ({distance:.2f})" for name, distance in names.items()])
+    warn(
+        "The control cells of these cell types are farther from training contexts in which the perturbation was measured than any of "
+        f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {found}."
+    )
