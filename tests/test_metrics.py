@@ -269,3 +269,10 @@ class TestEvaluate:
             one, other = np.array_split(rng.permutation(39), 2)
             scores.append(metrics.mse_mean(REAL[one], REAL[other]))
         assert few["mse_mean"] == pytest.approx(np.mean(scores))
+
+
+def test_classifier_tells_what_can_be_told_apart():
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 200, 5))
+    assert abs(metrics.classifier_auc(one, other) - 0.5) < 0.1
+    assert metrics.classifier_auc(one, other + 5) > 0.99

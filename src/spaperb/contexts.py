@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from spaperb._types import Expression, FloatArray, IntArray
+from spaperb.counts import dispersion, scale_of, size_of
 from spaperb.pairing import CONTROL, STIMULATED
 from spaperb.populations import (
     dense,
@@ -36,20 +37,25 @@ MAX_DOSES = 10
 class Profile(NamedTuple):
     """Moments of one population: ``mean``, ``variance`` and ``detection``, each ``(G,)``, and ``n``.
 
-    Detection is the fraction of cells in which a gene is not 0.
+    Detection is the fraction of cells in which a gene is not 0. With raw counts there is their ``dispersion`` too.
     """
 
     mean: FloatArray
     variance: FloatArray
     detection: FloatArray
     n: int
+    dispersion: FloatArray | None = None
 
     @classmethod
-    def of(cls, cells: Expression) -> Profile:
-        """Measure cells ``(n, G)``."""
-        return cls(
-            mean_expression(cells), variance(cells), 1 - zero_fraction(cells), cells.shape[0]
-        )
+    def of(cls, cells: Expression, counts: Expression | None = None) -> Profile:
+        """Measure cells ``(n, G)``, log-normalised and raw."""
+        theta = None
+        if counts is not None:
+            some = np.linspace(0, cells.shape[0] - 1, min(cells.shape[0], MAX_CELLS)).astype(int)
+            raw = dense(counts[some]).astype(float)
+            theta = dispersion(raw, size_of(raw, scale_of(dense(cells[some]), raw)))
+        mean, detection = mean_expression(cells), 1 - zero_fraction(cells)
+        return cls(mean, variance(cells), detection, cells.shape[0], theta)
 
     @classmethod
     def mixed(cls, profiles: list[Profile], shares: FloatArray) -> Profile:
@@ -60,7 +66,9 @@ class Profile(NamedTuple):
                 *((p.mean, p.variance + p.mean**2, p.detection) for p in profiles), strict=True
             )
         )
-        return cls(mean, squares - mean**2, detection, sum(p.n for p in profiles))
+        theta = [p.dispersion for p in profiles if p.dispersion is not None]
+        mixed = np.exp(shares @ np.log(theta)) if theta else None
+        return cls(mean, squares - mean**2, detection, sum(p.n for p in profiles), mixed)
 
 
 class Treatment(NamedTuple):
@@ -136,6 +144,7 @@ class Contexts:
         names: list[Any],
         batches: IntArray | None = None,
         doses: FloatArray | None = None,
+        counts: Expression | None = None,
     ) -> Contexts:
         """Measure the contexts of training cells.
 
@@ -154,8 +163,12 @@ class Contexts:
             For every cell the number of its batch, ``(n,)``.
         doses
             For every cell its dose, ``(n,)``.
+        counts
+            Raw counts, ``(n, G)``.
         """
-        cells = _Cells(x, arms, labels, np.zeros_like(arms) if batches is None else batches)
+        cells = _Cells(
+            x, counts, arms, labels, np.zeros_like(arms) if batches is None else batches
+        )
         treated = [
             (perturbation, dose, cells.paired(rows))
             for perturbation, dose, rows in _treatments(arms, doses)
@@ -258,6 +271,7 @@ class _Cells:
     """Training cells, to be measured context by context and within batches."""
 
     x: Expression
+    counts: Expression | None
     arms: IntArray
     labels: IntArray
     batches: IntArray
@@ -310,7 +324,10 @@ class _Cells:
         self, code: int, by_batch: dict[int, IntArray]
     ) -> tuple[Profile, FloatArray, FloatArray, int]:
         control = [self._control_profile(code, batch) for batch in by_batch]
-        stimulated = [Profile.of(self.x[rows]) for rows in by_batch.values()]
+        stimulated = [
+            Profile.of(self.x[rows], None if self.counts is None else self.counts[rows])
+            for rows in by_batch.values()
+        ]
         n_c, n_s = (np.array([p.n for p in profiles]) for profiles in (control, stimulated))
         shares = n_c * n_s / (n_c + n_s)
         shares = shares / shares.sum()

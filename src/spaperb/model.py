@@ -42,13 +42,14 @@ from spaperb.prediction import (
 )
 from spaperb.tables import response_table
 from spaperb.train import SpaPerbTrainingPlan
-from spaperb.transfer import NetworkChange, Transfer
+from spaperb.transfer import How, NetworkChange, Transfer
 from spaperb.validation import (
     ExpressionKind,
     as_list,
     check_choice,
     check_column,
     check_conditions,
+    check_counts,
     check_doses,
     expression_kind,
     expression_matrix,
@@ -186,6 +187,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         batch_key: str | None = None,
         dose_key: str | None = None,
         combination_separator: str | None = "+",
+        counts_layer: str | None = None,
         **kwargs: Any,
     ) -> None:
         """%(summary)s.
@@ -217,13 +219,16 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             What joins the parts of a combination, as in ``"A+B"``. A value that holds it is a
             combination if each part is also a perturbation of its own; parts that name the control drop
             out. ``None`` takes each value for a perturbation of its own.
+        counts_layer
+            Layer with the raw counts that expression comes from, if stimulated counts are to be drawn
+            (``predict_stimulated(sample=True)``).
 
         Raises
         ------
         ValueError
             If a column is absent or has missing values, the control or a stimulated value does
             not occur, there is only one condition, no cell type (in one batch) has both, doses are
-            missing, negative or not numbers, expression is empty, NaN, infinite or not in memory, or
+            missing, negative or not numbers, counts are none or not those of expression, expression is empty, NaN, infinite or not in memory, or
             gene names repeat. ``adata`` is unchanged then.
 
         Notes
@@ -250,6 +255,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             stimulated = perturbations_with_pairs(
                 adata, condition_key, control, stimulated, labels_key, batch_key
             )
+            if counts_layer is not None:
+                check_counts(adata, counts_layer, x)
             if dose_key is not None:
                 check_doses(adata, dose_key, condition_key, stimulated)
             warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
@@ -355,6 +362,10 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             batches = column(REGISTRY_KEYS.BATCH_KEY, np.int64)
         if DOSE_KEY in registered:
             doses = column(DOSE_KEY, np.float64)
+        counts = None
+        if (layer := self.registry["setup_args"]["counts_layer"]) is not None:
+            counts = self.adata.layers[layer]
+            counts = counts.tocsr() if sparse.issparse(counts) else counts
         n_batch = self.module.n_batch
         one_hot = None if n_batch < 2 else np.eye(n_batch, dtype=np.float32)[batches]
         transfer = Transfer.learn(
@@ -367,6 +378,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             perturbations_of(self.registry).parts,
             batches,
             doses,
+            counts,
         )
         self.transfer_ = transfer.to_state()
         return transfer
@@ -403,6 +415,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         give_mean: bool = True,
         seed: int = 0,
         detection: bool = True,
+        sample: bool = False,
         key_added: str | None = None,
         latent: bool = False,
         inplace: bool = True,
@@ -445,8 +458,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             With ``response``: whether the change of a gene's mean also changes how many cells
             express it, so that silent genes stay silent in most cells, or is added to every cell.
             Expression with negative values has no zeros to predict and always gets the latter.
+        sample
+            Whether to draw raw counts rather than to predict log-normalised expression
+            (:mod:`spaperb.counts`), from the control cells' own counts. Needs ``response`` and a model set up with
+            ``counts_layer``, and that layer in ``adata``. Normalise the layer by the control cells' size factors.
         key_added
-            Name of the layer. By default ``"spaperb_stimulated"``; if the model knows several
+            Name of the layer, which ends with ``"_counts"`` if they are sampled. By default ``"spaperb_stimulated"``; if the model knows several
             perturbations ``"spaperb_<perturbation>"``, and with doses ``"spaperb_<perturbation>_<dose>"``.
         latent
             Whether to keep the latent vectors too.
@@ -465,7 +482,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             If the model is not trained.
         ValueError
             If there is no AnnData, the perturbation is unknown or a dose is missing, negative or not
-            known to the model, genes of the model are missing, the layer that the model was
+            known to the model, counts cannot be sampled, genes of the model are missing, the layer that the model was
             set up with is missing, or expression is NaN, infinite, backed, or negative where the
             training data were not.
         IndexError
@@ -486,10 +503,16 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         adata, query, target = self._query(adata, perturbation, dose)
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1; it is {n_samples}.")
+        if sample:
+            if n_samples > 1:
+                raise ValueError("Counts are drawn once: `sample=True` needs `n_samples=1`.")
+            query = query._replace(counts=self._counts(adata, query))
         if key_added is None:
-            key_added = self._layer_name(target)
+            key_added = self._layer_name(target) + ("_counts" if sample else "")
         rows = select_rows(indices, adata.n_obs)
         is_nonnegative = ExpressionKind(*self.expression_kind_).nonnegative
+        how: How = "detection" if detection and is_nonnegative else "shift"
+        how = "counts" if sample else how
 
         predicted = np.full(adata.shape, np.nan, dtype=np.float32)
         z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype=np.float32)
@@ -509,7 +532,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             minimum=0.0 if is_nonnegative else None,
             write=write,
             target=target,
-            respond=self._responder(adata, query, rows, target, seed, detection)
+            respond=self._responder(adata, query, rows, target, seed, how)
             if self.response
             else None,
         )
@@ -527,6 +550,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             **({} if target.dose is None else {"dose": target.dose}),
             "response": self.response,
             "detection": self.response and detection,
+            "sample": sample,
             "seed": seed,
             "n_samples": n_samples,
             "give_mean": give_mean,
@@ -712,6 +736,17 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         calibration = Calibration(**self.calibration_)
         return response_table(groups, codes, changes, calibration, self.get_var_names(), level)
 
+    def _counts(self, adata: AnnData, query: Query) -> Any:
+        """Raw counts of the cells to predict."""
+        layer = self.registry["setup_args"]["counts_layer"]
+        if layer is None or not self.response:
+            raise ValueError(
+                'Counts are drawn by a model with `response` (as `objective="residual"` has) that was set up with '
+                "`counts_layer=`, the layer with raw counts."
+            )
+        counts = check_counts(adata, layer, query.x)
+        return counts.tocsr() if sparse.issparse(counts) else counts
+
     def _learned(self) -> Transfer:
         """What training learned of the contexts, from the saved state if the model was loaded."""
         self._transfer = self._transfer or (
@@ -755,7 +790,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         rows: np.ndarray,
         target: Target,
         seed: int,
-        detection: bool,
+        how: How,
     ) -> Respond:
         """Find each cell's context and its change, for ``predict_rows``."""
         labels, is_control = self._known_of_cells(adata)
@@ -767,7 +802,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             target,
             self._network_change(query),
             seed,
-            detection and ExpressionKind(*self.expression_kind_).nonnegative,
+            how,
         )
 
     @classmethod

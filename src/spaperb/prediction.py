@@ -15,6 +15,7 @@ from scvi.utils import track
 from spaperb._types import Expression
 from spaperb.module import SpaPerbModule
 from spaperb.perturbations import Target
+from spaperb.populations import dense
 from spaperb.validation import (
     NORMALISE_ADVICE,
     ExpressionKind,
@@ -41,12 +42,16 @@ class Query(NamedTuple):
     """For every gene of the model its column in ``x``, ``(G,)``."""
     batches: np.ndarray | None = None
     """For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without batches."""
+    counts: Expression = None
+    """Raw counts of the same cells and columns as ``x``, where they are needed."""
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Dense float32 expression of the model's genes, ``(len(rows), G)``."""
-        x = self.x[rows]
-        x = x.toarray() if sparse.issparse(x) else np.asarray(x)
-        return np.ascontiguousarray(x[:, self.columns], dtype=np.float32)
+        return np.ascontiguousarray(dense(self.x[rows])[:, self.columns], dtype=np.float32)
+
+    def raw(self, rows: np.ndarray) -> np.ndarray:
+        """Dense raw counts of the model's genes, ``(len(rows), G)``."""
+        return dense(self.counts[rows])[:, self.columns].astype(np.float64)
 
 
 class Prediction(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from scvi.utils import track
 
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.contexts import MAX_CELLS, Contexts, Profile
+from spaperb.counts import CountChange, scale_of, size_of
 from spaperb.detection import Detection, even_numbers
 from spaperb.pairing import CONTROL
 from spaperb.perturbations import Target
@@ -36,6 +37,8 @@ HIGH_DISTANCE = 1.25
 """A context that is farther from training, by a quarter more than any training context is from the others, is warned of."""
 MIN_NETWORK_CELLS, MAX_NETWORK_CELLS = 20, 100_000
 """Cells that a context's network change is taken from at least, and those of all contexts and perturbations together."""
+
+How = Literal["shift", "detection", "counts"]
 
 NetworkChange = Callable[[IntArray, Target], FloatArray]
 """From rows of control cells and a perturbation to the mean change that the network decodes, N, ``(G,)``."""
@@ -89,6 +92,7 @@ class Transfer:
         parts: list[tuple[int, ...]],
         batches: IntArray | None = None,
         doses: FloatArray | None = None,
+        counts: Expression | None = None,
     ) -> Transfer:
         """Measure the contexts of training cells.
 
@@ -113,8 +117,10 @@ class Transfer:
             For every cell the number of its batch, ``(n,)``.
         doses
             For every cell its dose, ``(n,)``.
+        counts
+            Raw counts, ``(n, G)``.
         """
-        contexts = Contexts.of(x, arms, labels, names, batches, doses)
+        contexts = Contexts.of(x, arms, labels, names, batches, doses, counts)
         pairs = [(t, name) for t in contexts.treatments for name in contexts.names]
         n_cells = max(MIN_NETWORK_CELLS, min(MAX_CELLS, MAX_NETWORK_CELLS // len(pairs)))
         changes = [
@@ -234,9 +240,7 @@ class Transfer:
         """
 
         def change(code: int) -> CellChange:
-            cells = np.flatnonzero(codes == code)
-            if is_control[cells].any():
-                cells = cells[is_control[cells]]
+            cells = _control(codes, code, is_control)
             is_known = code < len(self.contexts.names)
             if is_known and target.number is not None:
                 n = self.network_change(code, target.number, target.dose)
@@ -257,7 +261,7 @@ class Transfer:
         target: Target,
         network_change: NetworkChange,
         seed: int,
-        detection: bool,
+        how: How,
     ) -> Respond:
         """Find each cell's context and its change.
 
@@ -277,8 +281,9 @@ class Transfer:
             The trained network's N of rows of the query.
         seed
             Seed of what is random in the cells.
-        detection
-            Whether the change is split into detection and level, or added to every cell.
+        how
+            What becomes of a cell: the change is added to it (``"shift"``), split into detection and level
+            (``"detection"``), or drawn in its counts (``"counts"``).
         """
         codes = self.codes(query, labels)
         changes = self.changes(
@@ -286,10 +291,16 @@ class Transfer:
         )
         _warn_of_distance(codes, labels, changes)
         places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+        of_counts: dict[int, CountChange] = {}
+        if how == "counts":
+            of_counts = {
+                code: self._count_change(query, _control(codes, code, is_control), change, seed)
+                for code, change in changes.items()
+            }
 
         def respond(chunk: IntArray, x: npt.NDArray, draw: int) -> npt.NDArray:
             of_cell, at = codes[rows[chunk]], places[rows[chunk]]
-            if not detection:
+            if how == "shift":
                 return x + np.array([changes[code].mean for code in of_cell], dtype=np.float32)
             uniform, other = (
                 even_numbers(at, x.shape[1], seed, 2 * draw + part) for part in (0, 1)
@@ -297,10 +308,26 @@ class Transfer:
             stimulated = np.empty_like(x)
             for code in np.unique(of_cell):
                 i = of_cell == code
-                stimulated[i] = changes[code].detection.apply(x[i], uniform[i], other[i])
+                if how == "counts":
+                    raw = query.raw(rows[chunk[i]])
+                    size = size_of(raw, scale_of(x[i], raw))
+                    stimulated[i] = of_counts[code].apply(raw, size, uniform[i])
+                else:
+                    stimulated[i] = changes[code].detection.apply(x[i], uniform[i], other[i])
             return stimulated
 
         return respond
+
+    @staticmethod
+    def _count_change(query: Query, cells: IntArray, change: CellChange, seed: int) -> CountChange:
+        """Change of counts of a context, from its control cells in the query."""
+        some = cells[:MAX_CELLS]
+        x = query.rows(some)
+        uniform = even_numbers(np.arange(len(some)), x.shape[1], seed, 0)
+        response = change.response
+        theta = np.array([p.dispersion for p in response.references], dtype=float)
+        theta = np.exp(response.weights @ np.log(theta) / response.weights.sum())
+        return CountChange.of(x, query.raw(some), uniform, change.mean, theta)
 
     def codes(self, query: Query, labels: npt.NDArray | None) -> IntArray:
         """Context of every cell: by its label, or without one by its nearest control cells.
@@ -320,6 +347,12 @@ class Transfer:
             some = unknown[start : start + MAX_CELLS]
             codes[some] = self.contexts.assign(self.contexts.project(query.rows(some)))
         return codes
+
+
+def _control(codes: IntArray, code: int, is_control: npt.NDArray[np.bool_]) -> IntArray:
+    """Rows of a context's control cells, or of all its cells if none is known to be one."""
+    cells = np.flatnonzero(codes == code)
+    return cells[is_control[cells]] if is_control[cells].any() else cells
 
 
 def _warn_of_distance(

@@ -16,10 +16,12 @@ from scipy import sparse
 from scvi import settings
 
 from spaperb._types import Expression
+from spaperb.populations import dense
 
 NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.log1p(adata)"
 ROWS_AT_ONCE = 4096
 MAX_LISTED = 20
+N_CHECKED = 100
 
 
 class ExpressionKind(NamedTuple):
@@ -89,6 +91,31 @@ def expression_kind(x: Expression) -> ExpressionKind:
         integer = integer and bool((values % 1 == 0).all())
         any_value = any_value or bool(values.any())
     return ExpressionKind(nonnegative, nonnegative and integer and any_value)
+
+
+def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression:
+    """Return the layer with raw counts, from which expression must come by a factor for each cell and ``log1p``.
+
+    Raises
+    ------
+    ValueError
+        If the layer is missing, holds anything but counts, or has nothing to do with expression.
+    """
+    counts = expression_matrix(adata, counts_layer)
+    if not expression_kind(counts).counts:
+        raise ValueError(
+            f"adata.layers[{counts_layer!r}] (`counts_layer`) must hold raw counts, whole numbers of at least 0, "
+            "and holds other values or nothing but 0."
+        )
+    some = np.linspace(0, adata.n_obs - 1, min(adata.n_obs, N_CHECKED)).astype(int)
+    raw, factors = dense(counts[some]), np.expm1(dense(x[some]).astype(float))
+    scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
+    if not np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9)):
+        raise ValueError(
+            f"Expression is not log1p of the counts in adata.layers[{counts_layer!r}] (`counts_layer`) times a factor for each "
+            f"cell, so counts cannot be drawn. Normalise it with {NORMALISE_ADVICE}."
+        )
+    return counts
 
 
 def warn_of_unusual_expression(x: Expression) -> None:
