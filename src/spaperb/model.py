@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from importlib.metadata import version
-from numbers import Real
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
@@ -55,7 +54,6 @@ from spaperb.validation import (
     expression_matrix,
     listed,
     perturbations_with_pairs,
-    warn,
     warn_of_unusual_expression,
 )
 
@@ -393,7 +391,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         arms = condition_arms(self.adata_manager)
         doses = np.asarray(self.adata_manager.get_from_registry(DOSE_KEY), dtype=float).ravel()
         of_arm = pd.Series(doses).groupby(arms).agg(["min", "max", "median"])
-        of_arm = of_arm[of_arm.index >= STIMULATED]
+        of_arm = of_arm.reindex(STIMULATED + np.arange(len(log_half)))
         self.dose_ranges_ = list(zip(of_arm["min"], of_arm["max"], strict=True))
         half = torch.from_numpy(np.log(of_arm["median"].clip(lower=LEAST_DOSE).to_numpy()))
         log_half.data.copy_(half)
@@ -590,52 +588,16 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         v_delta = rng.random((n_samples, self.module.n_input), dtype=np.float32)
         rows = []
         for name in known.names:
-            highest = self._dose_range(known.find(name))[1] if self.dose_ranges_ else None
+            target = known.find(name)
+            highest = target.dose_range(self.dose_ranges_)[1] if self.dose_ranges_ else None
             target = self._target(name, highest if dose is None else dose)
             rows.append(self.module.shift(torch.from_numpy(v_delta), target).mean(0).cpu().numpy())
         return pd.DataFrame(rows, index=pd.Index(known.names, name="perturbation"))
 
     def _target(self, perturbation: Any | None, dose: float | None) -> Target:
         """Find what the user asks for among what the model knows."""
-        known = perturbations_of(self.registry)
-        if perturbation is None:
-            if len(known.names) > 1:
-                raise ValueError(
-                    f"The model knows {len(known.names)} perturbations: {listed(known.names)}. Pass one "
-                    "of them, or a combination, as `perturbation=`."
-                )
-            perturbation = known.names[0]
-        dose_key = self.registry["setup_args"]["dose_key"]
-        if dose is None or dose_key is None:
-            if dose is not None:
-                raise ValueError(
-                    "The model was set up without doses and takes no `dose`. Set it up with "
-                    "`dose_key=` to train one that does."
-                )
-            target = known.find(perturbation)
-            if dose_key is not None:
-                low, high = self._dose_range(target)
-                raise ValueError(
-                    f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. "
-                    f"{target.name} was measured at doses from {low:g} to {high:g}."
-                )
-            return target
-        if not (isinstance(dose, Real) and 0 <= dose < math.inf):
-            raise ValueError(f"`dose` must be a number of at least 0; it is {dose!r}.")
-        target = known.find(perturbation, float(dose))
-        low, high = self._dose_range(target)
-        if not low <= dose <= high:
-            warn(
-                f"{target.name} was measured at doses from {low:g} to {high:g}; what is predicted for "
-                f"{dose:g} is a guess: below that range the response falls to nothing, above it stays."
-            )
-        return target
-
-    def _dose_range(self, target: Target) -> tuple[float, float]:
-        """Range of the doses that all parts of a perturbation were measured at."""
-        of = target.parts if target.number is None else (target.number,)
-        low, high = zip(*(self.dose_ranges_[p] for p in of), strict=True)
-        return max(low), min(high)
+        known, dose_key = perturbations_of(self.registry), self.registry["setup_args"]["dose_key"]
+        return known.target(perturbation, dose, dose_key, self.dose_ranges_)
 
     def _layer_name(self, target: Target) -> str:
         """Name of the layer of a perturbation."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,12 @@ class Target(NamedTuple):
     number: int | None
     parts: tuple[int, ...]
     dose: float | None = None
+
+    def dose_range(self, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        """Range of the doses that it, or all of its parts, were measured at, from that of each perturbation."""
+        of = self.parts if self.number is None else (self.number,)
+        low, high = zip(*(ranges[p] for p in of), strict=True)
+        return max(low), min(high)
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Perturbations:
                 np.add.at(row, list(self.parts[arm - 1]), 1)
         return rows
 
-    def find(self, name: Any, dose: float | None = None) -> Target:
+    def find(self, name: Any) -> Target:
         """Find a perturbation, or a combination of known ones, by its name.
 
         Raises
@@ -129,7 +137,7 @@ class Perturbations:
         """
         if name in self.names:
             number = self.names.index(name)
-            return Target(str(name), number, self.parts[number], dose)
+            return Target(str(name), number, self.parts[number])
         single = {self.names[p[0]]: p[0] for p in self.parts if len(p) == 1}
         # A single perturbation may be known by the name of its part ("A" of "A+control").
         single |= {
@@ -146,7 +154,63 @@ class Perturbations:
             )
         parts = tuple(sorted(single[piece] for piece in pieces))
         same = [i for i, known in enumerate(self.parts) if tuple(sorted(known)) == parts]
-        return Target(str(name), same[0] if same else None, parts, dose)
+        return Target(str(name), same[0] if same else None, parts)
+
+    def target(
+        self,
+        name: Any | None,
+        dose: float | None,
+        dose_key: str | None,
+        ranges: Sequence[tuple[float, float]],
+    ) -> Target:
+        """Find what a user asks a model for, and warn of doses beyond those measured.
+
+        Parameters
+        ----------
+        name
+            Name of the perturbation; ``None`` for the only one.
+        dose
+            Its dose.
+        dose_key
+            Column that the model takes doses from, ``None`` if it has none.
+        ranges
+            Lowest and highest measured dose of each perturbation.
+
+        Raises
+        ------
+        ValueError
+            If there are several perturbations and none is named, the named one is unknown, or the dose does
+            not fit the model.
+        """
+        if name is None:
+            if len(self.names) > 1:
+                raise ValueError(
+                    f"The model knows {len(self.names)} perturbations: {listed(self.names)}. Pass one "
+                    "of them, or a combination, as `perturbation=`."
+                )
+            name = self.names[0]
+        target = self.find(name)
+        if dose_key is None:
+            if dose is not None:
+                raise ValueError(
+                    "The model was set up without doses and takes no `dose`. Set it up with "
+                    "`dose_key=` to train one that does."
+                )
+            return target
+        low, high = target.dose_range(ranges)
+        measured = f"{target.name} was measured at doses from {low:g} to {high:g}"
+        if dose is None:
+            raise ValueError(
+                f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. {measured}."
+            )
+        if not (isinstance(dose, Real) and 0 <= dose < math.inf):
+            raise ValueError(f"`dose` must be a number of at least 0; it is {dose!r}.")
+        if not low <= dose <= high:
+            warn(
+                f"{measured}; what is predicted for {dose:g} is a guess: below that range the response "
+                "falls to nothing, above it stays."
+            )
+        return target._replace(dose=float(dose))
 
 
 def warn_of_whole_names(perturbations: Perturbations) -> None:
