@@ -177,7 +177,82 @@ def test_the_cost_is_bounded():
     arms = np.tile(np.repeat([0, 1], n_cells), n_types)
     x = rng.poisson(1.0, (len(labels), 20)).astype("f4") + arms[:, None]
     contexts = Contexts.of(x, arms, labels, list(range(n_types)))
-    assert len(Calibration.of(contexts, [(0,)]).errors) == MAX_LEFT_OUT
+    assert len(Calibration.of(contexts, [(0,)], whole_contexts=True).errors) == MAX_LEFT_OUT
+
+
+def names_at_random(cells):
+    """The same stimulus by three names."""
+    names = cells.obs["condition"].astype(object).to_numpy()
+    stimulated = np.flatnonzero(names == "stimulated")
+    names[stimulated] = np.random.default_rng(0).choice(["A", "B", "C"], len(stimulated))
+    cells.obs["condition"] = pd.Categorical(names)
+    return cells
+
+
+def test_intervals_of_a_type_in_which_nothing_was_measured():
+    """Other perturbations in the left-out contexts must not help where the query has none."""
+    coverage = []
+    for seed in range(3):
+        cells = datasets.simulated(n_cells=90, n_genes=150, shared_response=0.3, seed=seed)
+        cells = names_at_random(cells)
+        of_type = cells.obs["cell_type"] == "type_0"
+        control = cells[of_type & (cells.obs["condition"] == "control")].copy()
+        real = cells.X[(of_type & (cells.obs["condition"] == "A")).to_numpy()]
+        train = cells[~of_type | (cells.obs["condition"] == "control")].copy()
+        with pytest.warns(UserWarning, match="type_0"):
+            table = fit(train).predict_response(control, "A")
+        table = table.set_index("gene").loc[cells.var_names]
+        change = mean_expression(real) - mean_expression(control.X)
+        coverage.append(((table["lower"] <= change) & (change <= table["upper"])).mean())
+    assert np.mean(coverage) > 0.8
+    assert min(coverage) > 0.7
+
+
+def test_unseen_combinations_are_warned_of(fold):
+    cells = names_at_random(fold.train.copy())
+    with pytest.warns(UserWarning, match="type_0"):
+        model = fit(cells)
+    with pytest.warns(UserWarning, match="never measured.*too narrow"):
+        assert len(model.predict_response(fold.control, "A+B")) == 200
+
+
+class TestEdges:
+    def test_silent_genes_are_not_certain(self, fold):
+        cells = fold.train.copy()
+        cells.X = cells.X.toarray()
+        cells.X[:, :5] = 0
+        with pytest.warns(UserWarning, match="type_0"):
+            table = fit(cells).predict_response(cells)
+        assert np.isfinite(table["score"]).all()
+        assert half_width(table).min() > 0.001
+
+    def test_a_group_is_described_by_its_own_cells(self, model, fold):
+        half = fold.control[::2].copy()
+        table = model.predict_response(half).set_index("gene").loc[half.var_names]
+        np.testing.assert_allclose(table["mean_control"], half.X.toarray().mean(0), atol=1e-5)
+        whole = model.predict_response(fold.control).set_index("gene").loc[half.var_names]
+        assert half_width(table).mean() > 1.05 * half_width(whole).mean()
+
+    def test_missing_conditions_and_an_index_that_is_a_column(self, model, fold):
+        cells = fold.train.copy()
+        cells.obs["condition"] = cells.obs["condition"].astype("string")
+        cells.obs.loc[cells.obs_names[:3], "condition"] = pd.NA
+        cells.obs["barcode"] = cells.obs_names
+        cells.obs.index.name = "barcode"
+        assert len(model.predict_response(cells)) == 8 * 200
+
+
+def test_batches_of_a_cell_or_two_do_not_make_noise_a_response():
+    cells = datasets.simulated(
+        n_cells=60, n_genes=150, n_donors=30, n_cell_types=4, response_scale=0.0
+    )
+    scvi.settings.seed = 0
+    SpaPerbModel.setup_anndata(cells, batch_key="donor")
+    model = SpaPerbModel(cells, objective="residual", **SMALL_MODEL)
+    model.train(max_epochs=1, batch_size=64, **QUIET)
+    table = model.predict_response(cells)
+    assert table["mean_change"].abs().mean() < 0.03
+    assert (table["score"].abs() > 1).mean() < 0.02
 
 
 class TestPlot:

@@ -96,6 +96,13 @@ class TestSplit:
         sizes = [[int((labels[part] == label).sum()) for part in parts] for label in (0, 1, 2)]
         assert sizes == [[80, 10, 10], [8, 1, 1], [1, 0, 0]]
 
+    def test_many_small_labels_give_their_share(self):
+        labels = np.repeat(np.arange(100), 4)
+        train, val, test = stratified_split(labels, 0.9, None, np.random.default_rng(0))
+        assert len(val) == pytest.approx(40, abs=2)
+        assert len(test) == 0
+        assert len(np.unique(labels[train])) == 100
+
     def test_in_order_without_shuffling(self):
         train, val, test = stratified_split(np.zeros(10), 0.6, 0.2, None)
         assert (train.tolist(), val.tolist(), test.tolist()) == (

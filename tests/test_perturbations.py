@@ -334,6 +334,13 @@ class TestDoses:
             most = change(model, cells, dose=1e6)
         np.testing.assert_allclose(most, change(model, cells, dose=10.0), atol=1e-6)
 
+    def test_a_measured_dose_in_single_precision_is_measured(self, series):
+        cells = series.copy()
+        cells.obs["dose"] = cells.obs["dose"].astype("float32")
+        model = fit(cells, {"dose_key": "dose"})
+        assert np.isfinite(change(model, self.query(series), dose=0.1)).all()
+        assert len(model._transfer.response.dose_weights(0, 0.1)) == 1
+
     def test_layers_and_records(self, series, model):
         cells = self.query(series)
         model.predict_stimulated(cells, dose=0.5)

@@ -1,7 +1,7 @@
 """How far a predicted change may be off: intervals from predictions of measured changes without them.
 
-Each measured change (of at most twenty, at random) is left out in turn and predicted by everything that is left, as a
-context that was never stimulated would be. With the errors e_sg, the sampling variances v_sg of the measured changes and the
+Each measured change (of at most twenty, at random) is left out in turn and predicted by everything that is left: for contexts
+that were never stimulated with all that was measured in its context left out, for others without the one change. With the errors e_sg, the sampling variances v_sg of the measured changes and the
 scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale,
 
     E[e_sg^2] - v_sg = c_0 + c_1 scale_sg^2,    c_0, c_1 >= 0 by least squares, each over scale^2,
@@ -55,8 +55,19 @@ class Calibration:
     scales: FloatArray
 
     @classmethod
-    def of(cls, contexts: Contexts, parts: list[tuple[int, ...]]) -> Calibration:
+    def of(
+        cls, contexts: Contexts, parts: list[tuple[int, ...]], whole_contexts: bool
+    ) -> Calibration:
         """Leave measured changes out, with a progress bar.
+
+        Parameters
+        ----------
+        contexts
+            The training contexts.
+        parts
+            For each perturbation the numbers of those that it combines.
+        whole_contexts
+            Whether to leave out the other perturbations of a change's context too.
 
         Raises
         ------
@@ -80,7 +91,8 @@ class Calibration:
         errors, variances, scales = [], [], []
         for sample in track(possible, description="Calibrating"):
             treatment, k = contexts.treatments[sample.treatment], sample.context
-            without = Response(contexts.without(k, treatment.perturbation), parts)
+            left_out = None if whole_contexts else treatment.perturbation
+            without = Response(contexts.without(k, left_out), parts)
             subject = Subject(contexts.control[k], contexts.cells[k], k)
             target = Target("", treatment.perturbation, (), treatment.dose)
             predicted = without.predict(subject, target)
@@ -106,10 +118,12 @@ class Calibration:
             The context's distance over the largest usual one.
         """
         stimulated = change.weights @ np.array([p.variance for p in change.references])
-        noise = (control.variance + stimulated) / control.n
+        # Of a gene in none of n cells, one in n + 1 may have it.
+        least = 1 / control.n**2
+        noise = np.maximum((control.variance + stimulated) / control.n, least)
         error = self._error(self._coefficients(slice(None)), change.scale)
         # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
-        error = 1 / (1 / (error + FLOOR) + 1 / change.variance)
+        error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
         return self.quantile(level) * max(1.0, distance) * np.sqrt(noise + error)
 
     def quantile(self, level: float) -> float:

@@ -200,8 +200,8 @@ class Contexts:
             cells=[pca.transform(x[r]) for r in rows],
         )
 
-    def without(self, context: int, perturbation: int) -> Contexts:
-        """Forget what was measured of a perturbation in a context."""
+    def without(self, context: int, perturbation: int | None) -> Contexts:
+        """Forget what was measured of a perturbation in a context, or all that was measured there."""
 
         def rest(treatment: Treatment) -> Treatment:
             kept = np.flatnonzero(treatment.paired != context)
@@ -213,7 +213,10 @@ class Contexts:
                 },
             )
 
-        treatments = [rest(t) if t.perturbation == perturbation else t for t in self.treatments]
+        treatments = [
+            rest(t) if perturbation is None or t.perturbation == perturbation else t
+            for t in self.treatments
+        ]
         return replace(self, treatments=[t for t in treatments if len(t.paired)])
 
     def project(self, cells: Expression) -> FloatArray:
@@ -332,15 +335,24 @@ class _Cells:
         shares = n_c * n_s / (n_c + n_s)
         shares = shares / shares.sum()
         c, s = (Profile.mixed(p, shares) if len(p) > 1 else p[0] for p in (control, stimulated))
-        noise = np.array(
-            [c.variance / c.n + s.variance / s.n for c, s in zip(control, stimulated, strict=True)]
+        noise = (
+            shares**2 @ (1 / n)[:, None] * _within(profiles, whole)
+            for n, profiles, whole in ((n_c, control, c), (n_s, stimulated, s))
         )
-        return s, s.mean - c.mean, shares**2 @ noise, min(n_c.sum(), n_s.sum())
+        return s, s.mean - c.mean, sum(noise), min(n_c.sum(), n_s.sum())
 
     def _control_profile(self, code: int, batch: int) -> Profile:
         if (code, batch) not in self.control_profiles:
             self.control_profiles[code, batch] = Profile.of(self.x[self.control[code, batch]])
         return self.control_profiles[code, batch]
+
+
+def _within(profiles: list[Profile], whole: Profile) -> FloatArray:
+    """Variance of cells within batches, pooled, ``(G,)``: a batch of a cell or two says nothing of its own."""
+    degrees = sum(p.n - 1 for p in profiles)
+    if len(profiles) == 1 or degrees == 0:
+        return whole.variance
+    return np.array([p.n for p in profiles]) @ np.array([p.variance for p in profiles]) / degrees
 
 
 def _groups(*keys: IntArray) -> Iterator[tuple[tuple[int, ...], IntArray]]:

@@ -138,6 +138,7 @@ class PairedDataSplitter(DataSplitter):
                 0.9 if train_size is None else train_size,
                 validation_size,
                 np.random.default_rng(settings.seed) if shuffle_set_split else None,
+                self.labels,
             )
         super().__init__(
             adata_manager,
@@ -252,10 +253,12 @@ def stratified_split(
     train_size: float,
     validation_size: float | None,
     rng: np.random.Generator | None,
+    strata: IntArray | None = None,
 ) -> list[IntArray]:
     """Split positions into training, validation and test within each label.
 
-    Each label keeps at least one cell for training; the rest is rounded to the nearest number.
+    Each label keeps at least one cell for training; the rest is rounded to the nearest number. Labels so small
+    that all of their cells would be for training give one now and then, as often as is their share.
 
     Parameters
     ----------
@@ -267,6 +270,8 @@ def stratified_split(
         Fraction for validation; ``None`` for ``1 - train_size``. What is left is for testing.
     rng
         Source of randomness; ``None`` splits in the cells' order.
+    strata
+        Stratum of every cell, ``(n_obs,)``: labels of one give cells together. ``None``: each label is one.
 
     Returns
     -------
@@ -285,11 +290,20 @@ def stratified_split(
             f"most 1; they are {train_size} and {validation_size}."
         )
     parts: tuple[list[IntArray], ...] = ([], [], [])
+    owed: dict[int, float] = {}
+    left = 0.0
     for label in np.unique(labels):
         cells = np.flatnonzero(labels == label)
         if rng is not None:
             cells = rng.permutation(cells)
         n_train = max(1, round(train_size * len(cells)))
+        share = (1 - train_size) * len(cells)
+        stratum = int(label if strata is None else strata[cells[0]])
+        if n_train == len(cells) > 1 and share > 0:
+            # All arms of a stratum give a cell, or none does, so that partners go together.
+            if stratum not in owed:
+                left, owed[stratum] = divmod(left + share, 1)[::-1]
+            n_train -= owed[stratum] >= 1
         n_train_and_val = max(n_train, round((train_size + validation_size) * len(cells)))
         for part, chosen in zip(parts, np.split(cells, [n_train, n_train_and_val]), strict=True):
             part.append(chosen)

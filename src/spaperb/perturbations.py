@@ -15,6 +15,9 @@ from spaperb._types import IntArray
 from spaperb.pairing import CONTROL, NEITHER
 from spaperb.validation import listed, warn
 
+CLOSE = 1e-6
+"""Doses of a relative difference of less are the same: columns come in single precision too."""
+
 
 class Target(NamedTuple):
     """A perturbation to predict: its ``name``, what it is made of, and its ``dose`` or ``None``.
@@ -199,13 +202,18 @@ class Perturbations:
             return target
         low, high = target.dose_range(ranges)
         measured = f"{target.name} was measured at doses from {low:g} to {high:g}"
+        if target.number is None:
+            of_parts = [
+                f"{self.names[p]} from {ranges[p][0]:g} to {ranges[p][1]:g}" for p in target.parts
+            ]
+            measured = f"The parts of {target.name} were measured at doses: {', '.join(of_parts)}"
         if dose is None:
             raise ValueError(
                 f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. {measured}."
             )
         if not (isinstance(dose, Real) and 0 <= dose < math.inf):
             raise ValueError(f"`dose` must be a number of at least 0; it is {dose!r}.")
-        if not low <= dose <= high:
+        if not low * (1 - CLOSE) <= dose <= high * (1 + CLOSE):
             warn(
                 f"{measured}; what is predicted for {dose:g} is a guess: below that range the response "
                 "falls to nothing, above it stays."

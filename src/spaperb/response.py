@@ -47,7 +47,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from spaperb._types import FloatArray, IntArray
 from spaperb.contexts import Contexts, Profile, Treatment
-from spaperb.perturbations import Target
+from spaperb.perturbations import CLOSE, Target
 
 ANCHORS = ("neighbour_shift", "similarity_shift", "mean_shift", "precise_shift")
 """What other contexts say; the mean shift of other perturbations comes after them."""
@@ -342,7 +342,12 @@ class Response:
             for t, treatment in enumerate(contexts.treatments)
             for i, k in enumerate(treatment.paired)
         ]
-        self.of_context = {k: [s for s in self.samples if s.context == k] for k in self._paired}
+        self.of_context: dict[int, list[Sample]] = {}
+        for sample in self.samples:
+            self.of_context.setdefault(sample.context, []).append(sample)
+        self._of_perturbation: dict[int, list[int]] = {}
+        for t, treatment in enumerate(contexts.treatments):
+            self._of_perturbation.setdefault(treatment.perturbation, []).append(t)
         self._regressions: dict[tuple[bool, bool], Regression] = {}
 
     def distance(self, subject: Subject, perturbation: int) -> float:
@@ -408,14 +413,17 @@ class Response:
 
     def dose_weights(self, perturbation: int, dose: float | None) -> dict[int, float]:
         """Weights of the treatments between whose doses a dose lies; below the lowest their sum is less than 1."""
-        of = [t for t, x in enumerate(self.contexts.treatments) if x.perturbation == perturbation]
+        of = self._of_perturbation[perturbation]
         levels = [self.contexts.treatments[t].dose or 0.0 for t in of]
-        above = len(of) if dose is None else bisect_left(levels, dose)
-        if dose is None or above == len(of):
+        if dose is None:
+            return {of[-1]: 1.0}
+        same = np.flatnonzero(np.isclose(levels, dose, rtol=CLOSE, atol=0))
+        if len(same):
+            return {of[same[0]]: 1.0}
+        above = bisect_left(levels, dose)
+        if above == len(of):
             return {of[-1]: 1.0}
         high = levels[above]
-        if dose == high:
-            return {of[above]: 1.0}
         low = levels[above - 1] if above else 0.0
         at = math.log(dose / low) / math.log(high / low) if low > 0 else max(dose / high, TINY)
         return {of[above - 1]: 1 - at, of[above]: at} if above else {of[above]: at}
@@ -549,10 +557,6 @@ class Response:
     def _measured_in(self, k: int | None) -> list[Sample]:
         """Shifts measured in a context; ``None`` is no training context."""
         return [] if k is None else self.of_context.get(k, [])
-
-    @property
-    def _paired(self) -> list[int]:
-        return sorted({s.context for s in self.samples})
 
     def _perturbation(self, sample: Sample) -> int:
         return self.contexts.treatments[sample.treatment].perturbation

@@ -10,7 +10,9 @@ import pandas as pd
 
 from spaperb._types import IntArray
 from spaperb.calibration import Calibration
-from spaperb.transfer import CellChange
+from spaperb.contexts import Profile
+from spaperb.prediction import Query
+from spaperb.transfer import MAX_PROFILE_CELLS, CellChange
 
 PSEUDOCOUNT = 0.01
 """Counts per 10,000 added to both means of a fold change, so that silent genes have one."""
@@ -19,8 +21,9 @@ PSEUDOCOUNT = 0.01
 def response_table(
     groups: Mapping[Any, IntArray],
     codes: IntArray,
+    query: Query,
     changes: Mapping[int, CellChange],
-    calibration: Calibration,
+    calibrations: Mapping[bool, Calibration],
     var_names: Sequence[str],
     level: float,
 ) -> pd.DataFrame:
@@ -33,10 +36,12 @@ def response_table(
         half-widths, by its share of cells.
     codes
         Context of every cell, ``(n,)``.
+    query
+        The cells.
     changes
         Change of each context.
-    calibration
-        What makes the intervals.
+    calibrations
+        What makes the intervals, for contexts in which nothing was measured and for those in which something was.
     var_names
         Gene names, ``(G,)``.
     level
@@ -46,27 +51,34 @@ def response_table(
     -------
     See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
-    columns = {code: _columns(change, calibration, level) for code, change in changes.items()}
     tables = []
     for name, rows in groups.items():
-        found, counts = np.unique(codes[rows], return_counts=True)
-        shares = zip(found, counts / counts.sum(), strict=True)
-        table = sum(share * columns[int(code)] for code, share in shares)
+        table = sum(
+            (codes[rows] == code).mean()
+            * _columns(
+                Profile.of(query.rows(rows[codes[rows] == code][:MAX_PROFILE_CELLS])),
+                changes[int(code)],
+                calibrations[changes[int(code)].is_stimulated],
+                level,
+            )
+            for code in np.unique(codes[rows])
+        )
         table.insert(0, "gene", np.asarray(var_names))
         table.insert(0, "group", name)
         tables.append(_finished(table))
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(change: CellChange, calibration: Calibration, level: float) -> pd.DataFrame:
-    """What is averaged over the contexts of a group."""
-    half_width = calibration.half_width(change.response, change.control, level, change.distance)
+def _columns(
+    control: Profile, change: CellChange, calibration: Calibration, level: float
+) -> pd.DataFrame:
+    """What is averaged over the contexts of a group, from its own control cells."""
     return pd.DataFrame(
         {
-            "mean_control": change.control.mean,
+            "mean_control": control.mean,
             "mean_change": change.mean,
-            "half_width": half_width,
-            "responding": change.detection.responding(change.control),
+            "half_width": calibration.half_width(change.response, control, level, change.distance),
+            "responding": change.detection.responding(control),
             "distance": change.distance,
         }
     )
@@ -75,8 +87,10 @@ def _columns(change: CellChange, calibration: Calibration, level: float) -> pd.D
 def _finished(table: pd.DataFrame) -> pd.DataFrame:
     """Ends of the intervals, fold changes, and the surest changes first."""
     change, half = table["mean_change"], table.pop("half_width")
-    before = np.expm1(table["mean_control"]) + PSEUDOCOUNT
-    after = np.expm1((table["mean_control"] + change).clip(lower=0)) + PSEUDOCOUNT
+    before, after = (
+        np.expm1(mean.clip(lower=0)) + PSEUDOCOUNT
+        for mean in (table["mean_control"], table["mean_control"] + change)
+    )
     table = table.assign(
         lower=change - half,
         upper=change + half,

@@ -57,6 +57,8 @@ class CellChange(NamedTuple):
     control: Profile
     response: Change
     distance: float
+    is_stimulated: bool
+    """Whether some perturbation was measured in the context."""
 
 
 @dataclass
@@ -203,7 +205,8 @@ class Transfer:
         change = response.mean + share * (network_change - response.mean)
         detection = Detection.of(response.references, subject.profile, change, response.weights)
         distance = self._distance(subject, target)
-        return CellChange(change, detection, subject.profile, response, distance)
+        is_stimulated = subject.number in self.response.of_context
+        return CellChange(change, detection, subject.profile, response, distance, is_stimulated)
 
     def _distance(self, subject: Subject, target: Target) -> float:
         perturbations = target.parts if target.number is None else (target.number,)

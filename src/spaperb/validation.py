@@ -164,6 +164,8 @@ def check_conditions(
                 f"No cell has {value!r} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
                 f"are: {listed(found)}. Pass one of them as `{argument}=`."
             )
+    if stimulated is not None and not len(stimulated):
+        raise ValueError("`stimulated` is empty. Name perturbations, or leave it out to take all.")
     if stimulated is not None and control in stimulated:
         raise ValueError(f"`control` and `stimulated` are both {control!r}.")
     if not [value for value in found if value != control]:
