@@ -337,6 +337,7 @@ class Response:
     def __init__(self, contexts: Contexts, parts: list[tuple[int, ...]]):
         self.contexts = contexts
         self.parts = parts
+        self._part_sets = [frozenset(of) for of in parts]
         self.samples = [
             Sample(t, i, int(k))
             for t, treatment in enumerate(contexts.treatments)
@@ -523,9 +524,11 @@ class Response:
 
     def _elsewhere(self, k: int | None, perturbation: int) -> list[Sample]:
         """Shifts of perturbations without a common part, measured in context ``k``."""
-        parts = set(self.parts[perturbation])
+        parts, perturbation_of = self._part_sets[perturbation], self._perturbation
         return [
-            s for s in self._measured_in(k) if parts.isdisjoint(self.parts[self._perturbation(s)])
+            s
+            for s in self._measured_in(k)
+            if parts.isdisjoint(self._part_sets[perturbation_of(s)])
         ]
 
     def _common(self, subject: Subject, dose: float | None) -> FloatArray:
