@@ -66,6 +66,8 @@ SCALE_FLOOR = 0.05
 LOG_FLOOR = 0.05
 MAX_SAMPLES = 200_000
 TINY = 1e-9
+MIN_DISTANCES = 3
+"""Fewer distances of training contexts do not tell what is usual."""
 MAX_SHIFTS = 200
 """Shifts that a regression learns from; of more, as many at random."""
 
@@ -363,14 +365,15 @@ class Response:
 
     @cached_property
     def usual_distance(self) -> float:
-        """Largest distance of a training context from the others that a perturbation was measured in, 0 if there are none."""
+        """Largest distance of a training context from the others that a perturbation was measured in; NaN if they are too few."""
         control, cells = self.contexts.control, self.contexts.cells
         distances = [
             self._distance(Subject(control[k], cells[k], k), self._perturbation(s))
             for s in self.samples[:MAX_SHIFTS]
             for k in [s.context]
         ]
-        return max((d for d in distances if d < math.inf), default=0.0)
+        finite = [d for d in distances if d < math.inf]
+        return max(finite) if len(finite) >= MIN_DISTANCES else math.nan
 
     def _distance(self, subject: Subject, perturbation: int) -> float:
         """Distance from contexts but the subject itself, infinite if there are none."""
@@ -584,9 +587,9 @@ def reliability(values: FloatArray, variances: FloatArray, weights: FloatArray) 
 
 
 def _apart(a: Profile, b: Profile) -> float:
-    """Distance of two means, less what sampling noise adds to it."""
+    """Distance of two means, less what sampling noise adds to it, but not less than noise can tell."""
     noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
-    return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, 0.0))
+    return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, noise, TINY))
 
 
 def _correlation(a: FloatArray, b: FloatArray) -> float:

@@ -49,7 +49,7 @@ class CellChange(NamedTuple):
 
     ``control`` is the profile of its control cells, ``response`` what was learned across genes, and ``distance`` how far
     it is from contexts in which the perturbation was measured, over the largest such distance of a training
-    context; 0 where it was measured in the context itself, NaN with a single context to compare with.
+    context; 0 where it was measured in the context itself, NaN with fewer than three contexts to compare with.
     """
 
     mean: FloatArray
@@ -210,10 +210,8 @@ class Transfer:
 
     def _distance(self, subject: Subject, target: Target) -> float:
         perturbations = target.parts if target.number is None else (target.number,)
-        usual = self.response.usual_distance
-        if not usual:
-            return float("nan")
-        return max(self.response.distance(subject, p) for p in perturbations) / usual
+        distance = max(self.response.distance(subject, p) for p in perturbations)
+        return distance / self.response.usual_distance if distance else 0.0
 
     def changes(
         self,
