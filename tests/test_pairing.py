@@ -88,3 +88,27 @@ def test_control_cells_without_a_partner_come_in_pairs_of_their_own(cells):
     assert sorted(used) == sorted(set(left) - set(alone))
     for stratum in strata:
         assert len(set(labels[np.concatenate(stratum[:2])])) == 1
+
+
+def test_rare_perturbations_are_not_drowned():
+    arms = np.repeat([CONTROL, STIMULATED, STIMULATED + 1], [50, 100, 1])
+    strata = split_strata(np.arange(151), arms, np.zeros(151, dtype=int))
+    control, stimulated = random_pairs(strata, np.random.default_rng(0)).T
+    assert (arms[control] == CONTROL).all()
+    counts = np.bincount(arms[stimulated])[1:]
+    # as many pairs as the larger arm has cells, in proportion to the square roots: 10 to 1
+    assert counts.sum() == 101
+    assert counts[1] == 10
+    assert len(np.unique(control)) == 50
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(0, 200))
+def test_every_perturbation_has_its_pairs(sizes, n_control):
+    n_control += 1
+    arms = np.repeat(np.arange(len(sizes) + 1), [n_control, *sizes])
+    strata = split_strata(np.arange(len(arms)), arms, np.zeros_like(arms))
+    pairs = [stratum.n_pairs for stratum in strata]
+    assert sum(pairs) == max(n_control, sum(sizes))
+    assert min(pairs) >= 1
+    order = np.argsort(sizes, kind="stable")
+    assert (np.diff(np.array(pairs)[order]) >= -1).all()
