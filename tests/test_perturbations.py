@@ -168,6 +168,41 @@ class TestPrediction:
         added = means["A"] + means["B"] - 2 * means["control"]
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
 
+    def test_composition_is_learned_from_measured_combinations(self, data):
+        """Where "A+B" does less than A and B, "A+C" is predicted to do less than A and C."""
+        cells = data.copy()
+        x, rng = cells.X, np.random.default_rng(1)
+        names = cells.obs["condition"].astype(object).to_numpy()
+        as_c = np.flatnonzero(names == "A")[::2]
+        x[as_c, 20:30] += 1 + 0.1 * rng.random((len(as_c), 10)).astype("f4")
+        x[as_c, :10] -= 1
+        names[as_c] = "C"
+        both = names == "A+B"
+        x[both, :20] = np.maximum(x[both, :20] - 0.7, 0)
+        cells.obs["condition"] = pd.Categorical(names)
+        model = fit(cells)
+        known = control_of(data)
+        alone = sum(change(model, known, name, detection=False) for name in ("A", "C"))
+        together = change(model, known, "A+C", detection=False)
+        assert 0 < together[20:30].mean() < 0.9 * alone[20:30].mean()
+        # in a type that training did not see, what perturbations have in common is that of near types
+        bare = ad.AnnData(
+            known.X, obs=pd.DataFrame({"cell_type": "new"}, known.obs_names), var=known.var
+        )
+        elsewhere = change(model, bare, "A+C", detection=False)
+        assert np.corrcoef(elsewhere, together)[0, 1] > 0.8
+
+    def test_a_screen_in_one_cell_line(self, data):
+        """With one context the other perturbations are all there is to improve a measurement by."""
+        line = data[(data.obs["cell_type"] == "type_0") & (data.obs["condition"] != "A+B")].copy()
+        model = fit(line)
+        known = control_of(line)
+        measured = line.X[(line.obs["condition"] == "B").to_numpy()].mean(0) - known.X.mean(0)
+        b = change(model, known, "B", detection=False)
+        assert b[10:20].mean() == pytest.approx(measured[10:20].mean(), abs=0.2)
+        regression = model._transfer.response.regression(contexts=False, perturbations=True)
+        assert regression.anchor_weights.shape == (1,)
+
     def test_a_type_that_never_saw_the_perturbation(self, data):
         hidden = (data.obs["cell_type"] == "type_0") & (data.obs["condition"] == "B")
         model = fit(data[~hidden].copy())
