@@ -102,7 +102,7 @@ class Calibration:
         return cls(np.array(errors), np.array(variances), np.array(scales))
 
     def half_width(
-        self, change: Change, control: Profile, level: float, distance: float
+        self, change: Change, control: Profile, quantile: float, distance: float
     ) -> FloatArray:
         """Half of the width of a change's interval, ``(G,)``.
 
@@ -112,8 +112,8 @@ class Calibration:
             The change.
         control
             Profile of the context's control cells.
-        level
-            Share of genes whose mean change an interval should contain, in (0, 1).
+        quantile
+            q, of :meth:`quantile`.
         distance
             The context's distance over the largest usual one.
         """
@@ -124,7 +124,7 @@ class Calibration:
         error = self._error(self._coefficients(slice(None)), change.scale)
         # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
         error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
-        return self.quantile(level) * max(1.0, distance) * np.sqrt(noise + error)
+        return quantile * max(1.0, distance) * np.sqrt(noise + error)
 
     def quantile(self, level: float) -> float:
         """Q at a level: of the errors over their u, with c of the other changes."""

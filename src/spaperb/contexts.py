@@ -179,8 +179,8 @@ class Contexts:
         numbers = {code: k for k, code in enumerate(codes)}
 
         rng = np.random.default_rng(0)
-        rows = [np.flatnonzero((labels == c) & (arms == CONTROL)) for c in codes]
-        rows = [np.sort(rng.permutation(r)[:MAX_CELLS]) for r in rows]
+        control = [np.flatnonzero((labels == c) & (arms == CONTROL)) for c in codes]
+        rows = [np.sort(rng.permutation(r)[:MAX_CELLS]) for r in control]
         some = x[np.concatenate(rows)]
         # No more components than the data have, so that tiny data have at least one.
         n_components = max(1, min(N_COMPONENTS, min(some.shape) - 1))
@@ -189,7 +189,7 @@ class Contexts:
         pca.fit(some if solver == "arpack" else dense(some))
         return cls(
             names=[names[c] for c in codes],
-            control=[Profile.of(x[(labels == c) & (arms == CONTROL)]) for c in codes],
+            control=[cells.control_profile(r) for r in control],
             treatments=[
                 cells.measure(perturbation, dose, paired, numbers)
                 for perturbation, dose, paired in treated
@@ -326,7 +326,7 @@ class _Cells:
     def _measure(
         self, code: int, by_batch: dict[int, IntArray]
     ) -> tuple[Profile, FloatArray, FloatArray, int]:
-        control = [self._control_profile(code, batch) for batch in by_batch]
+        control = [self.control_profile(self.control[code, batch]) for batch in by_batch]
         stimulated = [
             Profile.of(self.x[rows], None if self.counts is None else self.counts[rows])
             for rows in by_batch.values()
@@ -341,10 +341,12 @@ class _Cells:
         )
         return s, s.mean - c.mean, sum(noise), min(n_c.sum(), n_s.sum())
 
-    def _control_profile(self, code: int, batch: int) -> Profile:
-        if (code, batch) not in self.control_profiles:
-            self.control_profiles[code, batch] = Profile.of(self.x[self.control[code, batch]])
-        return self.control_profiles[code, batch]
+    def control_profile(self, rows: IntArray) -> Profile:
+        """Profile of control cells, measured once: without batches a context is its only batch."""
+        key = int(rows[0]), len(rows)
+        if key not in self.control_profiles:
+            self.control_profiles[key] = Profile.of(self.x[rows])
+        return self.control_profiles[key]
 
 
 def _within(profiles: list[Profile], whole: Profile) -> FloatArray:

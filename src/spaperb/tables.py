@@ -51,6 +51,7 @@ def response_table(
     -------
     See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
+    quantiles = {key: calibration.quantile(level) for key, calibration in calibrations.items()}
     tables = []
     for name, rows in groups.items():
         table = sum(
@@ -59,7 +60,7 @@ def response_table(
                 Profile.of(query.rows(rows[codes[rows] == code][:MAX_PROFILE_CELLS])),
                 changes[int(code)],
                 calibrations[changes[int(code)].is_stimulated],
-                level,
+                quantiles[changes[int(code)].is_stimulated],
             )
             for code in np.unique(codes[rows])
         )
@@ -70,14 +71,16 @@ def response_table(
 
 
 def _columns(
-    control: Profile, change: CellChange, calibration: Calibration, level: float
+    control: Profile, change: CellChange, calibration: Calibration, quantile: float
 ) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
     return pd.DataFrame(
         {
             "mean_control": control.mean,
             "mean_change": change.mean,
-            "half_width": calibration.half_width(change.response, control, level, change.distance),
+            "half_width": calibration.half_width(
+                change.response, control, quantile, change.distance
+            ),
             "responding": change.detection.responding(control),
             "distance": change.distance,
         }

@@ -123,14 +123,17 @@ class Transfer:
             Raw counts, ``(n, G)``.
         """
         contexts = Contexts.of(x, arms, labels, names, batches, doses, counts)
-        pairs = [(t, name) for t in contexts.treatments for name in contexts.names]
+        control = [
+            np.flatnonzero((labels == names.index(name)) & (arms == CONTROL))
+            for name in contexts.names
+        ]
+        pairs = [(t, rows) for t in contexts.treatments for rows in control]
         n_cells = max(MIN_NETWORK_CELLS, min(MAX_CELLS, MAX_NETWORK_CELLS // len(pairs)))
         changes = [
             network_change(
-                np.flatnonzero((labels == names.index(name)) & (arms == CONTROL))[:n_cells],
-                Target("", t.perturbation, parts[t.perturbation], t.dose),
+                rows[:n_cells], Target("", t.perturbation, parts[t.perturbation], t.dose)
             )
-            for t, name in track(pairs, description="Contexts", disable=len(pairs) < 100)
+            for t, rows in track(pairs, description="Contexts", disable=len(pairs) < 100)
         ]
         shape = len(contexts.treatments), len(contexts.names), -1
         array = np.array(changes, dtype=np.float32).reshape(shape)
@@ -138,7 +141,12 @@ class Transfer:
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
-        return {**vars(self), "contexts": self.contexts.to_state()}
+        return {
+            "contexts": self.contexts.to_state(),
+            "parts": self.parts,
+            "network_changes": self.network_changes,
+            "network_share": self.network_share,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Transfer:
