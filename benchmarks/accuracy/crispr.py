@@ -16,12 +16,12 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import report
 
-from spaperb import baselines, pl, populations
+from spaperb import baselines, populations
 from spaperb.baselines import BASELINES
-from spaperb.benchmark import SpaPerb, benchmark, summary
+from spaperb.benchmark import SpaPerb, benchmark
 
-HERE = Path(__file__).parent
 HIDDEN_PAIRS = [
     "KLF1+MAP2K6",
     "KLF1+TGFBR2",
@@ -129,13 +129,7 @@ def main() -> None:
     run = {"pairs": run_pairs, "targets": run_targets}[args.task]
     cells = ad.read_h5ad(args.file)
     results = run(cells, held_out="cell_line", n_jobs=args.n_jobs, folder=args.folds, **SETUP)
-    name = f"crispr_{args.task}"
-    results.to_csv(HERE / f"{name}.csv", index=False, float_format="%.6g")
-    table = summary(results)
-    table.to_csv(HERE / f"{name}_summary.csv", index=False, float_format="%.6g")
-    for metric in ("pearson_delta", "mse_mean"):
-        pl.benchmark(results, metric, save=HERE / f"{name}_{metric}.png")
-    print(table.pivot(index="method", columns="metric", values="mean").round(3).to_string())
+    report.write(results, f"crispr_{args.task}", ["pearson_delta", "mse_mean"])
 
 
 if __name__ == "__main__":

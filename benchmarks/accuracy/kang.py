@@ -13,13 +13,11 @@ from pathlib import Path
 
 import anndata as ad
 import pandas as pd
+import report
 import scanpy as sc
 
-from spaperb import pl
 from spaperb.baselines import BASELINES, OwnTypeShift
-from spaperb.benchmark import SpaPerb, benchmark, summary
-
-HERE = Path(__file__).parent
+from spaperb.benchmark import SpaPerb, benchmark
 
 
 def main() -> None:
@@ -56,14 +54,9 @@ def main() -> None:
     )
     name = f"kang_{args.held_out}"
     if args.only:
-        before = pd.read_csv(HERE / f"{name}.csv")
+        before = pd.read_csv(report.HERE / f"{name}.csv")
         results = pd.concat([results, before[~before["method"].isin(args.only)]])
-    results.to_csv(HERE / f"{name}.csv", index=False, float_format="%.6g")
-    table = summary(results)
-    table.to_csv(HERE / f"{name}_summary.csv", index=False, float_format="%.6g")
-    for metric in ("pearson_delta", "energy_distance"):
-        pl.benchmark(results, metric, save=HERE / f"{name}_{metric}.png")
-    print(table.pivot(index="method", columns="metric", values="mean").round(3).to_string())
+    report.write(results, name, ["pearson_delta", "energy_distance"])
 
 
 if __name__ == "__main__":

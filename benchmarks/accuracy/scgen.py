@@ -13,12 +13,11 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pertpy as pt
+import report
 import scanpy as sc
 import scvi
 
-from spaperb.benchmark import benchmark, summary
-
-HERE = Path(__file__).parent
+from spaperb.benchmark import benchmark
 
 
 class ScGen:
@@ -60,10 +59,7 @@ def main() -> None:
         n_jobs=args.n_jobs,
         folder=args.folds,
     )
-    results.to_csv(HERE / "kang_scgen.csv", index=False, float_format="%.6g")
-    table = summary(results)
-    table.to_csv(HERE / "kang_scgen_summary.csv", index=False, float_format="%.6g")
-    print(table.pivot(index="method", columns="metric", values="mean").round(3).to_string())
+    report.write(results, "kang_scgen")
 
 
 if __name__ == "__main__":
