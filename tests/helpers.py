@@ -44,7 +44,7 @@ def snapshot(adata: ad.AnnData) -> dict:
 
 def response_of(contexts: Contexts) -> Response:
     """Response of contexts with one perturbation."""
-    return Response(contexts, [(0,)])
+    return Response(contexts, [(0,)], [0])
 
 
 def left_out(response: Response, k: int) -> Description:

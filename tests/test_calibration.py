@@ -11,6 +11,7 @@ from spaperb.benchmark import Task, make_fold
 from spaperb.calibration import MAX_LEFT_OUT, Calibration
 from spaperb.contexts import Contexts
 from spaperb.populations import mean_expression
+from spaperb.response import Response
 
 TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
 COLUMNS = [
@@ -177,7 +178,8 @@ def test_the_cost_is_bounded():
     arms = np.tile(np.repeat([0, 1], n_cells), n_types)
     x = rng.poisson(1.0, (len(labels), 20)).astype("f4") + arms[:, None]
     contexts = Contexts.of(x, arms, labels, list(range(n_types)))
-    assert len(Calibration.of(contexts, [(0,)], whole_contexts=True).errors) == MAX_LEFT_OUT
+    response = Response(contexts, [(0,)], [0])
+    assert len(Calibration.of(response, whole_contexts=True).errors) == MAX_LEFT_OUT
 
 
 def names_at_random(cells):

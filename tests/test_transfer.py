@@ -176,7 +176,9 @@ class TestParts:
         transfer = model._transfer
         shifts = transfer.contexts.treatments[0].shifts
         for sign, share in ((1, 0.1), (-1, 0)):
-            fitting = Transfer(transfer.contexts, [(0,)], transfer.network_changes.copy(), 0.1)
+            fitting = Transfer(
+                transfer.contexts, [(0,)], [0], transfer.network_changes.copy(), 0.1
+            )
             fitting.network_changes[0, :2] = sign * shifts
             assert fitting.share == pytest.approx(share)
         with pytest.raises(ValueError, match="`network_share` must be in"):

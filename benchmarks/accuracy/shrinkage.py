@@ -54,7 +54,7 @@ def errors(cells: ad.AnnData, condition_key: str, labels_key: str, measured: lis
                 of = np.flatnonzero((condition == name) & (label == context))
                 is_kept[rng.permutation(of)[: len(of) // 2]] = False
         contexts = Contexts.of(cells.X[is_kept], arms[is_kept], labels[is_kept], names)
-        response = Response(contexts, known.parts)
+        response = Response(contexts, known.parts, known.singles)
         for context in measured:
             for sample in response.of_context[contexts.names.index(context)]:
                 treatment, i = contexts.treatments[sample.treatment], sample.place

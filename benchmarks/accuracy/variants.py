@@ -15,6 +15,7 @@ every tenth fold of kang, in rows of their own. Writes `variants.csv` beside thi
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +36,6 @@ from spaperb.benchmark import SpaPerb, Task, make_fold
 from spaperb.contexts import Contexts
 from spaperb.perturbations import Target
 from spaperb.response import Regression, Response, describe
-from spaperb.transfer import Transfer
 
 HERE = Path(__file__).parent
 MIN_CELLS = 50
@@ -213,7 +213,7 @@ def responses(fold: Inner) -> dict[str, dict[str, float]]:
     profile, cells = contexts.control[k], contexts.cells[k]
 
     def default() -> Regression:
-        return Response(contexts, [(0,)]).regression(contexts=True, perturbations=False)
+        return Response(contexts, [(0,)], [0]).regression(contexts=True, perturbations=False)
 
     (treatment,) = contexts.treatments
     paired = np.arange(len(treatment.paired))
@@ -247,7 +247,7 @@ def networks(fold: Inner) -> dict[str, dict[str, float]]:
     n = transfer.network_change(k, 0, None)
     rows["network alone"] = score(n, fold)
     for share in (0.0, 0.1, 0.2, 0.5):
-        mixed = Transfer(transfer.contexts, transfer.parts, transfer.network_changes, share)
+        mixed = dataclasses.replace(transfer, network_share=share)
         change = mixed.known(k, Target("stimulated", 0, (0,)), n).mean
         rows[f"network_share {share}"] = score(change, fold)
     projection = populations.fit_projection(fold.train.X)

@@ -3,8 +3,9 @@
 from importlib.metadata import version
 
 from spaperb import baselines, benchmark, datasets, metrics, pl
+from spaperb.disk import read_mapped
 from spaperb.model import SpaPerbModel
 
-__all__ = ["SpaPerbModel", "baselines", "benchmark", "datasets", "metrics", "pl"]
+__all__ = ["SpaPerbModel", "baselines", "benchmark", "datasets", "metrics", "pl", "read_mapped"]
 
 __version__ = version("spaperb")

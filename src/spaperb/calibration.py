@@ -27,7 +27,7 @@ from scipy.optimize import nnls
 from scvi.utils import track
 
 from spaperb._types import FloatArray
-from spaperb.contexts import Contexts, Profile
+from spaperb.contexts import Profile
 from spaperb.perturbations import Target
 from spaperb.response import Change, Response, Subject
 
@@ -55,17 +55,13 @@ class Calibration:
     scales: FloatArray
 
     @classmethod
-    def of(
-        cls, contexts: Contexts, parts: list[tuple[int, ...]], whole_contexts: bool
-    ) -> Calibration:
+    def of(cls, response: Response, whole_contexts: bool) -> Calibration:
         """Leave measured changes out, with a progress bar.
 
         Parameters
         ----------
-        contexts
-            The training contexts.
-        parts
-            For each perturbation the numbers of those that it combines.
+        response
+            The response of the training contexts.
         whole_contexts
             Whether to leave out the other perturbations of a change's context too.
 
@@ -74,7 +70,7 @@ class Calibration:
         ValueError
             If fewer than three can be predicted without them.
         """
-        response = Response(contexts, parts)
+        contexts = response.contexts
         # One dose of a perturbation, the highest, stands for all.
         last = {
             (s.context, contexts.treatments[s.treatment].perturbation): s for s in response.samples
@@ -92,7 +88,7 @@ class Calibration:
         for sample in track(possible, description="Calibrating"):
             treatment, k = contexts.treatments[sample.treatment], sample.context
             left_out = None if whole_contexts else treatment.perturbation
-            without = Response(contexts.without(k, left_out), parts)
+            without = Response(contexts.without(k, left_out), response.parts, response.singles)
             subject = Subject(contexts.control[k], contexts.cells[k], k)
             target = Target("", treatment.perturbation, (), treatment.dose)
             predicted = without.predict(subject, target)

@@ -125,11 +125,16 @@ class Detection:
             Numbers of each cell and gene, uniform on [0, 1), ``(n, G)``: which cells express the
             gene, and how much those do that turned on.
         """
+        is_on = x > 0
+        stays = is_on & (uniform < self.stays_on)
+        stimulated = np.where(stays, self.factor * x + self.added, 0.0)
+        # Few turn on, and quantiles take time.
+        cell, gene = np.nonzero(~is_on & (uniform < self.turns_on))
+        level = self.level[gene]
+        new = level + self.spread[gene] * ndtri(np.clip(other[cell, gene], 1e-6, 1 - 1e-6))
         # Symmetric bounds keep the mean, and no cell that turned on is silent.
-        new = self.level + self.spread * ndtri(np.clip(other, 1e-6, 1 - 1e-6))
-        new = np.clip(new, 0.3 * self.level, 1.7 * self.level)
-        on = np.where(uniform < self.stays_on, self.factor * x + self.added, 0.0)
-        return np.where(x > 0, on, np.where(uniform < self.turns_on, new, 0.0)).astype(np.float32)
+        stimulated[cell, gene] = np.clip(new, 0.3 * level, 1.7 * level)
+        return stimulated.astype(np.float32)
 
 
 def even_numbers(places: IntArray, n_genes: int, seed: int, draw: int) -> FloatArray:
@@ -148,7 +153,8 @@ def even_numbers(places: IntArray, n_genes: int, seed: int, draw: int) -> FloatA
         What the offsets and steps are drawn with.
     """
     offset, step = np.random.default_rng([seed, draw]).random((2, n_genes))
-    return (offset + places[:, None] * step) % 1.0
+    numbers = offset + places[:, None] * step
+    return numbers - np.floor(numbers)
 
 
 def _squares(references: list[Profile]) -> FloatArray:

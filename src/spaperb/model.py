@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -25,23 +25,24 @@ from scvi.utils import setup_anndata_dsp
 
 from spaperb.calibration import Calibration
 from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
+from spaperb.disk import is_on_disk
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
 from spaperb.nn import LEAST_DOSE
 from spaperb.pairing import STIMULATED
 from spaperb.perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.prediction import (
-    Prediction,
+    Predictor,
     Query,
-    Respond,
     batch_shares,
     make_query,
     mean_change,
+    predict_lazily,
     predict_rows,
     select_rows,
 )
 from spaperb.tables import response_table
 from spaperb.train import SpaPerbTrainingPlan
-from spaperb.transfer import How, NetworkChange, Transfer
+from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
     as_list,
@@ -57,6 +58,9 @@ from spaperb.validation import (
     warn,
     warn_of_unusual_expression,
 )
+
+if TYPE_CHECKING:
+    import dask.array
 
 DELTA_KEY = "X_spaperb_delta"
 
@@ -367,6 +371,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             counts = counts.tocsr() if sparse.issparse(counts) else counts
         n_batch = self.module.n_batch
         one_hot = None if n_batch < 2 else np.eye(n_batch, dtype=np.float32)[batches]
+        known = perturbations_of(self.registry)
         transfer = Transfer.learn(
             x,
             condition_arms(manager),
@@ -374,7 +379,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
             self._network_change(Query(x, np.arange(x.shape[1]), one_hot)),
             self.network_share,
-            perturbations_of(self.registry).parts,
+            known.parts,
+            known.singles,
             batches,
             doses,
             counts,
@@ -418,7 +424,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         key_added: str | None = None,
         latent: bool = False,
         inplace: bool = True,
-    ) -> np.ndarray | None:
+    ) -> np.ndarray | dask.array.Array | None:
         """Predict what cells would look like after the stimulus, X_stim'.
 
         The published model decodes D(Z + Z_delta). The recommended one adds to each cell the change
@@ -473,7 +479,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         -------
         ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
         log-normalised expression, NaN for cells not selected and for genes that the model does not
-        know. It is never negative if the training data held no negative value.
+        know. It is never negative if the training data held no negative value. Where expression is on
+        disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`), it is a dask array that predicts a block when it is asked
+        for one, to be written with ``adata.write_zarr``.
 
         Raises
         ------
@@ -482,7 +490,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ValueError
             If there is no AnnData, the perturbation is unknown or a dose is missing, negative or not
             known to the model, counts cannot be sampled, genes of the model are missing, the layer that the model was
-            set up with is missing, or expression is NaN, infinite, backed, or negative where the
+            set up with is missing, latent vectors are wanted of cells on disk, or expression is NaN, infinite, or negative where the
             training data were not.
         IndexError
             If ``indices`` do not fit ``adata``.
@@ -506,6 +514,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             if n_samples > 1:
                 raise ValueError("Counts are drawn once: `sample=True` needs `n_samples=1`.")
             query = query._replace(counts=self._counts(adata, query))
+        if (on_disk := is_on_disk(query.x)) and latent:
+            raise ValueError(
+                "Latent vectors are computed at once, and expression is on disk. Leave out `latent=True`, or load the "
+                "cells, `adata.to_memory()`."
+            )
         if key_added is None:
             key_added = self._layer_name(target) + ("_counts" if sample else "")
         rows = select_rows(indices, adata.n_obs)
@@ -513,28 +526,29 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         how: How = "detection" if detection and is_nonnegative else "shift"
         how = "counts" if sample else how
 
-        predicted = np.full(adata.shape, np.nan, dtype=np.float32)
-        z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype=np.float32)
-
-        def write(chunk: np.ndarray, prediction: Prediction) -> None:
-            predicted[np.ix_(rows[chunk], query.columns)] = prediction.px_stim
-            z_stim[rows[chunk]], z_delta[rows[chunk]] = prediction.z_stim, prediction.z_delta
-
-        predict_rows(
+        predictor = Predictor(
             self.module,
-            query,
-            rows,
-            batch_size=batch_size or settings.batch_size,
-            n_samples=n_samples,
-            give_mean=give_mean,
-            seed=seed,
-            minimum=0.0 if is_nonnegative else None,
-            write=write,
-            target=target,
+            target,
+            n_samples,
+            give_mean,
+            seed,
+            minimum=0.0 if is_nonnegative else -np.inf,
             respond=self._responder(adata, query, rows, target, seed, how)
             if self.response
             else None,
+            latent=latent,
         )
+        chunk_size = batch_size or settings.batch_size
+        predicted: Any
+        if on_disk:
+            predicted = predict_lazily(predictor, query, rows, chunk_size)
+        else:
+            predicted = np.full(adata.shape, np.nan, dtype=np.float32)
+            z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype="f4")
+            for chunk, prediction in predict_rows(predictor, query, rows, chunk_size):
+                predicted[np.ix_(chunk, query.columns)] = prediction.px_stim
+                if latent:
+                    z_stim[chunk], z_delta[chunk] = prediction.z_stim, prediction.z_delta
         if not inplace:
             return predicted
         adata.layers[key_added] = predicted
@@ -628,11 +642,10 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 "Intervals belong to the response learned across genes, which this model was made without "
                 '(`response=False`). Use `objective="residual"` or `response=True`.'
             )
-        transfer = self._learned()
-        contexts, parts = transfer.contexts, transfer.parts
-        alone = Calibration.of(contexts, parts, whole_contexts=True)
-        is_single = len({t.perturbation for t in contexts.treatments}) == 1
-        beside = alone if is_single else Calibration.of(contexts, parts, whole_contexts=False)
+        response = self._learned().response
+        alone = Calibration.of(response, whole_contexts=True)
+        is_single = len({t.perturbation for t in response.contexts.treatments}) == 1
+        beside = alone if is_single else Calibration.of(response, whole_contexts=False)
         self.calibration_ = {"alone": vars(alone), "beside": vars(beside)}
 
     def predict_response(
@@ -770,8 +783,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         target: Target,
         seed: int,
         how: How,
-    ) -> Respond:
-        """Find each cell's context and its change, for ``predict_rows``."""
+    ) -> Responder:
+        """Find each cell's context and its change, for a ``Predictor``."""
         labels, is_control = self._known_of_cells(adata)
         return self._learned().responder(
             query,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from spaperb._types import Expression
+from spaperb.disk import as_dask, in_memory
 from spaperb.module import SpaPerbModule
 from spaperb.perturbations import Target
 from spaperb.populations import dense
@@ -25,13 +28,28 @@ from spaperb.validation import (
     warn,
 )
 
+if TYPE_CHECKING:
+    import dask.array
+
 PROGRESS_FROM_CHUNKS = 20
 """Shorter predictions take under a few seconds and show no progress bar."""
 
 
-Respond = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
-"""From the positions of a chunk's cells within the rows to predict, their expression ``(n, G)`` and the
-number of the draw to their stimulated expression ``(n, G)``."""
+class Cells(NamedTuple):
+    """Some cells to predict, in memory."""
+
+    rows: np.ndarray
+    """Their rows in the query, ``(n,)``."""
+    x: np.ndarray
+    """Expression of the model's genes, float32, ``(n, G)``."""
+    batches: np.ndarray | None
+    """Shares of the model's batches, ``(n, n_batch)``; ``None`` without batches."""
+    counts: np.ndarray | None
+    """Raw counts of the model's genes, ``(n, G)``, where they are needed."""
+
+
+Respond = Callable[[Cells, int], np.ndarray]
+"""From cells and the number of the draw to their stimulated expression, ``(n, G)``."""
 
 
 class Query(NamedTuple):
@@ -47,19 +65,26 @@ class Query(NamedTuple):
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Dense float32 expression of the model's genes, ``(len(rows), G)``."""
-        return np.ascontiguousarray(dense(self.x[rows])[:, self.columns], dtype=np.float32)
+        x = dense(in_memory(self.x[rows]))
+        return np.ascontiguousarray(x[:, self.columns], dtype=np.float32)
 
     def raw(self, rows: np.ndarray) -> np.ndarray:
         """Dense raw counts of the model's genes, ``(len(rows), G)``."""
-        return dense(self.counts[rows])[:, self.columns].astype(np.float64)
+        return dense(in_memory(self.counts[rows]))[:, self.columns].astype(np.float64)
+
+    def chunk(self, rows: np.ndarray) -> Cells:
+        """Read some cells."""
+        batches = None if self.batches is None else self.batches[rows]
+        counts = None if self.counts is None else self.raw(rows)
+        return Cells(rows, self.rows(rows), batches, counts)
 
 
 class Prediction(NamedTuple):
-    """Predicted expression ``(n, G)`` and the latent vectors behind it ``(n, L)``."""
+    """Predicted expression ``(n, G)`` and, where wanted, the latent vectors behind it ``(n, L)``."""
 
     px_stim: np.ndarray
-    z_stim: np.ndarray
-    z_delta: np.ndarray
+    z_stim: np.ndarray | None = None
+    z_delta: np.ndarray | None = None
 
 
 def make_query(
@@ -89,7 +114,7 @@ def make_query(
     ValueError
         If genes of the model are missing, or the expression is unlike the model's.
     """
-    x = expression_matrix(adata, layer)
+    x = expression_matrix(adata, layer, lazy=True)
     columns = adata.var_names.get_indexer(var_names)
     if (columns < 0).any():
         missing = var_names[columns < 0]
@@ -154,34 +179,19 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
     return np.arange(n_obs)[selected if selected.size else selected.astype(int)]
 
 
-def predict_rows(
-    module: SpaPerbModule,
-    query: Query,
-    rows: np.ndarray,
-    batch_size: int,
-    n_samples: int,
-    give_mean: bool,
-    seed: int,
-    minimum: float | None,
-    write: Callable[[np.ndarray, Prediction], None],
-    target: Target,
-    respond: Respond | None = None,
-) -> None:
-    """Predict cells chunk by chunk and hand each chunk to ``write``.
+@dataclass
+class Predictor:
+    """Predicts chunks of cells, here or in another process.
 
     The noise of a cell depends on ``seed`` and on the cell's row alone, not on the rows or the
     chunk that it is predicted with.
 
-    Parameters
+    Attributes
     ----------
     module
         Trained module.
-    query
-        Expression to read.
-    rows
-        Rows of ``query`` to predict.
-    batch_size
-        Cells a chunk.
+    target
+        The perturbation.
     n_samples
         Draws of the noise to average over.
     give_mean
@@ -189,70 +199,141 @@ def predict_rows(
     seed
         Seed of the noise.
     minimum
-        Lower bound that predictions are clipped at, or ``None``.
-    write
-        Called with the positions within ``rows`` and their prediction.
-    target
-        The perturbation.
+        Lower bound that predictions are clipped at.
     respond
         Makes X_stim' instead of the module.
+    latent
+        Whether latent vectors are wanted; without them and with ``respond`` the module has nothing to do.
     """
-    module.eval()
-    e = module.embed(target)
-    chunks = list(_chunks(len(rows), batch_size))
+
+    module: SpaPerbModule
+    target: Target
+    n_samples: int = 1
+    give_mean: bool = True
+    seed: int = 0
+    minimum: float = -np.inf
+    respond: Respond | None = None
+    latent: bool = False
+
+    def __post_init__(self) -> None:
+        self.module.eval()
+        self.e = self.module.embed(self.target)
+
+    def __call__(self, cells: Cells) -> Prediction:
+        """Predict some cells."""
+        draws: list[Any] = [self._draw(cells, sample) for sample in range(self.n_samples)]
+        px_stim = np.mean([draw.px_stim for draw in draws], axis=0)
+        px_stim = np.maximum(px_stim, self.minimum)
+        if not self.latent:
+            return Prediction(px_stim)
+        return Prediction(px_stim, *(np.mean([d[i] for d in draws], axis=0) for i in (1, 2)))
+
+    def _draw(self, cells: Cells, sample: int) -> Prediction:
+        decoded: dict[str, np.ndarray] = {}
+        if self.latent or self.respond is None:
+            rngs = [_cell_rng(self.seed, sample, row) for row in cells.rows]
+            module = self.module
+            eps = None if self.give_mean else _draw(rngs, "standard_normal", module.n_latent)
+            v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
+            batch = None if cells.batches is None else torch.from_numpy(cells.batches)
+            tensors = module.predict(torch.from_numpy(cells.x), v_delta, eps, self.e, batch)
+            decoded = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+        if self.respond is not None:
+            decoded["px_stim"] = self.respond(cells, sample)
+        return Prediction(**decoded)
+
+
+def predict_rows(
+    predictor: Predictor, query: Query, rows: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, Prediction]]:
+    """Predict cells chunk by chunk, with a progress bar: the rows of each chunk and their prediction.
+
+    Parameters
+    ----------
+    predictor
+        What predicts.
+    query
+        The cells.
+    rows
+        Rows of ``query`` to predict.
+    batch_size
+        Cells a chunk.
+    """
+    chunks = list(_chunks(rows, batch_size))
     for chunk in track(
         chunks, description="Predicting", disable=len(chunks) < PROGRESS_FROM_CHUNKS
     ):
-        x = torch.from_numpy(query.rows(rows[chunk]))
-        batch = None if query.batches is None else torch.from_numpy(query.batches[rows[chunk]])
-        draws = []
-        for sample in range(n_samples):
-            rngs = [_cell_rng(seed, sample, row) for row in rows[chunk]]
-            eps = None if give_mean else _draw(rngs, "standard_normal", module.n_latent)
-            v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
-            prediction = module.predict(x, v_delta, eps, e, batch)
-            if respond is not None:
-                px_stim = respond(chunk, x.numpy(), sample)
-                prediction["px_stim"] = torch.from_numpy(px_stim).to(prediction["z_stim"].device)
-            draws.append(prediction)
-        mean = {
-            key: torch.stack([d[key] for d in draws]).mean(0).cpu().numpy() for key in draws[0]
-        }
-        if minimum is not None:
-            mean["px_stim"] = np.maximum(mean["px_stim"], minimum)
-        write(chunk, Prediction(**mean))
+        yield chunk, predictor(query.chunk(chunk))
+
+
+def predict_lazily(
+    predictor: Predictor, query: Query, rows: np.ndarray, batch_size: int
+) -> dask.array.Array:
+    """Predict cells when they are asked for, block by block of a dask array.
+
+    Parameters
+    ----------
+    predictor
+        What predicts.
+    query
+        Cells on disk.
+    rows
+        Rows of ``query`` to predict; the others are NaN.
+    batch_size
+        Cells to predict at once in a block.
+
+    Returns
+    -------
+    Predicted expression of all genes of the query, ``(n_obs, n_vars)``, float32, NaN where not known.
+    """
+    from dask import array as da
+
+    n_obs, n_vars = query.x.shape
+    is_wanted = np.zeros(n_obs, dtype=bool)
+    is_wanted[rows] = True
+    x = as_dask(query.x)
+    # The networks of this moment, whatever becomes of the model before the layer is computed.
+    predictor = copy.deepcopy(predictor)
+    sources = [x] if query.counts is None else [x, as_dask(query.counts).rechunk(x.chunks)]
+
+    def block(places: np.ndarray, *sources: Expression) -> np.ndarray:
+        predicted = np.full((len(places), n_vars), np.nan, dtype=np.float32)
+        first = int(places[0, 0])
+        batches = None if query.batches is None else query.batches[places[:, 0]]
+        here = Query(sources[0], query.columns, batches, *sources[1:])
+        wanted = np.flatnonzero(is_wanted[places[:, 0]])
+        for chunk in _chunks(wanted, batch_size):
+            cells = here.chunk(chunk)._replace(rows=first + chunk)
+            predicted[np.ix_(chunk, query.columns)] = predictor(cells).px_stim
+        return predicted
+
+    places = da.arange(n_obs, chunks=(x.chunks[0],))[:, None]
+    return da.map_blocks(
+        block,
+        places,
+        *sources,
+        dtype=np.float32,
+        chunks=x.chunks,
+        meta=np.empty((0, 0), np.float32),
+    )
 
 
 def mean_change(
     module: SpaPerbModule, query: Query, rows: np.ndarray, target: Target, batch_size: int
 ) -> np.ndarray:
     """Mean change that a trained module predicts of control cells, rows of a query, ``(G,)``."""
-    batches = None if query.batches is None else query.batches[rows]
-    cells = Query(query.x[rows], query.columns, batches)
+    predictor = Predictor(module, target)
     predicted, before = np.zeros((2, len(query.columns)))
-
-    def add(chunk: np.ndarray, prediction: Prediction) -> None:
-        predicted[:] += prediction.px_stim.sum(axis=0, dtype=np.float64)
-        before[:] += cells.rows(chunk).sum(axis=0, dtype=np.float64)
-
-    predict_rows(
-        module,
-        cells,
-        np.arange(len(rows)),
-        batch_size=batch_size,
-        n_samples=1,
-        give_mean=True,
-        seed=0,
-        minimum=None,
-        write=add,
-        target=target,
-    )
+    for chunk in _chunks(rows, batch_size):
+        cells = query.chunk(chunk)
+        predicted += predictor(cells).px_stim.sum(axis=0, dtype=np.float64)
+        before += cells.x.sum(axis=0, dtype=np.float64)
     return (predicted - before) / len(rows)
 
 
-def _chunks(n: int, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, n, size):
-        yield np.arange(start, min(start + size, n))
+def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def _cell_rng(seed: int, sample: int, row: int) -> np.random.Generator:

@@ -334,11 +334,14 @@ class Response:
         The training contexts.
     parts
         For each perturbation the numbers of those that it combines, its own if it is single.
+    singles
+        Numbers of the perturbations that tell what single ones have in common.
     """
 
-    def __init__(self, contexts: Contexts, parts: list[tuple[int, ...]]):
+    def __init__(self, contexts: Contexts, parts: list[tuple[int, ...]], singles: list[int]):
         self.contexts = contexts
         self.parts = parts
+        self.singles = singles
         self._part_sets = [frozenset(of) for of in parts]
         self.samples = [
             Sample(t, i, int(k))
@@ -398,8 +401,9 @@ class Response:
         parts = [self.at_dose(subject, part, target.dose) for part in target.parts]
         common = self._common(subject, target.dose)
         description = describe_combination(common, parts, subject.profile)
-        mean = self.by_parts.predict(description)
-        return Change.predicted(mean, description)
+        change = Change.predicted(self.by_parts.predict(description), description)
+        # It is known as far as its parts are; the network knows no more of how they combine.
+        return change._replace(measured=np.min([part.measured for part in parts], axis=0))
 
     def at_dose(self, subject: Subject, perturbation: int, dose: float | None) -> Change:
         """Predict the change after a perturbation of the training data, at any dose."""
@@ -551,7 +555,7 @@ class Response:
         shifts: dict[int, FloatArray] = {}
         for s in self.of_context[k]:
             p = self._perturbation(s)
-            if len(self.parts[p]) == 1 and (w := self.dose_weights(p, dose).get(s.treatment)):
+            if p in self.singles and (w := self.dose_weights(p, dose).get(s.treatment)):
                 shifts[p] = shifts.get(p, 0) + w * self._shifts([s])[0]
         if len(shifts) < 2:
             return None

@@ -27,7 +27,7 @@ from spaperb.counts import CountChange, scale_of, size_of
 from spaperb.detection import Detection, even_numbers
 from spaperb.pairing import CONTROL
 from spaperb.perturbations import Target
-from spaperb.prediction import Query, Respond
+from spaperb.prediction import Cells, Query
 from spaperb.response import Change, Response, Subject
 from spaperb.validation import listed, warn
 
@@ -62,6 +62,51 @@ class CellChange(NamedTuple):
 
 
 @dataclass
+class Responder:
+    """Gives each cell the change of its context: a ``Respond`` of :mod:`spaperb.prediction`.
+
+    Attributes
+    ----------
+    changes
+        Change of each context.
+    of_counts
+        The same of counts, where these are drawn.
+    codes, places
+        Context of every cell, and its place among the cells of its context, ``(n_obs,)``.
+    seed
+        Seed of what is random in the cells.
+    how
+        What becomes of a cell.
+    """
+
+    changes: dict[int, CellChange]
+    of_counts: dict[int, CountChange]
+    codes: IntArray
+    places: IntArray
+    seed: int
+    how: How
+
+    def __call__(self, cells: Cells, draw: int) -> npt.NDArray:
+        """Turn control cells into stimulated ones, ``(n, G)``."""
+        x, codes, places = cells.x, self.codes[cells.rows], self.places[cells.rows]
+        if self.how == "shift":
+            return x + np.array([self.changes[code].mean for code in codes], dtype=np.float32)
+        uniform, other = (
+            even_numbers(places, x.shape[1], self.seed, 2 * draw + part) for part in (0, 1)
+        )
+        stimulated = np.empty_like(x)
+        for code in np.unique(codes):
+            i = codes == code
+            if cells.counts is not None:
+                raw = cells.counts[i]
+                size = size_of(raw, scale_of(x[i], raw))
+                stimulated[i] = self.of_counts[code].apply(raw, size, uniform[i])
+            else:
+                stimulated[i] = self.changes[code].detection.apply(x[i], uniform[i], other[i])
+        return stimulated
+
+
+@dataclass
 class Transfer:
     """Changes of the contexts of a training set, and of new ones.
 
@@ -71,6 +116,8 @@ class Transfer:
         The training contexts, K of them.
     parts
         For each perturbation the numbers of those that it combines.
+    singles
+        Numbers of the perturbations that are neither a combination nor named like one.
     network_changes
         N of each treatment of the contexts and each context, ``(T, K, G)``.
     network_share
@@ -79,6 +126,7 @@ class Transfer:
 
     contexts: Contexts
     parts: list[tuple[int, ...]]
+    singles: list[int]
     network_changes: npt.NDArray[np.float32]
     network_share: float
 
@@ -92,6 +140,7 @@ class Transfer:
         network_change: NetworkChange,
         network_share: float,
         parts: list[tuple[int, ...]],
+        singles: list[int],
         batches: IntArray | None = None,
         doses: FloatArray | None = None,
         counts: Expression | None = None,
@@ -115,6 +164,8 @@ class Transfer:
             Its share.
         parts
             For each perturbation the numbers of those that it combines.
+        singles
+            Numbers of the perturbations that are neither a combination nor named like one.
         batches
             For every cell the number of its batch, ``(n,)``.
         doses
@@ -137,13 +188,14 @@ class Transfer:
         ]
         shape = len(contexts.treatments), len(contexts.names), -1
         array = np.array(changes, dtype=np.float32).reshape(shape)
-        return cls(contexts, parts, array, network_share)
+        return cls(contexts, parts, singles, array, network_share)
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
         return {
             "contexts": self.contexts.to_state(),
             "parts": self.parts,
+            "singles": self.singles,
             "network_changes": self.network_changes,
             "network_share": self.network_share,
         }
@@ -156,7 +208,7 @@ class Transfer:
     @cached_property
     def response(self) -> Response:
         """What is learned across genes."""
-        return Response(self.contexts, self.parts)
+        return Response(self.contexts, self.parts, self.singles)
 
     @cached_property
     def share(self) -> float:
@@ -271,7 +323,7 @@ class Transfer:
         network_change: NetworkChange,
         seed: int,
         how: How,
-    ) -> Respond:
+    ) -> Responder:
         """Find each cell's context and its change.
 
         Parameters
@@ -299,33 +351,14 @@ class Transfer:
             query, codes, np.unique(codes[rows]), is_control, target, network_change
         )
         _warn_of_distance(codes, labels, changes)
-        places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
         of_counts: dict[int, CountChange] = {}
         if how == "counts":
             of_counts = {
                 code: self._count_change(query, _control(codes, code, is_control), change, seed)
                 for code, change in changes.items()
             }
-
-        def respond(chunk: IntArray, x: npt.NDArray, draw: int) -> npt.NDArray:
-            of_cell, at = codes[rows[chunk]], places[rows[chunk]]
-            if how == "shift":
-                return x + np.array([changes[code].mean for code in of_cell], dtype=np.float32)
-            uniform, other = (
-                even_numbers(at, x.shape[1], seed, 2 * draw + part) for part in (0, 1)
-            )
-            stimulated = np.empty_like(x)
-            for code in np.unique(of_cell):
-                i = of_cell == code
-                if how == "counts":
-                    raw = query.raw(rows[chunk[i]])
-                    size = size_of(raw, scale_of(x[i], raw))
-                    stimulated[i] = of_counts[code].apply(raw, size, uniform[i])
-                else:
-                    stimulated[i] = changes[code].detection.apply(x[i], uniform[i], other[i])
-            return stimulated
-
-        return respond
+        places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
+        return Responder(changes, of_counts, codes, places, seed, how)
 
     @staticmethod
     def _count_change(query: Query, cells: IntArray, change: CellChange, seed: int) -> CountChange:

@@ -12,16 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.compat import DaskArray
 from scipy import sparse
 from scvi import settings
+from scvi.utils import track
 
 from spaperb._types import Expression
+from spaperb.disk import backed_matrix, in_memory
 from spaperb.populations import dense
 
 NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.log1p(adata)"
 ROWS_AT_ONCE = 4096
 MAX_LISTED = 20
 N_CHECKED = 100
+MANY_BLOCKS = 20
 
 
 class ExpressionKind(NamedTuple):
@@ -31,20 +35,24 @@ class ExpressionKind(NamedTuple):
     counts: bool
 
 
-def expression_matrix(adata: AnnData, layer: str | None) -> Expression:
-    """Return ``adata.X`` or a layer, if it can be read row by row in memory.
+def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> Expression:
+    """Return ``adata.X`` or a layer, if its rows can be read.
+
+    Parameters
+    ----------
+    adata
+        The AnnData.
+    layer
+        Layer; ``None`` for ``X``.
+    lazy
+        Whether a dask array will do. The matrix of a backed AnnData becomes one.
 
     Raises
     ------
     ValueError
         If there are no cells or genes, gene names repeat, the layer is missing, or the matrix is
-        not in memory.
+        neither in memory (or mapped into it) nor, if that will do, on disk.
     """
-    if adata.isbacked:
-        raise ValueError(
-            f"The AnnData is backed by the file {adata.filename}. Load it with "
-            "`adata = adata.to_memory()`."
-        )
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
             f"The AnnData is empty: it has {adata.n_obs} cells and {adata.n_vars} genes."
@@ -60,11 +68,17 @@ def expression_matrix(adata: AnnData, layer: str | None) -> Expression:
             f"There is no layer {layer!r} in adata.layers; it has: {listed(adata.layers.keys())}."
         )
     x = adata.X if layer is None else adata.layers[layer]
+    is_backed = adata.isbacked and layer is None
+    if lazy and is_backed:
+        return backed_matrix(x)
+    if lazy and isinstance(x, DaskArray):
+        return x
     if not (isinstance(x, np.ndarray) or (sparse.issparse(x) and x.format in ("csr", "csc"))):
         name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+        found = f"backed by the file {adata.filename}" if is_backed else f"a {type(x).__name__}"
         raise ValueError(
-            f"{name} is of type {type(x).__name__}; a NumPy array or a SciPy CSR or CSC matrix is "
-            "needed. A dask array is loaded with `.compute()`."
+            f"{name} is {found}; a NumPy array or a SciPy CSR or CSC matrix is needed. Load it with "
+            "`adata = adata.to_memory()`, or leave it on disk with `adata = spaperb.read_mapped(path)`."
         )
     return x
 
@@ -101,14 +115,15 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
     ValueError
         If the layer is missing, holds anything but counts, or has nothing to do with expression.
     """
-    counts = expression_matrix(adata, counts_layer)
+    counts = expression_matrix(adata, counts_layer, lazy=isinstance(x, DaskArray))
     if not expression_kind(counts).counts:
         raise ValueError(
             f"adata.layers[{counts_layer!r}] (`counts_layer`) must hold raw counts, whole numbers of at least 0, "
             "and holds other values or nothing but 0."
         )
     some = np.linspace(0, adata.n_obs - 1, min(adata.n_obs, N_CHECKED)).astype(int)
-    raw, factors = dense(counts[some]), np.expm1(dense(x[some]).astype(float))
+    raw, some_x = (dense(in_memory(matrix[some])) for matrix in (counts, x))
+    factors = np.expm1(some_x.astype(float))
     scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
     if not np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9)):
         raise ValueError(
@@ -293,6 +308,10 @@ def described_columns(adata: AnnData) -> str:
 
 def _value_blocks(x: Expression) -> Iterator[np.ndarray]:
     """All stored values, in blocks that are small next to the matrix."""
+    if isinstance(x, DaskArray):
+        for rows in track(x.blocks, description="Checking", disable=x.numblocks[0] < MANY_BLOCKS):
+            yield from _value_blocks(rows.compute())
+        return
     values = x.data if sparse.issparse(x) else x
     step = ROWS_AT_ONCE if values.ndim == 2 else ROWS_AT_ONCE * 1024
     for start in range(0, len(values), step):
