@@ -1,6 +1,12 @@
+import signal
+import threading
+
+import lightning
+import numpy as np
 import pytest
 import torch
 
+from spaperb import SpaPerbModel
 from spaperb.module import SpaPerbModule
 from spaperb.train import SpaPerbTrainingPlan
 
@@ -42,3 +48,47 @@ def test_logged_components_add_up_to_the_loss(trained):
 
 def test_kl_warm_up_can_be_asked_for():
     assert SpaPerbTrainingPlan(SpaPerbModule(5, n_hidden=4), n_epochs_kl_warmup=4).kl_weight == 0
+
+
+class Interrupt(lightning.Callback):
+    """Press Ctrl-C in the second epoch."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_leaves_a_usable_model(adata):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, objective="residual")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.warns(UserWarning, match=r"interrupted in epoch 2 of 50.*that of this moment"):
+        model.train(50, callbacks=[Interrupt()], enable_progress_bar=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert model.is_trained
+    assert not model.module.training
+    assert len(model.history["train_loss"]) == 2
+    assert np.isfinite(model.predict_stimulated(adata, inplace=False)).all()
+
+
+def test_ctrl_c_is_left_alone_in_other_threads(adata):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata)
+    thread = threading.Thread(
+        target=model.train, args=[1], kwargs={"enable_progress_bar": False, "accelerator": "cpu"}
+    )
+    thread.start()
+    thread.join()
+    assert model.is_trained
+
+
+def test_a_trained_model_goes_on_in_training_mode(adata):
+    """With dropout, and batch normalisation that follows the data."""
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata)
+    norm = next(m for m in model.module.modules() if isinstance(m, torch.nn.BatchNorm1d))
+    model.train(1, enable_progress_bar=False)
+    before = norm.running_mean.clone()
+    model.train(1, enable_progress_bar=False)
+    assert not torch.equal(norm.running_mean, before)
+    assert not model.module.training

@@ -41,7 +41,7 @@ from spaperb.prediction import (
     select_rows,
 )
 from spaperb.tables import response_table
-from spaperb.train import SpaPerbTrainingPlan
+from spaperb.train import SpaPerbTrainingPlan, StopOnInterrupt
 from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
@@ -291,6 +291,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         """Train the model.
 
+        Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
+        once.
+
         Parameters
         ----------
         max_epochs
@@ -333,11 +336,15 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
             unpaired = {"unpaired": True}
             kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
+        callbacks = [*(kwargs.pop("callbacks", None) or []), StopOnInterrupt()]
+        # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
+        self.module.train()
         super().train(
             max_epochs=max_epochs,
             batch_size=batch_size,
             early_stopping=early_stopping,
             early_stopping_monitor=early_stopping_monitor,
+            callbacks=callbacks,
             **kwargs,
         )
         if self.response:

@@ -1,13 +1,19 @@
-"""SpaPerbTrainingPlan: optimiser defaults, and pairs into the module's loss."""
+"""How training runs: optimiser defaults, pairs into the module's loss, and an end at Ctrl-C."""
 
 from __future__ import annotations
 
 import dataclasses
+import signal
+import threading
 from inspect import signature
+from types import FrameType
 from typing import Any, Literal
 
+import lightning
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan
+
+from spaperb.validation import warn
 
 
 class SpaPerbTrainingPlan(TrainingPlan):
@@ -92,3 +98,34 @@ class SpaPerbTrainingPlan(TrainingPlan):
         super().compute_and_log_metrics(
             dataclasses.replace(loss_output, extra_metrics={}), metrics, mode
         )
+
+
+class StopOnInterrupt(lightning.Callback):
+    """End training after the current minibatch at Ctrl-C, as if that had been its last; a second Ctrl-C ends all at once.
+
+    Lightning alone would leave the interpreter, and the model untrained.
+    """
+
+    def on_fit_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Take over Ctrl-C, where there is one: in the main thread of the only process."""
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                signal.signal(signal.SIGINT, self._before)
+                trainer.should_stop = True
+                warn(
+                    f"Training is interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; the model "
+                    "is that of this moment. Press Ctrl-C again to end all at once."
+                )
+
+            self._before = signal.signal(signal.SIGINT, stop)
+
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Give Ctrl-C back."""
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)

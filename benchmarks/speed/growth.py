@@ -1,0 +1,175 @@
+"""How time and memory grow with cells, in memory and on disk.
+
+    python benchmarks/speed/growth.py
+
+Simulated CSR cells of 2,000 genes, 5 % of them expressed, in four types and two conditions: 10 thousand, 100 thousand, 1 million. Each size
+and way runs in a process of its own:
+
+- memory: the AnnData in memory; an epoch of the residual objective (the second; with a million cells the first), what it learns of contexts
+  after the last, and drawing an epoch's pairs
+- disk: the same from a zarr store, by `read_mapped`
+- predict: from the store to a new one, lazily
+
+Peak memory is of the process, less what it held with everything imported and (memory) the AnnData read. Writes `growth.csv` beside this file, with
+the exponent of each growth.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anndata as ad
+import machine
+import numpy as np
+import pandas as pd
+import scvi
+import zarr
+from scipy import sparse
+
+HERE = Path(__file__).parent
+N_GENES, DENSITY, BLOCK = 2000, 0.05, 10_000
+SIZES = (10_000, 100_000, 1_000_000)
+
+
+def write_cells(path: Path, n_cells: int) -> None:
+    """Write a store of cells block by block, so that writing them needs no memory."""
+    rng = np.random.default_rng(0)
+    per_cell = round(DENSITY * N_GENES)
+    i = np.arange(n_cells)
+    obs = pd.DataFrame(
+        {
+            "condition": np.where(i % 2, "stimulated", "control"),
+            "cell_type": (i // 2 % 4).astype(str),
+        },
+        index=i.astype(str),
+    ).astype("category")
+    var = pd.DataFrame(index=[f"gene_{g}" for g in range(N_GENES)])
+
+    def block(n: int) -> sparse.csr_matrix:
+        # One gene of each of `per_cell` groups, in ascending order.
+        width = N_GENES // per_cell
+        genes = rng.integers(0, width, (n, per_cell)) + width * np.arange(per_cell)
+        values = np.log1p(1 + rng.poisson(1.0, genes.size)).astype(np.float32)
+        indptr = np.arange(0, n * per_cell + 1, per_cell)
+        return sparse.csr_matrix(
+            (values, genes.ravel().astype(np.int32), indptr), shape=(n, N_GENES)
+        )
+
+    store = zarr.open_group(path, mode="w", zarr_format=3)
+    store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    ad.io.write_elem(store, "obs", obs)
+    ad.io.write_elem(store, "var", var)
+    first = min(BLOCK, n_cells)
+    ad.io.write_elem(store, "X", block(first))
+    x = ad.io.sparse_dataset(store["X"])
+    for start in range(first, n_cells, BLOCK):
+        x.append(block(min(BLOCK, n_cells - start)))
+
+
+def peak_mb() -> float:
+    """Peak memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def now_mb() -> float:
+    """Memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def train(adata: ad.AnnData, epochs: int):
+    """Train with the residual objective; seconds of the last epoch, and of all but epochs."""
+    from throughput import Clock
+
+    from spaperb import SpaPerbModel
+
+    scvi.settings.seed = 0
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, objective="residual")
+    clock = Clock()
+    start = time.perf_counter()
+    model.train(epochs, early_stopping=False, enable_progress_bar=False, callbacks=[clock])
+    rest = time.perf_counter() - start - clock.seconds.sum()
+    return model, clock.seconds[-1], rest
+
+
+def measure(way: str, store: Path, scratch: Path) -> dict[str, float]:
+    """Run one way in this process."""
+    from spaperb import SpaPerbModel, read_mapped
+    from spaperb.dataloaders import PairedDataSplitter
+
+    if way == "predict":
+        from anndata.experimental import read_elem_lazy
+
+        some = read_mapped(store, scratch)[:20_000]
+        some = ad.AnnData(some.X.copy(), obs=some.obs.copy(), var=some.var.copy())
+        model, _, _ = train(some, 2)
+        group = zarr.open_group(store, mode="r")
+        adata = ad.AnnData(
+            read_elem_lazy(group["X"]),
+            obs=ad.io.read_elem(group["obs"]),
+            var=ad.io.read_elem(group["var"]),
+        )
+        start = time.perf_counter()
+        model.predict_stimulated(adata)
+        with ad.settings.override(zarr_write_format=3):
+            adata.write_zarr(scratch / "predicted.zarr")
+        return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb()}
+    adata = ad.read_zarr(store) if way == "memory" else read_mapped(store, scratch)
+    held = now_mb()
+    _, epoch, rest = train(adata, 2 if adata.n_obs < 500_000 else 1)
+    splitter = PairedDataSplitter(SpaPerbModel._get_most_recent_anndata_manager(adata))
+    splitter.setup()
+    start = time.perf_counter()
+    for _ in splitter.train_dataloader().sampler:
+        pass
+    return {
+        "seconds": epoch,
+        "other_seconds": rest,
+        "pairing_seconds": time.perf_counter() - start,
+        "peak_mb": peak_mb(),
+        "peak_mb_beyond_anndata": peak_mb() - held,
+    }
+
+
+def main() -> None:
+    """Run all sizes and ways."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--ways", nargs="+", default=["memory", "disk", "predict"])
+    parser.add_argument("--folder", type=Path, help="folder for the stores, on a local disk")
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        way, store, scratch = args.measure
+        print(json.dumps(measure(way, Path(store), Path(scratch))))
+        return
+    rows = []
+    for n_cells in args.sizes:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            store = Path(folder) / "cells.zarr"
+            write_cells(store, n_cells)
+            for way in args.ways:
+                command = [sys.executable, __file__, "--measure", way, str(store), folder]
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                rows.append({"cells": n_cells, "way": way, **json.loads(out.splitlines()[-1])})
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    table["machine"] = machine.describe()
+    table.to_csv(HERE / "growth.csv", index=False, float_format="%.4g")
+    print(table.drop(columns="machine").round(2).to_string(index=False))
+    measures = [c for c in table.columns if "seconds" in c]
+    for way, of_way in table.groupby("way", sort=False):
+        for name in measures:
+            if of_way[name].notna().sum() > 1:
+                slope = np.polyfit(np.log(of_way["cells"]), np.log(of_way[name]), 1)[0]
+                print(f"{way}, {name}: grows with cells to the power of {slope:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Cells a second in training, against a bare PyTorch loop over the same networks, scVI, and scGen.
+
+    python benchmarks/speed/throughput.py --scgen .venv-scgen/bin/python
+
+The published objective with its defaults (800 hidden units, 100 latent dimensions), minibatches of 256 pairs, that is 512 cells; scVI and scGen
+have the same layers and 512 cells a minibatch. All contestants run one after the other in each of some rounds, the first
+epoch is not counted, and what counts is the ratio to the bare loop of the same round. `--variants` runs ways to
+be faster instead. Writes `throughput.csv` (or `throughput_variants.csv`) beside this file. The environment for scGen is that
+of `benchmarks/accuracy/scgen.py`.
+"""
+
+import argparse
+import functools
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import lightning
+import machine
+import numpy as np
+import pandas as pd
+import scvi
+import torch
+from scipy import sparse
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import smooth_l1_loss
+
+HERE = Path(__file__).parent
+N_CELLS = 8192
+DENSITY = 0.05
+N_PAIRS = 256
+N_EPOCHS = 2
+
+
+def cells(n_genes: int) -> ad.AnnData:
+    """Control and stimulated cells of four types, CSR: log-normalised, with counts in a layer."""
+    rng = np.random.default_rng(0)
+    counts = sparse.random(
+        N_CELLS,
+        n_genes,
+        DENSITY,
+        format="csr",
+        dtype=np.float32,
+        rng=rng,
+        data_sampler=lambda size: 1 + rng.poisson(1.0, size),
+    )
+    i = np.arange(N_CELLS)
+    obs = pd.DataFrame(
+        {
+            "condition": np.where(i % 2, "stimulated", "control"),
+            "cell_type": (i // 2 % 4).astype(str),
+        },
+        index=i.astype(str),
+    ).astype("category")
+    return ad.AnnData(counts.log1p().tocsr(), obs=obs, layers={"counts": counts})
+
+
+class Clock(lightning.Callback):
+    """Seconds of each epoch."""
+
+    def __init__(self):
+        self.marks = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        """Note when an epoch begins."""
+        self.marks.append(time.perf_counter())
+
+    def on_train_end(self, trainer, pl_module):
+        """Note when the last ends."""
+        self.marks.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """Seconds of each epoch."""
+        return np.diff(self.marks)
+
+
+def train(model, **kwargs) -> float:
+    """Cells a second of a scvi-tools model."""
+    clock = Clock()
+    model.train(
+        max_epochs=1 + N_EPOCHS,
+        train_size=1.0,
+        early_stopping=False,
+        enable_progress_bar=False,
+        callbacks=[clock],
+        **kwargs,
+    )
+    return N_EPOCHS * N_CELLS / clock.seconds[1:].sum()
+
+
+def spaperb(adata: ad.AnnData, is_sparse: bool, **kwargs) -> float:
+    """Train ours."""
+    from spaperb import SpaPerbModel
+
+    x = adata.X if is_sparse else adata.X.toarray()
+    adata = ad.AnnData(x, obs=adata.obs.copy())
+    SpaPerbModel.setup_anndata(adata)
+    return train(SpaPerbModel(adata), batch_size=N_PAIRS, **kwargs)
+
+
+def bare(adata: ad.AnnData, sparse_input: bool = False) -> float:
+    """The published objective in a loop over one dense tensor, or with a sparse first layer over a sparse one."""
+    from spaperb.module import SpaPerbModule
+
+    module = SpaPerbModule(adata.n_vars).train()
+    first = module.encoder.hidden.fc_layers[0][0]
+    x = torch.from_numpy(adata.X.toarray())
+    arms = (adata.obs["condition"] == "stimulated").to_numpy()
+    control, stimulated = (torch.from_numpy(np.flatnonzero(arms == arm)) for arm in (False, True))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    rows = adata.X if sparse_input else None
+    for epoch in range(1 + N_EPOCHS):
+        if epoch == 1:
+            start = time.perf_counter()
+        pairs = zip(
+            control[torch.randperm(len(control))].split(N_PAIRS),
+            stimulated[torch.randperm(len(stimulated))].split(N_PAIRS),
+            strict=True,
+        )
+        for c, s in pairs:
+            i = torch.cat([c, s])
+            if rows is None:
+                qz = module.encoder(x[i])
+            else:
+                csr = rows[i.numpy()]
+                tensor = torch.sparse_csr_tensor(csr.indptr, csr.indices, csr.data, csr.shape)
+                h = torch.addmm(first.bias, tensor, first.weight.T)
+                for layer in module.encoder.hidden.fc_layers[0][1:]:
+                    h = layer(h)
+                for layer in module.encoder.hidden.fc_layers[1]:
+                    h = layer(h)
+                scale = torch.exp(0.5 * module.encoder.log_var(h))
+                qz = Normal(module.encoder.mu(h), scale)
+            z_ctrl, z_stim = qz.rsample().chunk(2)
+            z_delta = module.delta_encoder(torch.rand(len(c), x.shape[1]))
+            px = module.decoder(z_ctrl + z_delta)
+            kl = kl_divergence(qz, Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale)))
+            loss = (
+                100 * smooth_l1_loss(z_delta, z_stim - z_ctrl)
+                + 100 * smooth_l1_loss(px, x[s])
+                + 0.5 * kl.mean()
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return N_EPOCHS * N_CELLS / (time.perf_counter() - start)
+
+
+def scvi_model(adata: ad.AnnData) -> float:
+    """Train scVI on the counts."""
+    adata = adata.copy()
+    scvi.model.SCVI.setup_anndata(adata, layer="counts")
+    model = scvi.model.SCVI(adata, n_hidden=800, n_layers=2, n_latent=100)
+    return train(model, batch_size=2 * N_PAIRS)
+
+
+def scgen_model(adata: ad.AnnData) -> float:
+    """Train pertpy's scGen."""
+    import pertpy
+
+    adata = adata.copy()
+    pertpy.tl.Scgen.setup_anndata(adata, batch_key="condition", labels_key="cell_type")
+    model = pertpy.tl.Scgen(adata)
+    marks = []
+
+    # Its trainer takes no callback of PyTorch's, and compiles anew in each call: the difference of two lengths.
+    for n in (1, 1 + N_EPOCHS):
+        start = time.perf_counter()
+        model.train(
+            max_epochs=n, train_size=1.0, batch_size=2 * N_PAIRS, enable_progress_bar=False
+        )
+        marks.append(time.perf_counter() - start)
+    return N_EPOCHS * N_CELLS / (marks[1] - marks[0])
+
+
+def scgen_elsewhere(adata: ad.AnnData, python: str) -> float:
+    """Train scGen in its own environment."""
+    command = [python, __file__, "--only-scgen", str(adata.n_vars)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def contestants(scgen: str | None) -> dict[str, Callable[[ad.AnnData], float]]:
+    """What is compared."""
+    of = {
+        "bare loop": bare,
+        "spaperb, dense": functools.partial(spaperb, is_sparse=False),
+        "spaperb, CSR": functools.partial(spaperb, is_sparse=True),
+        "scVI": scvi_model,
+    }
+    return of | ({"scGen": functools.partial(scgen_elsewhere, python=scgen)} if scgen else {})
+
+
+def variants() -> dict[str, Callable[[ad.AnnData], float]]:
+    """Ways to be faster, of ours but for the sparse first layer."""
+    fused = {
+        "optimizer": "Custom",
+        "optimizer_creator": functools.partial(torch.optim.AdamW, lr=1e-3, fused=True),
+    }
+    ours = functools.partial(spaperb, is_sparse=True)
+    return {
+        "bare loop": bare,
+        "spaperb, CSR": ours,
+        "fused optimiser": functools.partial(ours, plan_kwargs=fused),
+        "torch.compile": functools.partial(ours, plan_kwargs={"compile": True}),
+        "bfloat16": functools.partial(ours, precision="bf16-mixed"),
+        "a loader process": functools.partial(ours, datasplitter_kwargs={"num_workers": 1}),
+        "sparse tensors": functools.partial(ours, load_sparse_tensor=True),
+        "bare loop, sparse first layer": functools.partial(bare, sparse_input=True),
+    }
+
+
+def main() -> None:
+    """Run all contestants in turn."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--genes", type=int, nargs="+", default=[2000, 7000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--scgen", metavar="PYTHON", help="interpreter of scGen's environment")
+    parser.add_argument("--only-scgen", type=int, metavar="GENES", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only_scgen:
+        print(json.dumps(scgen_model(cells(args.only_scgen))))
+        return
+    rows = []
+    for n_genes in args.genes:
+        adata = cells(n_genes)
+        for number in range(args.rounds):
+            for name, run in (variants() if args.variants else contestants(args.scgen)).items():
+                rate = run(adata)
+                rows.append(
+                    {"genes": n_genes, "round": number, "method": name, "cells_per_second": rate}
+                )
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    limit = table[table["method"] == "bare loop"].set_index(["genes", "round"])["cells_per_second"]
+    of_round = pd.MultiIndex.from_frame(table[["genes", "round"]])
+    table["ratio"] = table["cells_per_second"] / limit[of_round].to_numpy()
+    table["machine"] = machine.describe()
+    name = "throughput_variants" if args.variants else "throughput"
+    table.to_csv(HERE / f"{name}.csv", index=False, float_format="%.4g")
+    median = table.groupby(["genes", "method"], sort=False)[["cells_per_second", "ratio"]]
+    print(median.median().round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Training in two processes (gloo, on CPU) against one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("train_in_processes.py")
+
+
+def run(n_processes: int, batch_size: int, folder: Path) -> list[dict]:
+    """What each process has at the end."""
+    folder.mkdir()
+    command = [sys.executable, str(SCRIPT), str(n_processes), str(batch_size), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n_processes)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ddp")
+    # Two processes with 32 pairs each take the steps of one with 64.
+    return run(2, 32, folder / "two"), run(1, 64, folder / "one")[0]
+
+
+def test_all_processes_end_with_one_model(results):
+    (first, second), _ = results
+    assert first["weights"] == second["weights"]
+    assert first["predicted"] == second["predicted"]
+
+
+def test_the_result_is_that_of_one_process(results):
+    (first, _), alone = results
+    two, one = (r["history"]["validation_loss"] for r in (first, alone))
+    assert len(two) == len(one) == 10
+    assert two[-1] < 0.8 * two[0]
+    assert two[-1] == pytest.approx(one[-1], rel=0.1)
+    assert first["predicted"] == pytest.approx(alone["predicted"], rel=0.01)
+
+
+def test_history_is_kept(results):
+    (first, second), alone = results
+    assert set(first["history"]) == set(alone["history"])
+    assert np.isfinite(first["history"]["latent_loss_validation"]).all()
+    assert not second["history"]

@@ -1,0 +1,38 @@
+"""Train in one or several processes and write what came out, a file a process: a script of test_distributed.py."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import scvi
+
+from spaperb import SpaPerbModel, datasets
+
+
+def main() -> None:
+    n_processes, batch_size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    adata = datasets.simulated(n_cells=60, n_genes=80)
+    scvi.settings.seed = 0
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, objective="residual")
+    several = {"devices": n_processes, "strategy": "ddp_find_unused_parameters_true"}
+    model.train(
+        10,
+        accelerator="cpu",
+        batch_size=batch_size,
+        early_stopping=False,
+        check_val_every_n_epoch=1,
+        enable_progress_bar=False,
+        **(several if n_processes > 1 else {}),
+    )
+    result = {
+        "weights": [w.double().sum().item() for w in model.module.parameters()],
+        "predicted": float(model.predict_stimulated(adata, inplace=False).mean()),
+        "history": {name: of.iloc[:, 0].tolist() for name, of in model.history.items()},
+    }
+    (folder / f"{os.environ.get('LOCAL_RANK', 0)}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
