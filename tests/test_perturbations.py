@@ -10,7 +10,8 @@ from helpers import QUIET, SMALL_MODEL, small_cells, snapshot
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.pairing import CONTROL, NEITHER
-from spaperb.perturbations import Perturbations
+from spaperb.perturbations import Perturbations, Target
+from spaperb.response import Subject
 
 
 def of(*values, **kwargs) -> Perturbations:
@@ -167,6 +168,26 @@ class TestPrediction:
         means = {name: cells.X.mean(0) for name, cells in by_condition(of_type)}
         added = means["A"] + means["B"] - 2 * means["control"]
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
+
+    def test_what_is_shared_is_that_of_single_perturbations(self):
+        """A strong pair of unknown parts says nothing of what A and B share."""
+        known = of("A", "B", "A+B", "C+D", "control")
+        assert [known.names[i] for i in known.singles] == ["A", "B"]
+
+    def test_a_combination_is_known_as_far_as_its_parts(self, data):
+        """So that the network, which knows no more of how they combine, has no larger share in it."""
+        response = fit(data[data.obs["condition"] != "A+B"].copy())._transfer.response
+        k = response.contexts.names.index("type_0")
+        known = Subject(response.contexts.control[k], response.contexts.cells[k], k)
+        both, a, b = (
+            response.predict(known, target).measured
+            for target in (Target("A+B", None, (0, 1)), Target("A", 0, (0,)), Target("B", 1, (1,)))
+        )
+        np.testing.assert_array_equal(both, np.minimum(a, b))
+        assert both.max() > 0.4
+        assert not response.predict(
+            known._replace(number=None), Target("", None, (0, 1))
+        ).measured.any()
 
     def test_composition_is_learned_from_measured_combinations(self, data):
         """Where "A+B" does less than A and B, "A+C" is predicted to do less than A and C."""
