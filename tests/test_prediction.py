@@ -201,13 +201,6 @@ class TestNewData:
         adata.X = None
         np.testing.assert_array_equal(predicted(model, adata), expected)
 
-    def test_backed(self, trained, query, tmp_path):
-        query.write_h5ad(tmp_path / "cells.h5ad")
-        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-        with pytest.raises(ValueError, match=r"to_memory\(\)"):
-            trained.predict_stimulated(backed)
-        backed.file.close()
-
     def test_negative_values_do_not_fit_a_model_of_non_negative_ones(self, trained, query):
         query.X = query.X.toarray() - 1
         with pytest.raises(ValueError, match=r"negative values.*Was it scaled\?"):

@@ -75,7 +75,9 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
         return x
     if not (isinstance(x, np.ndarray) or (sparse.issparse(x) and x.format in ("csr", "csc"))):
         name = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-        found = f"backed by the file {adata.filename}" if is_backed else f"a {type(x).__name__}"
+        found = (
+            f"backed by the file {adata.filename}" if is_backed else f"of type {type(x).__name__}"
+        )
         raise ValueError(
             f"{name} is {found}; a NumPy array or a SciPy CSR or CSC matrix is needed. Load it with "
             "`adata = adata.to_memory()`, or leave it on disk with `adata = spaperb.read_mapped(path)`."
