@@ -150,6 +150,14 @@ class TestLazyPrediction:
         expected = model.predict_stimulated(cells, inplace=False)
         np.testing.assert_allclose(written, expected, rtol=1e-5, atol=1e-6)
 
+    def test_blocks_of_any_size_become_a_usual_one(self, cells, path, model, monkeypatch):
+        monkeypatch.setattr("spaperb.disk.BLOCK_VALUES", 150 * cells.n_vars)
+        adata = lazy(path)
+        layer = model.predict_stimulated(adata, inplace=False)
+        assert layer.chunks == ((150, 150, 20), (60,))
+        expected = model.predict_stimulated(cells, inplace=False)
+        np.testing.assert_allclose(layer.compute(), expected, rtol=1e-5, atol=1e-6)
+
     def test_counts(self, cells, path, model):
         adata = lazy(path)
         found = model.predict_stimulated(adata, sample=True, inplace=False).compute()

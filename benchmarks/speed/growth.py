@@ -111,7 +111,7 @@ def measure(way: str, store: Path, scratch: Path) -> dict[str, float]:
         model, _, _ = train(some, 2)
         group = zarr.open_group(store, mode="r")
         adata = ad.AnnData(
-            read_elem_lazy(group["X"]),
+            read_elem_lazy(group["X"], chunks=(BLOCK, N_GENES)),
             obs=ad.io.read_elem(group["obs"]),
             var=ad.io.read_elem(group["var"]),
         )

@@ -3,7 +3,7 @@
     python benchmarks/speed/throughput.py --scgen .venv-scgen/bin/python
 
 The published objective with its defaults (800 hidden units, 100 latent dimensions), minibatches of 256 pairs, that is 512 cells; scVI and scGen
-have the same layers and 512 cells a minibatch. All contestants run one after the other in each of some rounds, the first
+have the same layers and 512 cells a minibatch (scGen also its default of 128). All contestants run one after the other in each of some rounds, the first
 epoch is not counted, and what counts is the ratio to the bare loop of the same round. `--variants` runs ways to
 be faster instead. Writes `throughput.csv` (or `throughput_variants.csv`) beside this file. The environment for scGen is that
 of `benchmarks/accuracy/scgen.py`.
@@ -84,7 +84,6 @@ def train(model, **kwargs) -> float:
     model.train(
         max_epochs=1 + N_EPOCHS,
         train_size=1.0,
-        early_stopping=False,
         enable_progress_bar=False,
         callbacks=[clock],
         **kwargs,
@@ -99,7 +98,7 @@ def spaperb(adata: ad.AnnData, is_sparse: bool, **kwargs) -> float:
     x = adata.X if is_sparse else adata.X.toarray()
     adata = ad.AnnData(x, obs=adata.obs.copy())
     SpaPerbModel.setup_anndata(adata)
-    return train(SpaPerbModel(adata), batch_size=N_PAIRS, **kwargs)
+    return train(SpaPerbModel(adata), batch_size=N_PAIRS, early_stopping=False, **kwargs)
 
 
 def bare(adata: ad.AnnData, sparse_input: bool = False, is_fused: bool = True) -> float:
@@ -149,6 +148,31 @@ def bare(adata: ad.AnnData, sparse_input: bool = False, is_fused: bool = True) -
     return N_EPOCHS * N_CELLS / (time.perf_counter() - start)
 
 
+def linear_layers(adata: ad.AnnData) -> float:
+    """The matrix products of a step and nothing else: what a processor cannot do without."""
+    from spaperb.module import SpaPerbModule
+
+    module = SpaPerbModule(adata.n_vars)
+    work = []
+    for network, n_rows in (
+        (module.encoder, 2 * N_PAIRS),
+        (module.delta_encoder, N_PAIRS),
+        (module.decoder, N_PAIRS),
+    ):
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Linear):
+                # Expression and V_delta need no gradient.
+                x = torch.rand(n_rows, layer.in_features)
+                x.requires_grad = layer.in_features != adata.n_vars
+                work.append((layer, x, torch.rand(n_rows, layer.out_features)))
+    start = time.perf_counter()
+    n_steps = N_EPOCHS * N_CELLS // (2 * N_PAIRS)
+    for _ in range(n_steps):
+        for layer, x, gradient in work:
+            layer(x).backward(gradient)
+    return n_steps * 2 * N_PAIRS / (time.perf_counter() - start)
+
+
 def scvi_model(adata: ad.AnnData) -> float:
     """Train scVI on the counts."""
     adata = adata.copy()
@@ -157,28 +181,19 @@ def scvi_model(adata: ad.AnnData) -> float:
     return train(model, batch_size=2 * N_PAIRS)
 
 
-def scgen_model(adata: ad.AnnData) -> float:
+def scgen_model(adata: ad.AnnData, batch_size: int) -> float:
     """Train pertpy's scGen."""
     import pertpy
 
     adata = adata.copy()
     pertpy.tl.Scgen.setup_anndata(adata, batch_key="condition", labels_key="cell_type")
     model = pertpy.tl.Scgen(adata)
-    marks = []
-
-    # Its trainer takes no callback of PyTorch's, and compiles anew in each call: the difference of two lengths.
-    for n in (1, 1 + N_EPOCHS):
-        start = time.perf_counter()
-        model.train(
-            max_epochs=n, train_size=1.0, batch_size=2 * N_PAIRS, enable_progress_bar=False
-        )
-        marks.append(time.perf_counter() - start)
-    return N_EPOCHS * N_CELLS / (marks[1] - marks[0])
+    return train(model, batch_size=batch_size)
 
 
-def scgen_elsewhere(adata: ad.AnnData, python: str) -> float:
+def scgen_elsewhere(adata: ad.AnnData, python: str, batch_size: int) -> float:
     """Train scGen in its own environment."""
-    command = [python, __file__, "--only-scgen", str(adata.n_vars)]
+    command = [python, __file__, "--only-scgen", str(adata.n_vars), str(batch_size)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(out.splitlines()[-1])
 
@@ -191,7 +206,10 @@ def contestants(scgen: str | None) -> dict[str, Callable[[ad.AnnData], float]]:
         "spaperb, CSR": functools.partial(spaperb, is_sparse=True),
         "scVI": scvi_model,
     }
-    return of | ({"scGen": functools.partial(scgen_elsewhere, python=scgen)} if scgen else {})
+    if scgen:
+        for name, size in (("scGen", 2 * N_PAIRS), ("scGen, its default of 128 cells", 128)):
+            of[name] = functools.partial(scgen_elsewhere, python=scgen, batch_size=size)
+    return of
 
 
 def variants() -> dict[str, Callable[[ad.AnnData], float]]:
@@ -210,6 +228,7 @@ def variants() -> dict[str, Callable[[ad.AnnData], float]]:
         "bfloat16": functools.partial(ours, precision="bf16-mixed"),
         "a loader process": functools.partial(ours, datasplitter_kwargs={"num_workers": 1}),
         "sparse tensors": functools.partial(ours, load_sparse_tensor=True),
+        "matrix products alone": linear_layers,
         "bare loop, sparse first layer": functools.partial(bare, sparse_input=True),
     }
 
@@ -221,10 +240,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--scgen", metavar="PYTHON", help="interpreter of scGen's environment")
-    parser.add_argument("--only-scgen", type=int, metavar="GENES", help=argparse.SUPPRESS)
+    parser.add_argument("--only-scgen", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only_scgen:
-        print(json.dumps(scgen_model(cells(args.only_scgen))))
+        n_genes, batch_size = args.only_scgen
+        print(json.dumps(scgen_model(cells(n_genes), batch_size)))
         return
     rows = []
     for n_genes in args.genes:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 COPIED_VALUES = 4_000_000
 """Values copied at a time."""
-BLOCK_ROWS = 10_000
-"""Rows of a memory map that are a block of a dask array."""
+BLOCK_VALUES = 20_000_000
+"""Values of a block of a dask array, dense: 80 MB. Smaller blocks than a zarr store's make it write its own again and again."""
 
 
 def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
@@ -37,7 +37,8 @@ def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
 
     ``X`` and the layers are memory maps, NumPy arrays or SciPy CSR matrices, from which any row can be read
     without the others. A dense matrix of an uncompressed h5ad file is mapped where it is. All others come in compressed or
-    separate pieces and are first copied to a scratch file, which goes away with the AnnData. What is not expression is read into memory.
+    separate pieces and are first copied to a scratch file, which goes away with the AnnData. What is not expression is read into memory;
+    ``raw`` is left out.
 
     Parameters
     ----------
@@ -62,16 +63,10 @@ def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
         raise FileNotFoundError(f"There is no file {path}.")
     if path.suffix not in (".h5ad", ".zarr"):
         raise ValueError(f"{path} is neither an .h5ad file nor a .zarr store.")
-    store: Any = h5py.File(path) if path.suffix == ".h5ad" else zarr.open_group(path, mode="r")
-    layers = store["layers"].keys() if "layers" in store else []
-    names = [name for name in ("X", *(f"layers/{layer}" for layer in layers)) if name in store]
-    mapped = {name: _mapped(name, store[name], path, scratch) for name in names}
-    others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
-    return AnnData(
-        mapped.get("X"),
-        layers={name.removeprefix("layers/"): x for name, x in mapped.items() if name != "X"},
-        **{name: ad.io.read_elem(store[name]) for name in others if name in store},
-    )
+    if path.suffix == ".zarr":
+        return _read(zarr.open_group(path, mode="r"), path, scratch)
+    with h5py.File(path) as file:
+        return _read(file, path, scratch)
 
 
 def is_on_disk(x: Expression) -> bool:
@@ -88,10 +83,11 @@ def as_dask(x: Expression) -> dask.array.Array:
     """Dask array of a matrix on disk, in blocks of whole rows."""
     from dask import array as da
 
+    chunks = max(1, BLOCK_VALUES // x.shape[1]), x.shape[1]
     if isinstance(x, DaskArray):
-        return x.rechunk({1: x.shape[1]})
+        return x.rechunk(chunks)
     # Without a name of its own dask would read all of it to make one.
-    return da.from_array(x, chunks=(BLOCK_ROWS, x.shape[1]), asarray=False, name=False)
+    return da.from_array(x, chunks=chunks, asarray=False, name=False)
 
 
 def in_memory(x: Expression) -> Expression:
@@ -104,9 +100,22 @@ def backed_matrix(x: Any) -> dask.array.Array:
     return as_dask(ad.experimental.read_elem_lazy(getattr(x, "group", x)))
 
 
+def _read(store: Any, path: Path, scratch: str | Path | None) -> AnnData:
+    """Map expression and read all else."""
+    layers = store["layers"].keys() if "layers" in store else []
+    names = [name for name in ("X", *(f"layers/{layer}" for layer in layers)) if name in store]
+    mapped = {name: _mapped(name, store[name], path, scratch) for name in names}
+    others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
+    return AnnData(
+        mapped.get("X"),
+        layers={name.removeprefix("layers/"): x for name, x in mapped.items() if name != "X"},
+        **{name: ad.io.read_elem(store[name]) for name in others if name in store},
+    )
+
+
 def _mapped(name: str, elem: Any, path: Path, scratch: str | Path | None) -> Expression:
     """Map a matrix of a file."""
-    encoding = elem.attrs.get("encoding-type", "array")
+    encoding = elem.attrs.get("encoding-type", "array" if hasattr(elem, "dtype") else "group")
     if encoding == "array":
         return _map(elem, elem.dtype, path, scratch)
     if encoding != "csr_matrix":

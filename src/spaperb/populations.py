@@ -7,7 +7,7 @@ memory stays small next to the arrays themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import anndata as ad
 import numpy as np
@@ -35,18 +35,18 @@ class Projection(Protocol):
 
 def mean_expression(x: Expression) -> FloatArray:
     """Mean over cells, ``(G,)``."""
-    return _mean(x, lambda block: block)
+    return _mean(x, lambda values, genes: values)
 
 
 def variance(x: Expression) -> FloatArray:
     """Variance over cells (divided by their number), ``(G,)``."""
     mean = mean_expression(x)
-    return _mean(x, lambda block: (block - mean) ** 2)
+    return _mean(x, lambda values, genes: (values - mean[genes]) ** 2)
 
 
 def zero_fraction(x: Expression) -> FloatArray:
     """Fraction of cells in which each gene is exactly 0, ``(G,)``."""
-    return _mean(x, lambda block: block == 0)
+    return _mean(x, lambda values, genes: values == 0)
 
 
 def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:
@@ -148,12 +148,25 @@ def dense(x: Expression) -> npt.NDArray:
     return x.toarray() if sparse.issparse(x) else np.asarray(x)
 
 
-def _mean(x: Expression, function: Callable[[FloatArray], npt.NDArray]) -> FloatArray:
-    """Mean over cells of a function of dense double-precision blocks, ``(G,)``."""
-    total = np.zeros(x.shape[1])
-    for rows in _blocks(x.shape[0], x.shape[1]):
-        total += function(dense(x[rows]).astype(np.float64)).sum(axis=0, dtype=np.float64)
-    return total / x.shape[0]
+def _mean(x: Expression, function: Callable[[FloatArray, Any], npt.NDArray]) -> FloatArray:
+    """Mean over cells of a function of double-precision values and their genes, ``(G,)``."""
+    n, n_genes = x.shape
+    total = np.zeros(n_genes)
+    if not sparse.issparse(x):
+        for rows in _blocks(n, n_genes):
+            block = np.asarray(x[rows], dtype=np.float64)
+            total += function(block, slice(None)).sum(axis=0, dtype=np.float64)
+        return total / n
+    x, n_stored = x.tocsr(), np.zeros(n_genes)
+    if not x.has_canonical_format:
+        x = x.copy()
+        x.sum_duplicates()
+    for stored in _blocks(x.nnz, 1):
+        values, genes = x.data[stored].astype(np.float64), x.indices[stored]
+        total += np.bincount(genes, function(values, genes), n_genes)
+        n_stored += np.bincount(genes, minlength=n_genes)
+    # All values that are not stored are 0.
+    return (total + (n - n_stored) * function(np.zeros(n_genes), slice(None))) / n
 
 
 def _blocks(n: int, width: int) -> Iterator[slice]:
