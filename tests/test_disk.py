@@ -213,3 +213,18 @@ class TestLazyPrediction:
 def test_training_tells_how_to_leave_cells_on_disk(path):
     with pytest.raises(ValueError, match=r"spaperb\.read_mapped\(path\)"):
         SpaPerbModel.setup_anndata(lazy(path))
+
+
+def test_batches_on_disk(cells, tmp_path):
+    """Each block knows the batches of its own cells."""
+    adata = cells.copy()
+    adata.obs["batch"] = np.where(np.arange(adata.n_obs) // 2 % 2, "b", "a")
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    scvi.settings.seed = 0
+    SpaPerbModel.setup_anndata(adata, batch_key="batch")
+    model = SpaPerbModel(adata)
+    model.train(1, enable_progress_bar=False)
+    found = model.predict_stimulated(lazy(tmp_path / "cells.h5ad"), inplace=False).compute()
+    expected = model.predict_stimulated(adata, inplace=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected[2:4] - expected[:2]).max() > 1e-3

@@ -295,16 +295,19 @@ def predict_lazily(
     # The networks of this moment, whatever becomes of the model before the layer is computed.
     predictor = copy.deepcopy(predictor)
     sources = [x] if query.counts is None else [x, as_dask(query.counts).rechunk(x.chunks)]
+    # Not the query itself, whose expression would be sent along with each block.
+    columns, batches = query.columns, query.batches
 
     def block(places: np.ndarray, *sources: Expression) -> np.ndarray:
         predicted = np.full((len(places), n_vars), np.nan, dtype=np.float32)
         first = int(places[0, 0])
-        batches = None if query.batches is None else query.batches[places[:, 0]]
-        here = Query(sources[0], query.columns, batches, *sources[1:])
+        here = Query(sources[0], columns, counts=sources[1] if len(sources) > 1 else None)
         wanted = np.flatnonzero(is_wanted[places[:, 0]])
         for chunk in _chunks(wanted, batch_size):
-            cells = here.chunk(chunk)._replace(rows=first + chunk)
-            predicted[np.ix_(chunk, query.columns)] = predictor(cells).px_stim
+            cells, rows = here.chunk(chunk), first + chunk
+            shares = None if batches is None else batches[rows]
+            prediction = predictor(cells._replace(rows=rows, batches=shares))
+            predicted[np.ix_(chunk, columns)] = prediction.px_stim
         return predicted
 
     places = da.arange(n_obs, chunks=(x.chunks[0],))[:, None]

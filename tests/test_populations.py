@@ -1,0 +1,56 @@
+"""Moments of cells: the same from every kind of matrix, in blocks of any size."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from spaperb import populations
+from spaperb.populations import mean_expression, variance, zero_fraction
+
+
+@pytest.fixture
+def cells():
+    rng = np.random.default_rng(0)
+    return (rng.poisson(0.5, (30, 7)) * rng.random((30, 7))).astype(np.float32)
+
+
+def with_zeros_and_duplicates(cells) -> sparse.csr_matrix:
+    """Store a zero, and one value in two parts."""
+    x = sparse.csr_matrix(cells)
+    first = x.data[0]
+    data = np.concatenate([[first / 2, first / 2], x.data[1:]]).astype(np.float32)
+    indices, indptr = np.concatenate([x.indices[:1], x.indices]), x.indptr + 1
+    indptr[0] = 0
+    silent = int(np.flatnonzero(cells[-1] == 0)[0])
+    indptr[-1] += 1
+    return sparse.csr_matrix(
+        (np.append(data, np.float32(0)), np.append(indices, silent), indptr), x.shape
+    )
+
+
+@pytest.mark.parametrize("block", [1, 10, 10_000])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.asarray,
+        sparse.csr_matrix,
+        sparse.csc_matrix,
+        sparse.csr_array,
+        with_zeros_and_duplicates,
+    ],
+)
+def test_moments(cells, kind, block, monkeypatch):
+    monkeypatch.setattr(populations, "BLOCK_VALUES", block)
+    x, exact = kind(cells), cells.astype(float)
+    before = x.copy()
+    np.testing.assert_allclose(mean_expression(x), exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(variance(x), exact.var(0), rtol=1e-6)
+    np.testing.assert_array_equal(zero_fraction(x), (exact == 0).mean(0))
+    if sparse.issparse(x):
+        np.testing.assert_array_equal(x.data, before.data)
+
+
+def test_no_value_at_all():
+    empty = sparse.csr_matrix((3, 2), dtype=np.float32)
+    assert mean_expression(empty).tolist() == [0, 0]
+    assert zero_fraction(empty).tolist() == [1, 1]
