@@ -10,8 +10,8 @@ and way runs in a process of its own:
 - disk: the same from a zarr store, by `read_mapped`
 - predict: from the store to a new one, lazily
 
-Peak memory is of the process, less what it held with everything imported and (memory) the AnnData read. Writes `growth.csv` beside this file, with
-the exponent of each growth.
+Peak memory is of the process, less what it held with everything imported and (memory) the AnnData read. Writes `growth.csv` beside this file, and
+prints the exponent of each growth.
 """
 
 import argparse

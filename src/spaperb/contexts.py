@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scvi.utils import track
 from sklearn.decomposition import PCA
 
 from spaperb._types import Expression, FloatArray, IntArray
@@ -30,6 +31,8 @@ MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 HALF_WEIGHT = 30
 """Cells in the smaller condition that give a measured shift half of the greatest weight."""
+MANY_CELLS = 300_000
+"""Measuring so many takes more than a few seconds, and shows progress."""
 MAX_DOSES = 10
 """Doses of one perturbation that are told apart; more are grouped into as many by rank."""
 
@@ -311,7 +314,9 @@ class _Cells:
         numbers: dict[int, int],
     ) -> Treatment:
         """Measure the shift of each paired context."""
-        rows = [self._measure(code, by_batch) for code, by_batch in paired.items()]
+        is_short = self.x.shape[0] < MANY_CELLS or len(paired) < 2
+        by_context = track(paired.items(), description="Measuring contexts", disable=is_short)
+        rows = [self._measure(code, by_batch) for code, by_batch in by_context]
         stimulated, shifts, variances, n = zip(*rows, strict=True)
         return Treatment(
             perturbation,
