@@ -30,6 +30,7 @@ import pandas as pd
 import scvi
 import zarr
 from scipy import sparse
+from throughput import Clock, conditions_and_types
 
 HERE = Path(__file__).parent
 N_GENES, DENSITY, BLOCK = 2000, 0.05, 10_000
@@ -40,14 +41,6 @@ def write_cells(path: Path, n_cells: int) -> None:
     """Write a store of cells block by block, so that writing them needs no memory."""
     rng = np.random.default_rng(0)
     per_cell = round(DENSITY * N_GENES)
-    i = np.arange(n_cells)
-    obs = pd.DataFrame(
-        {
-            "condition": np.where(i % 2, "stimulated", "control"),
-            "cell_type": (i // 2 % 4).astype(str),
-        },
-        index=i.astype(str),
-    ).astype("category")
     var = pd.DataFrame(index=[f"gene_{g}" for g in range(N_GENES)])
 
     def block(n: int) -> sparse.csr_matrix:
@@ -62,7 +55,7 @@ def write_cells(path: Path, n_cells: int) -> None:
 
     store = zarr.open_group(path, mode="w", zarr_format=3)
     store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    ad.io.write_elem(store, "obs", obs)
+    ad.io.write_elem(store, "obs", conditions_and_types(n_cells))
     ad.io.write_elem(store, "var", var)
     first = min(BLOCK, n_cells)
     ad.io.write_elem(store, "X", block(first))
@@ -84,8 +77,6 @@ def now_mb() -> float:
 
 def train(adata: ad.AnnData, epochs: int):
     """Train with the residual objective; seconds of the last epoch, and of all but epochs."""
-    from throughput import Clock
-
     from spaperb import SpaPerbModel
 
     scvi.settings.seed = 0

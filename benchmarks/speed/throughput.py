@@ -35,6 +35,18 @@ N_PAIRS = 256
 N_EPOCHS = 5
 
 
+def conditions_and_types(n_cells: int) -> pd.DataFrame:
+    """Obs of control and stimulated cells of four types."""
+    i = np.arange(n_cells)
+    return pd.DataFrame(
+        {
+            "condition": np.where(i % 2, "stimulated", "control"),
+            "cell_type": (i // 2 % 4).astype(str),
+        },
+        index=i.astype(str),
+    ).astype("category")
+
+
 def cells(n_genes: int) -> ad.AnnData:
     """Control and stimulated cells of four types, CSR: log-normalised, with counts in a layer."""
     rng = np.random.default_rng(0)
@@ -47,15 +59,9 @@ def cells(n_genes: int) -> ad.AnnData:
         random_state=rng,
         data_rvs=lambda size: 1 + rng.poisson(1.0, size),
     )
-    i = np.arange(N_CELLS)
-    obs = pd.DataFrame(
-        {
-            "condition": np.where(i % 2, "stimulated", "control"),
-            "cell_type": (i // 2 % 4).astype(str),
-        },
-        index=i.astype(str),
-    ).astype("category")
-    return ad.AnnData(counts.log1p().tocsr(), obs=obs, layers={"counts": counts})
+    return ad.AnnData(
+        counts.log1p().tocsr(), obs=conditions_and_types(N_CELLS), layers={"counts": counts}
+    )
 
 
 class Clock(lightning.Callback):
