@@ -76,8 +76,9 @@ def pearson_delta(
 
     Returns
     -------
-    Correlation of mean(predicted) - mean(control) with mean(real) - mean(control), in [-1, 1]; 0
-    where one of the changes is the same for every gene, as for "no change".
+    float
+        Correlation of mean(predicted) - mean(control) with mean(real) - mean(control), in [-1, 1]; 0
+        where one of the changes is the same for every gene, as for "no change".
     """
     mean_control = mean_expression(control)
     chosen = slice(None) if genes is None else genes
@@ -385,8 +386,9 @@ def evaluate(
 
     Returns
     -------
-    One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0 at the
-    floor and 1 at the ceiling.
+    pandas.DataFrame
+        One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0 at the
+        floor and 1 at the ceiling.
 
     Raises
     ------
@@ -419,8 +421,9 @@ def scaled(table: pd.DataFrame) -> pd.Series:
 
     Returns
     -------
-    0 at the floor and 1 at the ceiling; NaN where both are the same, and for ``variance_ratio``,
-    whose best value, 1, is at neither end.
+    pandas.Series
+        0 at the floor and 1 at the ceiling; NaN where both are the same, and for ``variance_ratio``,
+        whose best value, 1, is at neither end.
     """
     gap = table["ceiling"] - table["floor"]
     has_scale = (gap.abs() > 1e-12) & table["metric"].map(

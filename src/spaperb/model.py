@@ -484,11 +484,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Returns
         -------
-        ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
-        log-normalised expression, NaN for cells not selected and for genes that the model does not
-        know. It is never negative if the training data held no negative value. Where expression is on
-        disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`), it is a dask array that predicts a block when it is asked
-        for one, to be written with ``adata.write_zarr``.
+        None, numpy.ndarray or dask.array.Array
+            ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
+            log-normalised expression, NaN for cells not selected and for genes that the model does not
+            know. It is never negative if the training data held no negative value. Where expression is on
+            disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`), it is a dask array that predicts a block when it is asked
+            for one, to be written with ``adata.write_zarr``.
 
         Raises
         ------
@@ -594,7 +595,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Returns
         -------
-        One row a perturbation, ``(P, n_latent)``.
+        pandas.DataFrame
+            One row a perturbation, ``(P, n_latent)``.
 
         Raises
         ------
@@ -680,20 +682,21 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Returns
         -------
-        One row a group and gene, the surest changes of a group first:
+        pandas.DataFrame
+            One row a group and gene, the surest changes of a group first:
 
-        - ``group``, ``gene``
-        - ``mean_control``, ``mean_change``: log-normalised units
-        - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
-          control cells would find
-        - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
-        - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
-          ``gseapy.prerank`` or ``decoupler``
-        - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
-          more than 0.1, express it
-        - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
-          measured, over the largest such distance of a training context; 0 where it was measured in the
-          group itself, above 1 beyond what training saw
+            - ``group``, ``gene``
+            - ``mean_control``, ``mean_change``: log-normalised units
+            - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
+              control cells would find
+            - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
+            - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
+              ``gseapy.prerank`` or ``decoupler``
+            - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
+              more than 0.1, express it
+            - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
+              measured, over the largest such distance of a training context; 0 where it was measured in the
+              group itself, above 1 beyond what training saw
 
         Raises
         ------
