@@ -2,11 +2,12 @@
 
 import os
 from importlib.metadata import version as version_of
-from os.path import normpath
+from os.path import relpath
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.util.inspect import TypeAliasForwardRef
 
 project = "SpaPerb"
 author = "The SpaPerb developers"
@@ -44,7 +45,11 @@ if os.environ.get("READTHEDOCS"):
             "torch": "docs.pytorch.org/docs/stable",
         }.items()
     }
-nitpick_ignore_regex = [("py:.*", r"(?!spaperb\b).*")]
+packages = "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scvi sklearn torch"
+nitpick_ignore_regex = [
+    ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
+    ("py:class", "FloatArray|How|IntArray"),  # fields of named tuples, whose types autodoc leaves unread
+]
 
 # Notebooks are committed with their outputs.
 nb_execution_mode = "off"
@@ -54,6 +59,23 @@ myst_heading_anchors = 4
 autosummary_generate = True
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+# Names as users write them, instead of where a package keeps them; "~" shows the last part.
+autodoc_type_aliases = {
+    "AnnData": "~anndata.AnnData",
+    "Axes": "~matplotlib.axes.Axes",
+    "Expression": "~spaperb._types.Expression",
+    "FloatArray": "~numpy.ndarray",
+    "IntArray": "~numpy.ndarray",
+    "dask.array.Array": "dask.array.Array",
+    "np.ndarray": "~numpy.ndarray",
+    "npt.NDArray": "~numpy.ndarray",
+    "pd.DataFrame": "~pandas.DataFrame",
+    "pd.Series": "~pandas.Series",
+    "torch.Tensor": "~torch.Tensor",
+}
+# Sphinx 9.0 shows an alias inside of another type (`X | None`) by its representation, and takes no `NDArray[float]`.
+TypeAliasForwardRef.__repr__ = lambda self: self.name
+TypeAliasForwardRef.__getitem__ = lambda self, item: self
 python_maximum_signature_line_length = 88
 numpydoc_show_class_members = False
 
@@ -76,7 +98,7 @@ def lead_to_page(app: Sphinx, doctree: nodes.document) -> None:
     """Let links to Markdown outside of docs/, which are right on GitHub, lead to the page that includes it."""
     for link in doctree.findall(pending_xref):
         if link["refdomain"] == "doc":
-            target = normpath(link["reftarget"])
+            target = relpath(link["reftarget"], app.srcdir)
             link["reftarget"] = PAGES.get(target, link["reftarget"])
 
 

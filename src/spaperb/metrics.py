@@ -107,7 +107,7 @@ def mse_mean(predicted: Expression, real: Expression) -> float:
 
 
 def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
-    """Energy distance 2 E|P - S| - E|P - P'| - E|S - S'| with Euclidean norms, at least 0.
+    """Energy distance ``2 E|P - S| - E|P - P'| - E|S - S'|`` with Euclidean norms, at least 0.
 
     The expectations are means over all pairs of cells, a cell with itself included, so that the
     distance of a population to itself is 0. Unlike the squared :func:`e_distance` it sees a wrong
@@ -130,7 +130,7 @@ def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
 
 
 def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
-    """The field's "E-distance", 2 |mean(P) - mean(S)|^2: the energy distance with squared norms.
+    """The field's "E-distance", ``2 |mean(P) - mean(S)|^2``: the energy distance with squared norms.
 
     With squared Euclidean norms the variances cancel, and only the means are compared.
 
@@ -149,9 +149,9 @@ def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
 
 
 def mmd(predicted: npt.NDArray, real: npt.NDArray, control: npt.NDArray) -> float:
-    """Squared maximum mean discrepancy with an RBF kernel, E k(P,P') + E k(S,S') - 2 E k(P,S).
+    """Squared maximum mean discrepancy with an RBF kernel, ``E k(P,P') + E k(S,S') - 2 E k(P,S)``.
 
-    The kernel is exp(-|a - b|^2 / (2 h^2)), averaged over the bandwidths m / 2, m and 2 m, where m
+    The kernel is ``exp(-|a - b|^2 / (2 h^2))``, averaged over the bandwidths m / 2, m and 2 m, where m
     is the median distance between real and control cells: the same kernel for every method.
 
     Parameters
@@ -205,9 +205,9 @@ def deg_overlap(scores_predicted: FloatArray, scores_real: FloatArray, n: int = 
     Parameters
     ----------
     scores_predicted
-        :func:`wilcoxon_scores` of predicted against control cells, ``(G,)``.
+        :func:`~spaperb.populations.wilcoxon_scores` of predicted against control cells, ``(G,)``.
     scores_real
-        :func:`wilcoxon_scores` of real against control cells, ``(G,)``.
+        :func:`~spaperb.populations.wilcoxon_scores` of real against control cells, ``(G,)``.
     n
         Number of top genes, in both directions.
     """
@@ -332,7 +332,7 @@ def score(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations: :func:`fit_projection` of the training
+        Components for the distances between populations: :func:`~spaperb.populations.fit_projection` of the training
         cells.
     """
     return _Judge.of(real, control, projection).scores(predicted)
@@ -377,7 +377,7 @@ def evaluate(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations, :func:`fit_projection` of the training
+        Components for the distances between populations, :func:`~spaperb.populations.fit_projection` of the training
         cells; ``None`` fits it to the control and real cells given.
     n_splits
         Number of random splits of the real cells for the ceiling.

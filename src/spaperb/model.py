@@ -636,7 +636,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Leaves measured changes of the training data out, one at a time and twenty at most, and predicts them
         from the rest (:mod:`spaperb.calibration`), with several perturbations once more with whole contexts left out. Each costs a
         fit of the response: a second or two for ten contexts and 2,000 genes, half a minute for hundreds of perturbations.
-        :meth:`predict_response` calls it when it is needed; call it before :meth:`save` to save its result with the model.
+        :meth:`predict_response` calls it when it is needed; call it before :meth:`~scvi.model.base.BaseModelClass.save` to save its result with the model.
 
         Raises
         ------
@@ -811,7 +811,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     def load(
         cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any
     ) -> SpaPerbModel:
-        """Load a model saved by :meth:`save`.
+        """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`.
 
         Loading unpickles the file, so load only files that you trust.
 
