@@ -18,6 +18,7 @@ from scipy import sparse
 
 from spaperb import metrics, populations
 from spaperb._types import Expression
+from spaperb.files import written_whole
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -338,5 +339,6 @@ def _label(
 def _finish(ax: Axes, save: str | Path | None) -> Axes:
     figure = ax.get_figure(root=True)
     if save is not None and figure is not None:
-        figure.savefig(save, dpi=150)
+        with written_whole(Path(save), overwrite=True) as path:
+            figure.savefig(path, dpi=150)
     return ax
