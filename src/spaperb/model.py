@@ -396,9 +396,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         return transfer
 
     def _network_change(self, query: Query) -> NetworkChange:
-        return lambda rows, target: mean_change(
-            self.module, query, rows, target, settings.batch_size
-        )
+        return lambda rows, target: mean_change(self.module, query, rows, target)
 
     def _look_at_doses(self, log_half: torch.nn.Parameter) -> None:
         """Keep the range of each perturbation's doses, and start its dose curve in the middle."""
