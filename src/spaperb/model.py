@@ -41,7 +41,11 @@ from spaperb.prediction import (
     select_rows,
 )
 from spaperb.tables import response_table
-from spaperb.train import SpaPerbTrainingPlan, StopOnInterrupt
+from spaperb.train import (
+    SpaPerbTrainingPlan,
+    SpaPerbTrainRunner,
+    StopOnInterrupt,
+)
 from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
@@ -124,6 +128,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     _module_cls = SpaPerbModule
     _data_splitter_cls = PairedDataSplitter
     _training_plan_cls = SpaPerbTrainingPlan
+    _train_runner_cls = SpaPerbTrainRunner
 
     def __init__(
         self,
@@ -287,6 +292,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         batch_size: int = 256,
         early_stopping: bool = True,
         early_stopping_monitor: str = "validation_loss",
+        checkpoint: str | Path | None = None,
+        ckpt_path: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         """Train the model.
@@ -307,6 +314,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             cells given, the same pairs at each epoch; cells that were left out are never looked at.
         early_stopping_monitor
             The logged quantity to watch.
+        checkpoint
+            File to save the state of training to after each epoch, replacing that of the epoch before.
+        ckpt_path
+            Such a file, to go on from. A new model of the same AnnData and settings, trained with the same arguments, ends
+            as training without the interruption would have: on a CPU with the same weights to the last bit. The file holds
+            the split of the cells, the seed of the pairs, early stopping and the random state; ``history`` begins anew.
         **kwargs
             Further arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`:
             ``accelerator``, ``devices``, ``train_size``, ``validation_size``, ``plan_kwargs`` (see
@@ -318,7 +331,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ------
         ValueError
             If the model has no data, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch.
+            stopping has no validation pairs to watch, or the checkpoint is of training with other cells.
+        OSError
+            If the checkpoint cannot be read or written.
         """
         if self.adata is None:
             raise ValueError(
@@ -344,6 +359,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             batch_size=batch_size,
             early_stopping=early_stopping,
             early_stopping_monitor=early_stopping_monitor,
+            checkpoint=checkpoint,
+            ckpt_path=ckpt_path,
             callbacks=callbacks,
             **kwargs,
         )
