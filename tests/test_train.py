@@ -97,6 +97,55 @@ def test_a_trained_model_goes_on_in_training_mode(adata):
     assert not model.module.training
 
 
+class LetLoose(lightning.Callback):
+    """Raise the learning rate beyond all bounds in the third epoch, and keep the weights from before."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            self.before = weights(trainer._model)
+            trainer.optimizers[0].param_groups[0]["lr"] = 1e30
+
+
+class TestNonFinite:
+    @pytest.fixture
+    def model(self, adata) -> SpaPerbModel:
+        SpaPerbModel.setup_anndata(adata)
+        return SpaPerbModel(adata, **SMALL_MODEL, objective="residual")
+
+    def test_training_ends_and_the_last_good_weights_stay(self, model):
+        loose = LetLoose()
+        with pytest.raises(FloatingPointError, match=r"in epoch 3, at .*weights of epoch 2 again"):
+            model.train(9, batch_size=16, callbacks=[loose], **QUIET)
+        assert torch.equal(weights(model), loose.before)
+        assert not model.module.training
+        assert np.isfinite(model.predict_stimulated(inplace=False)).all()
+        model.train(2, batch_size=16, **QUIET)
+        assert len(model.history["train_loss"]) == 4
+
+    def test_likely_causes_are_named(self, model):
+        with pytest.raises(FloatingPointError) as error:
+            model.train(1, batch_size=16, plan_kwargs={"lr": 1e30}, **QUIET)
+        largest = f"largest value is {model.adata.X.max():g}"
+        for cause in ("minibatch 2 of", "it is 1e+30", largest, "it is 32-true"):
+            assert cause in str(error.value)
+
+    def test_without_a_good_epoch_the_model_is_untrained(self, model):
+        before = weights(model)
+        with pytest.raises(FloatingPointError, match="weights of epoch 0 again"):
+            model.train(1, batch_size=16, plan_kwargs={"lr": 1e30}, **QUIET)
+        assert torch.equal(weights(model), before)
+        assert not model.is_trained
+
+    def test_weights_are_looked_at_too(self, model):
+        class Spoil(lightning.Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                if trainer.is_last_batch:
+                    next(pl_module.parameters()).data[0] = np.inf
+
+        with pytest.raises(FloatingPointError, match="at its last step"):
+            model.train(1, batch_size=16, callbacks=[Spoil()], **QUIET)
+
+
 class KeepCheckpoint(lightning.Callback):
     """Copy the checkpoint of an epoch away."""
 

@@ -45,6 +45,7 @@ from spaperb.train import (
     SpaPerbTrainingPlan,
     SpaPerbTrainRunner,
     StopOnInterrupt,
+    StopOnNonFinite,
 )
 from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
@@ -299,7 +300,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         """Train the model.
 
         Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
-        once.
+        once. A loss that is NaN or infinite ends it with an error, and the model has the weights of the last good epoch.
 
         Parameters
         ----------
@@ -332,6 +333,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ValueError
             If the model has no data, there are fewer than two pairs in a minibatch, or early
             stopping has no validation pairs to watch, or the checkpoint is of training with other cells.
+        FloatingPointError
+            If the loss or a weight became NaN or infinite.
         OSError
             If the checkpoint cannot be read or written.
         """
@@ -351,19 +354,27 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
             unpaired = {"unpaired": True}
             kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
-        callbacks = [*(kwargs.pop("callbacks", None) or []), StopOnInterrupt()]
+        finite = StopOnNonFinite()
+        callbacks = [*(kwargs.pop("callbacks", None) or []), finite, StopOnInterrupt()]
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
-        super().train(
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            early_stopping_monitor=early_stopping_monitor,
-            checkpoint=checkpoint,
-            ckpt_path=ckpt_path,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        try:
+            super().train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                early_stopping_monitor=early_stopping_monitor,
+                checkpoint=checkpoint,
+                ckpt_path=ckpt_path,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        except FloatingPointError:
+            self.module.eval()
+            if finite.n_good > 0:
+                self.is_trained_ = True
+            self._transfer, self.transfer_, self.calibration_ = None, {}, {}
+            raise
         if self.response:
             self._transfer = self._learn_contexts()
             self.calibration_ = {}

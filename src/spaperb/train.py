@@ -1,4 +1,4 @@
-"""How training runs: optimiser defaults, pairs into the module's loss, checkpoints, and an end at Ctrl-C."""
+"""How training runs: optimiser defaults, pairs into the module's loss, checkpoints, and an end at Ctrl-C or NaN."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner
 
@@ -201,6 +202,76 @@ class SaveTraining(Checkpoint):
         writer = written_whole(self.path, overwrite=True)
         with writer if trainer.is_global_zero else nullcontext(self.path) as path:
             trainer.save_checkpoint(path)
+
+
+class StopOnNonFinite(lightning.Callback):
+    """End training with an error when the loss or a weight is NaN or infinite, and go back to the last good epoch's weights.
+
+    Looks once an epoch, so that a GPU need not wait at each minibatch.
+
+    Attributes
+    ----------
+    n_good
+        Epochs that ended well.
+    """
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Remember the first weights."""
+        self.n_good = 0
+        self._keep(pl_module)
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Forget the losses of the epoch before."""
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note the loss, where it is."""
+        self._losses.append(outputs["loss"].detach())
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Look at the losses and the weights.
+
+        Raises
+        ------
+        FloatingPointError
+            If one is not finite.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses)
+        weights = [w for w in pl_module.state_dict().values() if w.is_floating_point()]
+        is_finite = torch.stack([losses.isfinite().all(), *(w.isfinite().all() for w in weights)])
+        if is_finite.all():
+            self.n_good += 1
+            self._keep(pl_module)
+            return
+        pl_module.load_state_dict(self._weights)
+        bad = torch.nonzero(~losses.isfinite())
+        where = f"minibatch {int(bad[0]) + 1} of {len(losses)}" if len(bad) else "its last step"
+        x = trainer.datamodule.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        raise FloatingPointError(
+            f"The loss or the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, at {where}. The "
+            f"model has the weights of epoch {trainer.current_epoch} again. Likely causes: a learning rate that is "
+            f"too high (it is {rate:g}; `plan_kwargs={{'lr': ...}}`), expression that is not log-normalised (its "
+            f"largest value is {x.max():g}), or low precision (it is {trainer.precision})."
+        )
+
+    def _keep(self, pl_module: lightning.LightningModule) -> None:
+        self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
 
 
 class StopOnInterrupt(lightning.Callback):
