@@ -3,6 +3,7 @@
 import anndata as ad
 import numpy as np
 import scvi
+import torch
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.contexts import Contexts
@@ -26,6 +27,11 @@ def train_small(adata: ad.AnnData, seed: int = 0, **model_kwargs) -> SpaPerbMode
     model = SpaPerbModel(adata, **SMALL_MODEL, **model_kwargs)
     model.train(max_epochs=3, batch_size=16, **QUIET)
     return model
+
+
+def weights(model: SpaPerbModel) -> torch.Tensor:
+    """All weights and buffers of a model, in a row."""
+    return torch.cat([w.detach().double().flatten() for w in model.module.state_dict().values()])
 
 
 def snapshot(adata: ad.AnnData) -> dict:

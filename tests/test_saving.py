@@ -286,7 +286,9 @@ def test_hub_by_a_folder(trained, query, tmp_path):
     assert np.array_equal(downloaded.model.predict_stimulated(query, inplace=False), expected)
 
 
-@pytest.mark.parametrize("folder", sorted((Path(__file__).parent / "data").iterdir()), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "folder", sorted((Path(__file__).parent / "data").iterdir()), ids=lambda f: f.name
+)
 class TestEarlierVersions:
     """Models of earlier versions (see save_for_later_versions.py) predict what they did then."""
 

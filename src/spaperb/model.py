@@ -41,7 +41,12 @@ from spaperb.prediction import (
 )
 from spaperb.saving import Exported, check_pickle, is_saved, read_export, write_export
 from spaperb.tables import response_table
-from spaperb.train import SpaPerbTrainingPlan, StopOnInterrupt
+from spaperb.train import (
+    SpaPerbTrainingPlan,
+    SpaPerbTrainRunner,
+    StopOnInterrupt,
+    StopOnNonFinite,
+)
 from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
@@ -124,6 +129,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     _module_cls = SpaPerbModule
     _data_splitter_cls = PairedDataSplitter
     _training_plan_cls = SpaPerbTrainingPlan
+    _train_runner_cls = SpaPerbTrainRunner
 
     def __init__(
         self,
@@ -287,12 +293,14 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         batch_size: int = 256,
         early_stopping: bool = True,
         early_stopping_monitor: str = "validation_loss",
+        checkpoint: str | Path | None = None,
+        ckpt_path: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         """Train the model.
 
         Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
-        once.
+        once. A loss that is NaN or infinite ends it with an error, and the model has the weights of the last good epoch.
 
         Parameters
         ----------
@@ -307,6 +315,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             cells given, the same pairs at each epoch; cells that were left out are never looked at.
         early_stopping_monitor
             The logged quantity to watch.
+        checkpoint
+            File to save the state of training to after each epoch, replacing that of the epoch before.
+        ckpt_path
+            Such a file, to go on from. A new model of the same AnnData and settings, trained with the same arguments, ends
+            as training without the interruption would have: on a CPU with the same weights to the last bit. The file holds
+            the split of the cells, the seed of the pairs, early stopping and the random state; ``history`` begins anew.
         **kwargs
             Further arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`:
             ``accelerator``, ``devices``, ``train_size``, ``validation_size``, ``plan_kwargs`` (see
@@ -318,7 +332,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ------
         ValueError
             If the model has no data, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch.
+            stopping has no validation pairs to watch, or the checkpoint is of training with other cells.
+        FloatingPointError
+            If the loss or a weight became NaN or infinite.
+        OSError
+            If the checkpoint cannot be read or written.
         """
         if self.adata is None:
             raise ValueError(
@@ -336,17 +354,27 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
             unpaired = {"unpaired": True}
             kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
-        callbacks = [*(kwargs.pop("callbacks", None) or []), StopOnInterrupt()]
+        finite = StopOnNonFinite()
+        callbacks = [*(kwargs.pop("callbacks", None) or []), finite, StopOnInterrupt()]
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
-        super().train(
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            early_stopping_monitor=early_stopping_monitor,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        try:
+            super().train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                early_stopping_monitor=early_stopping_monitor,
+                checkpoint=checkpoint,
+                ckpt_path=ckpt_path,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        except FloatingPointError:
+            self.module.eval()
+            if finite.n_good > 0:
+                self.is_trained_ = True
+            self._transfer, self.transfer_, self.calibration_ = None, {}, {}
+            raise
         if self.response:
             self._transfer = self._learn_contexts()
             self.calibration_ = {}
@@ -396,9 +424,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         return transfer
 
     def _network_change(self, query: Query) -> NetworkChange:
-        return lambda rows, target: mean_change(
-            self.module, query, rows, target, settings.batch_size
-        )
+        return lambda rows, target: mean_change(self.module, query, rows, target)
 
     def _look_at_doses(self, log_half: torch.nn.Parameter) -> None:
         """Keep the range of each perturbation's doses, and start its dose curve in the middle."""

@@ -98,7 +98,9 @@ class Encoder(nn.Module):
         ``batch`` holds numbers, ``(n, 1)``, or shares of the batches, ``(n, n_batch)``.
         """
         h = self.hidden(x, batch)
-        return Normal(self.mu(h), torch.exp(0.5 * self.log_var(h)))
+        # Not validated: NaN is for training to find, once an epoch and with its causes.
+        scale = torch.exp(0.5 * self.log_var(h))
+        return Normal(self.mu(h), scale, validate_args=False)
 
 
 class PerturbationEmbedding(nn.Module):

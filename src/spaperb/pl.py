@@ -24,6 +24,7 @@ from sklearn.decomposition import PCA
 
 from spaperb import metrics, populations
 from spaperb._types import Expression
+from spaperb.files import written_whole
 
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 """Colours of Okabe and Ito (2008)."""
@@ -458,5 +459,6 @@ def _label(
 def _finish(ax: Axes, save: str | Path | None) -> Axes:
     figure = ax.get_figure(root=True)
     if save is not None and figure is not None:
-        figure.savefig(save)
+        with written_whole(Path(save), overwrite=True) as path:
+            figure.savefig(path)
     return ax
