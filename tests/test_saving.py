@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import small_cells, train_small
+from helpers import drop_layers, small_cells, train_small
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -59,7 +59,7 @@ class TestExport:
         adata = datasets.simulated(
             n_cell_types=4, n_cells=30, n_genes=30, doses=(0.1, 1.0, 10.0), seed=1
         )
-        adata.layers.clear()
+        drop_layers(adata)
         adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 4 < 2, "a", "b"))
         SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch")
         model = SpaPerbModel(adata, objective="residual", n_hidden=16, n_latent=4)

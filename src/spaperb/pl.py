@@ -28,6 +28,8 @@ from spaperb.files import written_whole
 
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 """Colours of Okabe and Ito (2008)."""
+MOST_MOVES = 100
+"""Rounds in which labels move apart."""
 
 
 def mean_expression(
@@ -453,7 +455,9 @@ def _label(
 ) -> None:
     texts = [ax.text(x[i], y[i], names[i], fontsize=8) for i in chosen]
     if texts:
-        adjust_text(texts, x=x, y=y, ax=ax, arrowprops={"arrowstyle": "-", "linewidth": 0.5})
+        line = {"arrowstyle": "-", "linewidth": 0.5}
+        # By default labels move for half a second, so that a picture would depend on how busy the machine is.
+        adjust_text(texts, x=x, y=y, ax=ax, arrowprops=line, iter_lim=MOST_MOVES)
 
 
 def _finish(ax: Axes, save: str | Path | None) -> Axes:
