@@ -205,10 +205,11 @@ def benchmark(
 
     Returns
     -------
-    One row for each context, method, seed and metric: ``context``, ``method``, ``seed``, ``metric``,
-    ``value``, ``floor``, ``ceiling``, ``scaled`` (0 at the floor, 1 at the ceiling),
-    ``n_control``, ``n_stimulated``, ``seconds`` (training and prediction), ``error``. A fold that
-    failed has its error, and NaN for values.
+    pandas.DataFrame
+        One row for each context, method, seed and metric: ``context``, ``method``, ``seed``, ``metric``,
+        ``value``, ``floor``, ``ceiling``, ``scaled`` (0 at the floor, 1 at the ceiling),
+        ``n_control``, ``n_stimulated``, ``seconds`` (training and prediction), ``error``. A fold that
+        failed has its error, and NaN for values.
 
     Raises
     ------
@@ -255,9 +256,10 @@ def summary(results: pd.DataFrame, value: str = "value") -> pd.DataFrame:
 
     Returns
     -------
-    For each method and metric ``mean``; ``spread``, the standard deviation over seeds of the mean
-    over contexts (NaN with one seed); ``worst`` and ``best``, the lowest and the highest of the
-    contexts' medians; ``n_failed``, the folds that failed, which the means leave out.
+    pandas.DataFrame
+        For each method and metric ``mean``; ``spread``, the standard deviation over seeds of the mean
+        over contexts (NaN with one seed); ``worst`` and ``best``, the lowest and the highest of the
+        contexts' medians; ``n_failed``, the folds that failed, which the means leave out.
     """
     keys = ["method", "metric"]
     by_context = results.groupby([*keys, "context"], sort=False)[value].median()

@@ -2,7 +2,7 @@
 
 Each measured change (of at most twenty, at random) is left out in turn and predicted by everything that is left: for contexts
 that were never stimulated with all that was measured in its context left out, for others without the one change. With the errors e_sg, the sampling variances v_sg of the measured changes and the
-scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale,
+scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale::
 
     E[e_sg^2] - v_sg = c_0 + c_1 scale_sg^2,    c_0, c_1 >= 0 by least squares, each over scale^2,
     u_sg^2 = v_sg + c_0 + c_1 scale_sg^2,       q = quantile of |e_sg| / u_sg at the level,

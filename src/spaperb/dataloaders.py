@@ -304,7 +304,8 @@ def stratified_split(
 
     Returns
     -------
-    Sorted positions for training, validation and test.
+    list of numpy.ndarray
+        Sorted positions for training, validation and test.
 
     Raises
     ------

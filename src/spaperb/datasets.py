@@ -82,16 +82,17 @@ def simulated(
 
     Returns
     -------
-    Annotated data ``(2 * n_cell_types * n_cells, n_genes)``:
+    anndata.AnnData
+        Annotated data ``(2 * n_cell_types * n_cells, n_genes)``:
 
-    - ``X``: log-normalised expression (10,000 counts a cell, ``log1p``), CSR float32
-    - ``layers["counts"]``: counts, CSR float32
-    - ``layers["true_control"]``, ``layers["true_stimulated"]``: the answer for every cell, whatever
-      its condition: ``log1p`` of its expected counts per 10,000 without and with the stimulus,
-      before any sampling noise
-    - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``; with doses ``dose``, 0 for
-      control cells, whose ``true_stimulated`` is of the dose that their turn would have given them
-    - ``var["responds"]``: whether the gene responds
+        - ``X``: log-normalised expression (10,000 counts a cell, ``log1p``), CSR float32
+        - ``layers["counts"]``: counts, CSR float32
+        - ``layers["true_control"]``, ``layers["true_stimulated"]``: the answer for every cell, whatever
+          its condition: ``log1p`` of its expected counts per 10,000 without and with the stimulus,
+          before any sampling noise
+        - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``; with doses ``dose``, 0 for
+          control cells, whose ``true_stimulated`` is of the dose that their turn would have given them
+        - ``var["responds"]``: whether the gene responds
     """
     rng = np.random.default_rng(seed)
     baseline = rng.normal(0.0, 1.5, n_genes)

@@ -50,7 +50,8 @@ def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
 
     Returns
     -------
-    AnnData that trains and is predicted like any other; it must not be written to the file it comes from.
+    anndata.AnnData
+        AnnData that trains and is predicted like any other; it must not be written to the file it comes from.
 
     Raises
     ------

@@ -76,8 +76,9 @@ def pearson_delta(
 
     Returns
     -------
-    Correlation of mean(predicted) - mean(control) with mean(real) - mean(control), in [-1, 1]; 0
-    where one of the changes is the same for every gene, as for "no change".
+    float
+        Correlation of mean(predicted) - mean(control) with mean(real) - mean(control), in [-1, 1]; 0
+        where one of the changes is the same for every gene, as for "no change".
     """
     mean_control = mean_expression(control)
     chosen = slice(None) if genes is None else genes
@@ -106,7 +107,7 @@ def mse_mean(predicted: Expression, real: Expression) -> float:
 
 
 def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
-    """Energy distance 2 E|P - S| - E|P - P'| - E|S - S'| with Euclidean norms, at least 0.
+    """Energy distance ``2 E|P - S| - E|P - P'| - E|S - S'|`` with Euclidean norms, at least 0.
 
     The expectations are means over all pairs of cells, a cell with itself included, so that the
     distance of a population to itself is 0. Unlike the squared :func:`e_distance` it sees a wrong
@@ -129,7 +130,7 @@ def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
 
 
 def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
-    """The field's "E-distance", 2 |mean(P) - mean(S)|^2: the energy distance with squared norms.
+    """The field's "E-distance", ``2 |mean(P) - mean(S)|^2``: the energy distance with squared norms.
 
     With squared Euclidean norms the variances cancel, and only the means are compared.
 
@@ -148,9 +149,9 @@ def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
 
 
 def mmd(predicted: npt.NDArray, real: npt.NDArray, control: npt.NDArray) -> float:
-    """Squared maximum mean discrepancy with an RBF kernel, E k(P,P') + E k(S,S') - 2 E k(P,S).
+    """Squared maximum mean discrepancy with an RBF kernel, ``E k(P,P') + E k(S,S') - 2 E k(P,S)``.
 
-    The kernel is exp(-|a - b|^2 / (2 h^2)), averaged over the bandwidths m / 2, m and 2 m, where m
+    The kernel is ``exp(-|a - b|^2 / (2 h^2))``, averaged over the bandwidths m / 2, m and 2 m, where m
     is the median distance between real and control cells: the same kernel for every method.
 
     Parameters
@@ -204,9 +205,9 @@ def deg_overlap(scores_predicted: FloatArray, scores_real: FloatArray, n: int = 
     Parameters
     ----------
     scores_predicted
-        :func:`wilcoxon_scores` of predicted against control cells, ``(G,)``.
+        :func:`~spaperb.populations.wilcoxon_scores` of predicted against control cells, ``(G,)``.
     scores_real
-        :func:`wilcoxon_scores` of real against control cells, ``(G,)``.
+        :func:`~spaperb.populations.wilcoxon_scores` of real against control cells, ``(G,)``.
     n
         Number of top genes, in both directions.
     """
@@ -331,7 +332,7 @@ def score(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations: :func:`fit_projection` of the training
+        Components for the distances between populations: :func:`~spaperb.populations.fit_projection` of the training
         cells.
     """
     return _Judge.of(real, control, projection).scores(predicted)
@@ -376,7 +377,7 @@ def evaluate(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations, :func:`fit_projection` of the training
+        Components for the distances between populations, :func:`~spaperb.populations.fit_projection` of the training
         cells; ``None`` fits it to the control and real cells given.
     n_splits
         Number of random splits of the real cells for the ceiling.
@@ -385,8 +386,9 @@ def evaluate(
 
     Returns
     -------
-    One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0 at the
-    floor and 1 at the ceiling.
+    pandas.DataFrame
+        One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0 at the
+        floor and 1 at the ceiling.
 
     Raises
     ------
@@ -419,8 +421,9 @@ def scaled(table: pd.DataFrame) -> pd.Series:
 
     Returns
     -------
-    0 at the floor and 1 at the ceiling; NaN where both are the same, and for ``variance_ratio``,
-    whose best value, 1, is at neither end.
+    pandas.Series
+        0 at the floor and 1 at the ceiling; NaN where both are the same, and for ``variance_ratio``,
+        whose best value, 1, is at neither end.
     """
     gap = table["ceiling"] - table["floor"]
     has_scale = (gap.abs() > 1e-12) & table["metric"].map(

@@ -510,11 +510,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Returns
         -------
-        ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
-        log-normalised expression, NaN for cells not selected and for genes that the model does not
-        know. It is never negative if the training data held no negative value. Where expression is on
-        disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`), it is a dask array that predicts a block when it is asked
-        for one, to be written with ``adata.write_zarr``.
+        None, numpy.ndarray or dask.array.Array
+            ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
+            log-normalised expression, NaN for cells not selected and for genes that the model does not
+            know. It is never negative if the training data held no negative value. Where expression is on
+            disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`), it is a dask array that predicts a block when it is asked
+            for one, to be written with ``adata.write_zarr``.
 
         Raises
         ------
@@ -620,7 +621,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Returns
         -------
-        One row a perturbation, ``(P, n_latent)``.
+        pandas.DataFrame
+            One row a perturbation, ``(P, n_latent)``.
 
         Raises
         ------
@@ -660,7 +662,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Leaves measured changes of the training data out, one at a time and twenty at most, and predicts them
         from the rest (:mod:`spaperb.calibration`), with several perturbations once more with whole contexts left out. Each costs a
         fit of the response: a second or two for ten contexts and 2,000 genes, half a minute for hundreds of perturbations.
-        :meth:`predict_response` calls it when it is needed; call it before :meth:`save` to save its result with the model.
+        :meth:`predict_response` calls it when it is needed; call it before :meth:`~scvi.model.base.BaseModelClass.save` to save its result with the model.
 
         Raises
         ------
@@ -706,20 +708,21 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
         Returns
         -------
-        One row a group and gene, the surest changes of a group first:
+        pandas.DataFrame
+            One row a group and gene, the surest changes of a group first:
 
-        - ``group``, ``gene``
-        - ``mean_control``, ``mean_change``: log-normalised units
-        - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
-          control cells would find
-        - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
-        - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
-          ``gseapy.prerank`` or ``decoupler``
-        - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
-          more than 0.1, express it
-        - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
-          measured, over the largest such distance of a training context; 0 where it was measured in the
-          group itself, above 1 beyond what training saw
+            - ``group``, ``gene``
+            - ``mean_control``, ``mean_change``: log-normalised units
+            - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
+              control cells would find
+            - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
+            - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
+              ``gseapy.prerank`` or ``decoupler``
+            - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
+              more than 0.1, express it
+            - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
+              measured, over the largest such distance of a training context; 0 where it was measured in the
+              group itself, above 1 beyond what training saw
 
         Raises
         ------
@@ -895,7 +898,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     def load(
         cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any
     ) -> SpaPerbModel:
-        """Load a model saved by :meth:`save`, to go on with.
+        """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`, to go on with.
 
         The file is a pickle, which could run code: it is looked through first, and refused if it holds anything but numbers, text and tables. For
         sharing use :meth:`export`.
@@ -934,7 +937,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
     @staticmethod
     def load_registry(dir_path: str, prefix: str | None = None) -> dict:
-        """Load the registry of a model saved by :meth:`save`; see :meth:`load`."""
+        """Load the registry of a model saved by :meth:`~scvi.model.base.BaseModelClass.save`; see :meth:`load`."""
         check_pickle(Path(dir_path) / f"{prefix or ''}model.pt")
         return BaseModelClass.load_registry(str(dir_path), prefix=prefix)
 

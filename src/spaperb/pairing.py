@@ -107,7 +107,8 @@ def random_pairs(strata: list[Stratum], rng: np.random.Generator) -> IntArray:
 
     Returns
     -------
-    Control and stimulated positions, ``(n_pairs, 2)``, stratum after stratum.
+    numpy.ndarray
+        Control and stimulated positions, ``(n_pairs, 2)``, stratum after stratum.
     """
     pairs = [
         np.column_stack(

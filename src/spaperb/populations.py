@@ -115,7 +115,8 @@ def neighbour_shares(
 
     Returns
     -------
-    Shares, ``(n, n_groups)``, each row of which adds up to 1.
+    numpy.ndarray
+        Shares, ``(n, n_groups)``, each row of which adds up to 1.
     """
     index = NearestNeighbors(n_neighbors=min(n_neighbors, len(reference))).fit(reference)
     nearest = group_of[index.kneighbors(cells, return_distance=False)]

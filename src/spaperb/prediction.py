@@ -302,7 +302,8 @@ def predict_lazily(
 
     Returns
     -------
-    Predicted expression of all genes of the query, ``(n_obs, n_vars)``, float32, NaN where not known.
+    dask.array.Array
+        Predicted expression of all genes of the query, ``(n_obs, n_vars)``, float32, NaN where not known.
     """
     from dask import array as da
 

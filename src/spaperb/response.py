@@ -308,7 +308,8 @@ class Regression:
 
         Returns
         -------
-        The change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
+        tuple of numpy.ndarray
+            The change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
         """
         prior = description.anchors @ self.anchor_weights
         error = shift - prior

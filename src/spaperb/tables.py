@@ -49,7 +49,8 @@ def response_table(
 
     Returns
     -------
-    See :meth:`spaperb.SpaPerbModel.predict_response`.
+    pandas.DataFrame
+        See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
     quantiles = {key: calibration.quantile(level) for key, calibration in calibrations.items()}
     tables = []

@@ -1,6 +1,6 @@
 """From contexts to cells: the change that each cell of a query gets.
 
-The change of a context mixes what is learned across genes with what the network decodes,
+The change of a context mixes what is learned across genes with what the network decodes::
 
     change = R + share (N - R),    N = mean over the context's control cells of X_stim' - X_ctrl,
     share  = network_share * max(0, 1 - sum_s w_s |N_s - Delta_s|^2 / sum_s w_s |Delta_s|^2),

@@ -1,0 +1,112 @@
+"""Sphinx configuration of the documentation."""
+
+import os
+from importlib.metadata import version as version_of
+from os.path import relpath
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.util.inspect import TypeAliasForwardRef
+
+project = "SpaPerb"
+author = "The SpaPerb developers"
+project_copyright = author
+version = release = version_of("spaperb")
+
+extensions = [
+    "myst_nb",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # MathJax among the site's own files, so that formulas need no network
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+
+nitpicky = True
+# Names of other packages are links where their inventories can be fetched, and plain text where a build has no network.
+if os.environ.get("READTHEDOCS"):
+    intersphinx_mapping = {
+        name: (f"https://{address}/", None)
+        for name, address in {
+            "anndata": "anndata.readthedocs.io/en/stable",
+            "lightning": "lightning.ai/docs/pytorch/stable",
+            "matplotlib": "matplotlib.org/stable",
+            "numpy": "numpy.org/doc/stable",
+            "pandas": "pandas.pydata.org/docs",
+            "python": "docs.python.org/3",
+            "scanpy": "scanpy.readthedocs.io/en/stable",
+            "scipy": "docs.scipy.org/doc/scipy",
+            "scvi-tools": "docs.scvi-tools.org/en/stable",
+            "sklearn": "scikit-learn.org/stable",
+            "torch": "docs.pytorch.org/docs/stable",
+        }.items()
+    }
+packages = (
+    "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scvi sklearn torch"
+)
+nitpick_ignore_regex = [
+    ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
+    (
+        "py:class",
+        "FloatArray|How|IntArray",
+    ),  # fields of named tuples, whose types autodoc leaves unread
+]
+
+# Notebooks are committed with their outputs.
+nb_execution_mode = "off"
+myst_enable_extensions = ["colon_fence", "dollarmath", "html_image"]
+myst_heading_anchors = 4
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+# Names as users write them, instead of where a package keeps them; "~" shows the last part.
+autodoc_type_aliases = {
+    "AnnData": "~anndata.AnnData",
+    "Axes": "~matplotlib.axes.Axes",
+    "Expression": "~spaperb._types.Expression",
+    "FloatArray": "~numpy.ndarray",
+    "IntArray": "~numpy.ndarray",
+    "dask.array.Array": "dask.array.Array",
+    "np.ndarray": "~numpy.ndarray",
+    "npt.NDArray": "~numpy.ndarray",
+    "pd.DataFrame": "~pandas.DataFrame",
+    "pd.Series": "~pandas.Series",
+    "torch.Tensor": "~torch.Tensor",
+}
+# Sphinx 9.0 shows an alias inside of another type (`X | None`) by its representation, and takes no `NDArray[float]`.
+TypeAliasForwardRef.__repr__ = lambda self: self.name
+TypeAliasForwardRef.__getitem__ = lambda self, item: self
+python_maximum_signature_line_length = 88
+numpydoc_show_class_members = False
+
+html_theme = "sphinx_book_theme"
+html_title = "SpaPerb"
+html_copy_source = False
+html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
+
+# Markdown outside of docs/ is shown by the page that includes it.
+PAGES = {
+    "../README": "index",
+    "../CHANGELOG": "changelog",
+    "../CONTRIBUTING": "contributing",
+    "../benchmarks/accuracy/README": "accuracy",
+    "../benchmarks/speed/README": "speed",
+}
+
+
+def lead_to_page(app: Sphinx, doctree: nodes.document) -> None:
+    """Let links to Markdown outside of docs/, which are right on GitHub, lead to the page that includes it."""
+    for link in doctree.findall(pending_xref):
+        if link["refdomain"] == "doc":
+            target = relpath(link["reftarget"], app.srcdir)
+            link["reftarget"] = PAGES.get(target, link["reftarget"])
+
+
+def setup(app: Sphinx) -> None:
+    """Connect to Sphinx."""
+    app.connect("doctree-read", lead_to_page)
