@@ -3,6 +3,7 @@
 import anndata as ad
 import numpy as np
 import scvi
+import torch
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.contexts import Contexts
@@ -15,8 +16,19 @@ QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 def small_cells(**kwargs) -> ad.AnnData:
     """Simulate three cell types of 20 cells a condition, 30 genes, without the true layers."""
     adata = datasets.simulated(**{"n_cell_types": 3, "n_cells": 20, "n_genes": 30, **kwargs})
-    adata.layers.clear()
+    drop_layers(adata)
     return adata
+
+
+def layer_names(adata: ad.AnnData) -> list[str]:
+    """Names of layers; anndata 0.13 has X among them, named None."""
+    return [name for name in adata.layers if name is not None]
+
+
+def drop_layers(adata: ad.AnnData) -> None:
+    """Take all layers off."""
+    for name in layer_names(adata):
+        del adata.layers[name]
 
 
 def train_small(adata: ad.AnnData, seed: int = 0, **model_kwargs) -> SpaPerbModel:
@@ -28,6 +40,11 @@ def train_small(adata: ad.AnnData, seed: int = 0, **model_kwargs) -> SpaPerbMode
     return model
 
 
+def weights(model: SpaPerbModel) -> torch.Tensor:
+    """All weights and buffers of a model, in a row."""
+    return torch.cat([w.detach().double().flatten() for w in model.module.state_dict().values()])
+
+
 def snapshot(adata: ad.AnnData) -> dict:
     """Everything of an AnnData that a call might have changed, to compare later."""
     x = adata.X.toarray() if hasattr(adata.X, "toarray") else np.array(adata.X)
@@ -37,7 +54,8 @@ def snapshot(adata: ad.AnnData) -> dict:
         "obs": adata.obs.to_csv(),
         "var": adata.var.to_csv(),
         "keys": [
-            sorted(getattr(adata, slot)) for slot in ("layers", "obsm", "varm", "obsp", "uns")
+            layer_names(adata),
+            *(sorted(getattr(adata, slot)) for slot in ("obsm", "varm", "obsp", "uns")),
         ],
     }
 

@@ -83,10 +83,6 @@ class TestSampler:
         sampler.set_epoch(7)
         assert np.array_equal(first, np.concatenate(list(sampler)))
 
-    def test_without_a_seed_samplers_differ(self):
-        first, second = (PairedBatchSampler(strata((50, 50)), 50, None) for _ in range(2))
-        assert not np.array_equal(next(iter(first)), next(iter(second)))
-
 
 class TestSplit:
     def test_parts_are_stratified_and_cover_all_cells(self):
@@ -185,6 +181,11 @@ class TestSplitter:
         twice = [torch.cat([b["X"] for b in loader]) for loader in (val, val, train, train)]
         assert torch.equal(twice[0], twice[1])
         assert not torch.equal(twice[2], twice[3])
+
+    def test_without_a_seed_each_splitter_has_its_own(self, registered):
+        scvi.settings.seed = None
+        seeds = {splitter(registered).seed for _ in range(3)}
+        assert len(seeds) == 3
 
     def test_external_indexing_is_used(self, registered):
         everything = np.arange(registered.n_obs)

@@ -7,7 +7,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import small_cells
+from helpers import drop_layers, small_cells
 
 from spaperb.__main__ import main
 
@@ -32,7 +32,7 @@ def counts_file(folder):
 
     adata = datasets.simulated(n_cell_types=3, n_cells=20, n_genes=60)
     adata.X = adata.layers["counts"].copy()
-    adata.layers.clear()
+    drop_layers(adata)
     adata.obs = adata.obs.rename(columns={"condition": "stim", "cell_type": "cell"})
     adata.obs["stim"] = (adata.obs["stim"] == "stimulated").astype(int)
     adata.write_h5ad(folder / "counts.h5ad")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from spaperb.nn import Decoder, DeltaEncoder, Encoder
+from spaperb.nn import Decoder, DeltaEncoder, Dropout, Encoder
 
 
 def kinds(module: nn.Module) -> list[str]:
@@ -37,3 +37,33 @@ def test_delta_encoder_is_linear_or_has_one_hidden_layer(n_hidden, expected):
     delta_encoder = DeltaEncoder(30, 5, n_hidden, 0.2)
     assert kinds(delta_encoder) == expected
     assert delta_encoder(torch.rand(7, 30)).shape == (7, 5)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(4001, 25), (3, 1)])
+def test_dropout_drops_the_share_that_it_says_and_keeps_the_mean(p, shape):
+    torch.manual_seed(0)
+    x = torch.ones(shape, requires_grad=True)
+    y = Dropout(p)(x)
+    (dropped,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(y, dropped)
+    kept = y[y != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p) if p < 1 else 0.0))
+    if len(x) > 3:
+        # Five standard errors of a share of 100,025 units.
+        assert abs((y == 0).float().mean() - p) <= 5 * (p * (1 - p) / y.numel()) ** 0.5
+
+
+def test_dropout_of_one_unit_says_nothing_of_the_next():
+    torch.manual_seed(0)
+    is_dropped = (Dropout(0.2)(torch.ones(20_000, 8)) == 0).float()
+    correlation = torch.corrcoef(is_dropped.T) - torch.eye(8)
+    assert correlation.abs().max() < 5 / 20_000**0.5
+
+
+def test_dropout_does_nothing_in_prediction_and_follows_the_seed_in_training():
+    x, dropout = torch.randn(50, 3), Dropout(0.5)
+    masks = [torch.manual_seed(seed) and dropout(x) for seed in (0, 0, 1)]
+    assert torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0], masks[2])
+    assert torch.equal(dropout.eval()(x), x)

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy import sparse
 
@@ -107,16 +108,133 @@ class TestUmap:
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize(
-    "plot",
-    [
-        lambda **kwargs: pl.mean_expression(PREDICTED, REAL, GENES, **kwargs),
-        lambda **kwargs: pl.umap({"control": CONTROL}, **kwargs),
-        lambda **kwargs: pl.mean_change(PREDICTED, REAL, CONTROL, GENES, **kwargs),
-        lambda **kwargs: pl.benchmark(TestBenchmark.results(), "mse_mean", **kwargs),
-    ],
-)
+class TestLatent:
+    Z = RNG.normal(size=(20, 5))
+    DELTA = np.repeat([[3.0, 0, 0, 0, 0]], 20, axis=0)
+    GROUPS = ["a"] * 8 + ["b"] * 12
+
+    def test_an_arrow_for_each_group_from_its_mean_to_where_it_goes(self):
+        ax = pl.latent(self.Z, self.DELTA, self.GROUPS)
+        cells = np.concatenate([c.get_offsets() for c in ax.collections if len(c.get_offsets())])
+        assert len(cells) == 20
+        arrows = [(np.array(a.xyann), np.array(a.xy)) for a in ax.texts]
+        np.testing.assert_allclose(arrows[0][0], cells[:8].mean(axis=0))
+        np.testing.assert_allclose(arrows[1][0], cells[8:].mean(axis=0))
+        shifts = [end - start for start, end in arrows]
+        np.testing.assert_allclose(shifts[0], shifts[1])
+        # The shift is what cells vary by most: it lies on the first component.
+        assert abs(shifts[0][0]) > 2.5
+        for _, (x, y) in arrows:
+            assert ax.get_xlim()[0] < x < ax.get_xlim()[1]
+            assert ax.get_ylim()[0] < y < ax.get_ylim()[1]
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a (8)", "b (12)"]
+
+    def test_more_groups_than_colours(self):
+        ax = pl.latent(self.Z, self.DELTA, [f"type {i // 2}" for i in range(20)])
+        assert len(ax.texts) == 10
+
+    def test_arrays_of_different_cells(self):
+        with pytest.raises(ValueError, match=r"same cells.*\(20, 5\), \(19, 5\) and \(20,\)"):
+            pl.latent(self.Z, self.DELTA[1:], self.GROUPS)
+
+
+HISTORY = {
+    name: pd.DataFrame({name: np.linspace(start, 1.0, 4)}, index=pd.RangeIndex(4, name="epoch"))
+    for name, start in (
+        ("train_loss", 5.0),
+        ("validation_loss", 4.0),
+        ("kl_local_train", 3.0),
+        ("kl_local_validation", 2.0),
+    )
+}
+
+
+class TestHistory:
+    def test_lines_are_the_logged_values(self):
+        for term, starts in (("loss", [5.0, 4.0]), ("kl_local", [3.0, 2.0])):
+            ax = pl.history(HISTORY, term)
+            assert [line.get_ydata()[0] for line in ax.lines] == starts
+            assert ax.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+            assert [line.get_label() for line in ax.lines] == ["training", "validation"]
+
+    def test_of_a_model(self, trained):
+        assert len(pl.history(trained.history, "latent_loss").lines[0].get_xdata()) == 3
+
+    def test_without_validation(self):
+        ax = pl.history({"train_loss": HISTORY["train_loss"]})
+        assert [line.get_label() for line in ax.lines] == ["training"]
+
+    def test_a_term_that_was_not_logged(self):
+        with pytest.raises(ValueError, match="'elbow' was not logged; there are: loss, kl_local"):
+            pl.history(HISTORY, "elbow")
+
+
+PLOTS = {
+    "mean_expression": lambda **kwargs: pl.mean_expression(
+        PREDICTED, REAL, GENES, control=CONTROL, **kwargs
+    ),
+    "mean_change": lambda **kwargs: pl.mean_change(PREDICTED, REAL, CONTROL, GENES, **kwargs),
+    "response": lambda **kwargs: pl.response(response_rows(), n_labels=3, **kwargs),
+    "benchmark": lambda **kwargs: pl.benchmark(TestBenchmark.results(), "mse_mean", **kwargs),
+    "umap": lambda **kwargs: pl.umap({"control": CONTROL, "predicted": PREDICTED}, **kwargs),
+    "latent": lambda **kwargs: pl.latent(
+        TestLatent.Z, TestLatent.DELTA, TestLatent.GROUPS, **kwargs
+    ),
+    "history": lambda **kwargs: pl.history(HISTORY, **kwargs),
+}
+
+
+def response_rows():
+    """A response table of one group and twelve genes."""
+    change = np.linspace(-1, 1, 12)
+    half = np.linspace(0.2, 0.6, 12)
+    return pd.DataFrame(
+        {
+            "group": "a",
+            "gene": GENES,
+            "mean_change": change,
+            "lower": change - half,
+            "upper": change + half,
+            "score": change / half,
+            "distance": 0.3,
+        }
+    )
+
+
+@pytest.fixture
+def _flat_umap(monkeypatch):
+    """Principal components instead of a UMAP, whose last digits differ between processors."""
+
+    def first_two(cells, **kwargs):
+        cells.obsm["X_umap"] = cells.obsm["X_pca"][:, :2]
+
+    monkeypatch.setattr(pl.sc.tl, "umap", first_two)
+
+
+@pytest.mark.usefixtures("_flat_umap")
+@pytest.mark.mpl_image_compare(baseline_dir="images", style="default", savefig_kwargs={"dpi": 60})
+@pytest.mark.parametrize("name", PLOTS)
+def test_picture(name):
+    return PLOTS[name]().figure
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_settings_of_matplotlib(name):
+    with plt.rc_context({"font.size": 17.0, "axes.facecolor": "0.9"}):
+        ax = PLOTS[name]()
+    assert ax.xaxis.label.get_fontsize() == 17.0 or name == "benchmark"
+    assert ax.get_facecolor()[:3] == (0.9, 0.9, 0.9)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
 def test_axes_and_file_of_the_user(plot, tmp_path):
     ax = Figure().subplots()
     assert plot(ax=ax, save=tmp_path / "plot.png") is ax
     assert (tmp_path / "plot.png").stat().st_size > 1000
+    assert not plt.get_fignums()

@@ -1,10 +1,13 @@
+import shutil
 import signal
 import threading
 
 import lightning
 import numpy as np
 import pytest
+import scvi
 import torch
+from helpers import QUIET, SMALL_MODEL, small_cells, weights
 
 from spaperb import SpaPerbModel
 from spaperb.module import SpaPerbModule
@@ -92,3 +95,155 @@ def test_a_trained_model_goes_on_in_training_mode(adata):
     model.train(1, enable_progress_bar=False)
     assert not torch.equal(norm.running_mean, before)
     assert not model.module.training
+
+
+class LetLoose(lightning.Callback):
+    """Raise the learning rate beyond all bounds in the third epoch, and keep the weights from before."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            self.before = weights(trainer._model)
+            trainer.optimizers[0].param_groups[0]["lr"] = 1e30
+
+
+class TestNonFinite:
+    @pytest.fixture
+    def model(self, adata) -> SpaPerbModel:
+        SpaPerbModel.setup_anndata(adata)
+        return SpaPerbModel(adata, **SMALL_MODEL, objective="residual")
+
+    def test_training_ends_and_the_last_good_weights_stay(self, model):
+        loose = LetLoose()
+        with pytest.raises(FloatingPointError, match=r"in epoch 3, at .*weights of epoch 2 again"):
+            model.train(9, batch_size=16, callbacks=[loose], **QUIET)
+        assert torch.equal(weights(model), loose.before)
+        assert not model.module.training
+        assert np.isfinite(model.predict_stimulated(inplace=False)).all()
+        model.train(2, batch_size=16, **QUIET)
+        assert len(model.history["train_loss"]) == 4
+
+    def test_likely_causes_are_named(self, model):
+        with pytest.raises(FloatingPointError) as error:
+            model.train(1, batch_size=16, plan_kwargs={"lr": 1e30}, **QUIET)
+        largest = f"largest value is {model.adata.X.max():g}"
+        for cause in ("minibatch 2 of", "it is 1e+30", largest, "it is 32-true"):
+            assert cause in str(error.value)
+
+    def test_without_a_good_epoch_the_model_is_untrained(self, model):
+        before = weights(model)
+        with pytest.raises(FloatingPointError, match="weights of epoch 0 again"):
+            model.train(1, batch_size=16, plan_kwargs={"lr": 1e30}, **QUIET)
+        assert torch.equal(weights(model), before)
+        assert not model.is_trained
+
+    def test_weights_are_looked_at_too(self, model):
+        class Spoil(lightning.Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                if trainer.is_last_batch:
+                    next(pl_module.parameters()).data[0] = np.inf
+
+        with pytest.raises(FloatingPointError, match="at its last step"):
+            model.train(1, batch_size=16, callbacks=[Spoil()], **QUIET)
+
+
+class KeepCheckpoint(lightning.Callback):
+    """Copy the checkpoint of an epoch away."""
+
+    def __init__(self, path, epoch):
+        self.path, self.epoch = path, epoch
+        self.copy = path.with_name("kept.ckpt")
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch:
+            shutil.copy(self.path, self.copy)
+
+
+class TestCheckpoint:
+    def model(self, **kwargs) -> SpaPerbModel:
+        adata = small_cells()
+        SpaPerbModel.setup_anndata(adata)
+        return SpaPerbModel(adata, **SMALL_MODEL, **kwargs)
+
+    @pytest.fixture
+    def path(self, tmp_path):
+        return tmp_path / "training.ckpt"
+
+    @pytest.mark.parametrize("seed", [0, None])
+    @pytest.mark.parametrize(
+        ("model_kwargs", "train_kwargs"),
+        [
+            ({}, {}),
+            ({"objective": "residual"}, {}),
+            ({}, {"early_stopping": False}),
+            ({}, {"datasplitter_kwargs": {"num_workers": 2}}),
+            ({}, {"plan_kwargs": {"n_epochs_kl_warmup": 6}}),
+            (
+                {},
+                {
+                    "plan_kwargs": {
+                        "reduce_lr_on_plateau": True,
+                        "lr_patience": 0,
+                        "lr_threshold": 10.0,
+                        "lr_scheduler_metric": "validation_loss",
+                    }
+                },
+            ),
+        ],
+        ids=["published", "residual", "no validation", "loaders", "warm-up", "plateau"],
+    )
+    def test_training_goes_on_as_if_never_interrupted(
+        self, path, seed, model_kwargs, train_kwargs
+    ):
+        arguments = {"max_epochs": 6, "batch_size": 16, **QUIET, **train_kwargs}
+        scvi.settings.seed = seed
+        keep = KeepCheckpoint(path, epoch=3)
+        whole = self.model(**model_kwargs)
+        whole.train(checkpoint=path, callbacks=[keep], **arguments)
+
+        torch.manual_seed(99)
+        resumed = self.model(**model_kwargs)
+        assert not torch.equal(weights(resumed), weights(whole))
+        resumed.train(ckpt_path=keep.copy, **arguments)
+        assert torch.equal(weights(resumed), weights(whole))
+        assert len(resumed.history["train_loss"]) == 3
+        np.testing.assert_array_equal(resumed.train_indices, whole.train_indices)
+        np.testing.assert_array_equal(
+            resumed.predict_stimulated(inplace=False), whole.predict_stimulated(inplace=False)
+        )
+
+    def test_saving_changes_nothing(self, path):
+        models = []
+        for checkpoint in (path, None):
+            scvi.settings.seed = 0
+            models.append(self.model())
+            models[-1].train(3, batch_size=16, checkpoint=checkpoint, **QUIET)
+        assert torch.equal(*map(weights, models))
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+    def test_training_that_had_stopped_early_stays_stopped(self, path):
+        arguments = {"batch_size": 16, "early_stopping_patience": 1, **QUIET}
+        arguments["early_stopping_min_delta"] = 1e6
+        whole = self.model()
+        whole.train(9, checkpoint=path, **arguments)
+        assert len(whole.history["train_loss"]) == 2
+        resumed = self.model()
+        resumed.train(9, ckpt_path=path, **arguments)
+        assert torch.equal(weights(resumed), weights(whole))
+        assert resumed.is_trained
+
+    def test_an_epoch_that_was_cut_short_is_not_saved(self, path):
+        model = self.model()
+        with pytest.warns(UserWarning, match="interrupted in epoch 2"):
+            model.train(9, batch_size=16, checkpoint=path, callbacks=[Interrupt()], **QUIET)
+        assert torch.load(path)["epoch"] == 0
+
+    def test_other_cells_are_refused(self, path):
+        self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
+        other = small_cells(n_cells=25)
+        SpaPerbModel.setup_anndata(other)
+        with pytest.raises(ValueError, match="training with 120 cells, and there are 150 now"):
+            SpaPerbModel(other, **SMALL_MODEL).train(2, ckpt_path=path, **QUIET)
+
+    def test_absent_file(self, path):
+        with pytest.raises(FileNotFoundError, match=r"training\.ckpt"):
+            self.model().train(1, ckpt_path=path, **QUIET)

@@ -10,8 +10,8 @@ and way runs in a process of its own:
 - disk: the same from a zarr store, by `read_mapped`
 - predict: from the store to a new one, lazily
 
-Peak memory is of the process, less what it held with everything imported and (memory) the AnnData read. Writes `growth.csv` beside this file, and
-prints the exponent of each growth.
+Peak memory is of the process, and less what it held with everything imported and (memory) the AnnData read. Writes `growth.csv` beside this file, and
+prints the exponent of each growth in time, and the line that fits each growth in memory. `--fit` prints them of the CSV that is there.
 """
 
 import argparse
@@ -37,10 +37,10 @@ N_GENES, DENSITY, BLOCK = 2000, 0.05, 10_000
 SIZES = (10_000, 100_000, 1_000_000)
 
 
-def write_cells(path: Path, n_cells: int) -> None:
+def write_cells(path: Path, n_cells: int, density: float = DENSITY) -> None:
     """Write a store of cells block by block, so that writing them needs no memory."""
     rng = np.random.default_rng(0)
-    per_cell = round(DENSITY * N_GENES)
+    per_cell = round(density * N_GENES)
     var = pd.DataFrame(index=[f"gene_{g}" for g in range(N_GENES)])
 
     def block(n: int) -> sparse.csr_matrix:
@@ -134,11 +134,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--ways", nargs="+", default=["memory", "disk", "predict"])
     parser.add_argument("--folder", type=Path, help="folder for the stores, on a local disk")
+    parser.add_argument("--fit", action="store_true")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         way, store, scratch = args.measure
         print(json.dumps(measure(way, Path(store), Path(scratch))))
+        return
+    if args.fit:
+        fit(pd.read_csv(HERE / "growth.csv"))
         return
     rows = []
     for n_cells in args.sizes:
@@ -154,12 +158,27 @@ def main() -> None:
     table["machine"] = machine.describe()
     table.to_csv(HERE / "growth.csv", index=False, float_format="%.4g")
     print(table.drop(columns="machine").round(2).to_string(index=False))
-    measures = [c for c in table.columns if "seconds" in c]
+    fit(table)
+
+
+def fit(table: pd.DataFrame) -> None:
+    """Print how time and memory grow with cells."""
     for way, of_way in table.groupby("way", sort=False):
-        for name in measures:
-            if of_way[name].notna().sum() > 1:
-                slope = np.polyfit(np.log(of_way["cells"]), np.log(of_way[name]), 1)[0]
+        for name in table.columns[2:-1]:
+            known = of_way.dropna(subset=name)
+            if len(known) < 2:
+                continue
+            if "seconds" in name:
+                slope = np.polyfit(np.log(known["cells"]), np.log(known[name]), 1)[0]
                 print(f"{way}, {name}: grows with cells to the power of {slope:.2f}")
+            else:
+                # Relative errors count, so that the small sizes do too.
+                slope, constant = np.polyfit(known["cells"], known[name], 1, w=1 / known[name])
+                worst = (constant + slope * known["cells"]) / known[name] - 1
+                print(
+                    f"{way}, {name}: {constant:.0f} MB and {1e3 * slope:.2f} kB a cell, "
+                    f"off by {worst.abs().max():.0%} at most"
+                )
 
 
 if __name__ == "__main__":

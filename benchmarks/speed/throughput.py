@@ -5,8 +5,8 @@
 The published objective with its defaults (800 hidden units, 100 latent dimensions), minibatches of 256 pairs, that is 512 cells; scVI and scGen
 have the same layers and 512 cells a minibatch (scGen also its default of 128). All contestants run one after the other in each of some rounds, the first
 epoch is not counted, and what counts is the ratio to the bare loop of the same round. `--variants` runs ways to
-be faster instead. Writes `throughput.csv` (or `throughput_variants.csv`) beside this file. The environment for scGen is that
-of `benchmarks/accuracy/scgen.py`.
+be faster instead, `--profile` tells which operations the bare loop spends its time on. Writes `throughput.csv` (or `throughput_variants.csv`,
+`throughput_profile.csv`) beside this file. The environment for scGen is that of `benchmarks/accuracy/scgen.py`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import functools
 import json
 import subprocess
 import time
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,6 +180,44 @@ def linear_layers(adata: ad.AnnData) -> float:
     return n_steps * 2 * N_PAIRS / (time.perf_counter() - start)
 
 
+def networks_alone(adata: ad.AnnData) -> float:
+    """The networks' passes and the optimiser, without dropout, draws, losses and loading: what a step cannot do without."""
+    from spaperb.module import SpaPerbModule
+
+    module = SpaPerbModule(adata.n_vars, dropout_rate=0.0).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    x, v_delta = torch.rand(2 * N_PAIRS, adata.n_vars), torch.rand(N_PAIRS, adata.n_vars)
+    start = time.perf_counter()
+    n_steps = N_EPOCHS * N_CELLS // (2 * N_PAIRS)
+    for _ in range(n_steps):
+        qz = module.encoder(x)
+        px = module.decoder(qz.loc[:N_PAIRS] + module.delta_encoder(v_delta))
+        optimizer.zero_grad()
+        torch.autograd.backward([px, qz.scale], [x[:N_PAIRS], qz.scale.detach()])
+        optimizer.step()
+    return n_steps * 2 * N_PAIRS / (time.perf_counter() - start)
+
+
+def torch_dropout(run: Callable[[ad.AnnData], float]) -> Callable[[ad.AnnData], float]:
+    """The same with PyTorch's own dropout."""
+
+    def with_torch_dropout(adata: ad.AnnData) -> float:
+        with unittest.mock.patch("spaperb.nn.Dropout", torch.nn.Dropout):
+            return run(adata)
+
+    return with_torch_dropout
+
+
+def profile(adata: ad.AnnData) -> pd.DataFrame:
+    """Seconds that the bare loop spends in each operation itself, most first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        bare(adata)
+    of = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
+    table = pd.Series(of, name="seconds").sort_values(ascending=False)
+    table = table.rename_axis("operation").reset_index()
+    return table.assign(share=table["seconds"] / table["seconds"].sum())
+
+
 def scvi_model(adata: ad.AnnData) -> float:
     """Train scVI on the counts."""
     adata = adata.copy()
@@ -230,10 +269,13 @@ def variants() -> dict[str, Callable[[ad.AnnData], float]]:
         "spaperb, CSR": ours,
         "optimiser not fused": functools.partial(ours, plan_kwargs=not_fused),
         "bare loop, optimiser not fused": functools.partial(bare, is_fused=False),
+        "PyTorch's dropout": torch_dropout(ours),
+        "bare loop, PyTorch's dropout": torch_dropout(bare),
         "torch.compile": functools.partial(ours, plan_kwargs={"compile": True}),
         "bfloat16": functools.partial(ours, precision="bf16-mixed"),
         "a loader process": functools.partial(ours, datasplitter_kwargs={"num_workers": 1}),
         "sparse tensors": functools.partial(ours, load_sparse_tensor=True),
+        "networks and optimiser alone": networks_alone,
         "matrix products alone": linear_layers,
         "bare loop, sparse first layer": functools.partial(bare, sparse_input=True),
     }
@@ -245,12 +287,19 @@ def main() -> None:
     parser.add_argument("--genes", type=int, nargs="+", default=[2000, 7000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variants", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--scgen", metavar="PYTHON", help="interpreter of scGen's environment")
     parser.add_argument("--only-scgen", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only_scgen:
         n_genes, batch_size = args.only_scgen
         print(json.dumps(scgen_model(cells(n_genes), batch_size)))
+        return
+    if args.profile:
+        tables = [profile(cells(n_genes)).head(20).assign(genes=n_genes) for n_genes in args.genes]
+        table = pd.concat(tables).assign(machine=machine.describe())
+        table.to_csv(HERE / "throughput_profile.csv", index=False, float_format="%.4g")
+        print(table.drop(columns="machine").round(3).to_string(index=False))
         return
     rows = []
     for n_genes in args.genes:

@@ -16,7 +16,7 @@ import scvi
 from anndata import AnnData
 
 from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
-from spaperb.files import written_whole
+from spaperb.files import check_writable, written_whole
 from spaperb.validation import (
     NORMALISE_ADVICE,
     check_column,
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except (CommandError, ValueError, OSError) as error:
+    except (CommandError, ValueError, OSError, FloatingPointError) as error:
         print(f"spaperb: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -151,6 +151,7 @@ def run_predict(args: argparse.Namespace) -> None:
 def run_benchmark(args: argparse.Namespace) -> None:
     """Hide each context of the user's cells in turn and score every method."""
     adata, setup = _read(args)
+    check_writable(args.output / "results.csv")
     methods = {name: m for name, m in _methods(args.max_epochs).items() if name in args.methods}
     results = benchmark.benchmark(
         adata,
@@ -216,6 +217,9 @@ def _train_and_predict(
     args: argparse.Namespace,
 ) -> None:
     _refuse_existing(args)
+    check_writable(args.output)
+    if args.plots is not None:
+        check_writable(args.plots / "umap.png")
     scvi.settings.seed = args.seed
     control, stimulated = _arms(adata, setup)
     hidden = np.zeros(adata.n_obs, dtype=bool)
@@ -272,7 +276,6 @@ def _scores(
 
 
 def _plot(control: AnnData, stimulated: AnnData, title: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     predicted = control.layers[LAYER]
     pl.umap(
         {"control": control.X, "real stimulated": stimulated.X, "predicted": predicted},

@@ -315,7 +315,8 @@ def _plain(adata: AnnData, rows: np.ndarray) -> AnnData:
         x[rows].tocsr() if sparse.issparse(x) else x[rows].copy(),
         obs=obs,
         var=pd.DataFrame(index=adata.var_names.copy()),
-        layers={key: layer[rows].copy() for key, layer in adata.layers.items()},
+        # anndata 0.13 has X among the layers, named None.
+        layers={k: layer[rows].copy() for k, layer in adata.layers.items() if k is not None},
     )
 
 

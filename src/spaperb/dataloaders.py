@@ -42,18 +42,16 @@ class PairedBatchSampler(Sampler[IntArray]):
     batch_size
         Pairs a minibatch at most (one more where the alternative is a minibatch of one pair).
     seed
-        Seed of the draws; ``None`` takes one from the operating system.
+        Seed of the draws.
     fixed
         Yield the same pairs in the same order in each pass, for validation.
     """
 
-    def __init__(
-        self, strata: list[Stratum], batch_size: int, seed: int | None, fixed: bool = False
-    ):
+    def __init__(self, strata: list[Stratum], batch_size: int, seed: int, fixed: bool = False):
         self.strata = strata
         self.fixed = fixed
         self.epoch = 0
-        self.seed = secrets.randbits(64) if seed is None else seed
+        self.seed = seed
         self.n_pairs = sum(stratum.n_pairs for stratum in strata)
         self.n_batches = min(-(-self.n_pairs // batch_size), self.n_pairs // MIN_PAIRS)
 
@@ -79,7 +77,8 @@ class PairedDataSplitter(DataSplitter):
     """Split cells by condition, cell type and batch, and load them in pairs.
 
     The split is stratified: each combination of condition, cell type and batch gives its share to
-    training, validation and test, so that no partner is missing in one of them by accident.
+    training, validation and test, so that no partner is missing in one of them by accident. A checkpoint of
+    training holds the split and the seed of the pairs, so that training that goes on from it goes on with them.
 
     Parameters
     ----------
@@ -90,7 +89,8 @@ class PairedDataSplitter(DataSplitter):
     validation_size
         Fraction of the cells for validation, by default all that training leaves.
     shuffle_set_split
-        Whether to split at random, seeded by ``scvi.settings.seed``, or in the cells' order.
+        Whether to split at random, seeded by ``scvi.settings.seed`` (without one by the operating system), or in the
+        cells' order.
     batch_size
         Pairs a minibatch.
     load_sparse_tensor
@@ -130,6 +130,7 @@ class PairedDataSplitter(DataSplitter):
                 f"normalisation needs two rows; it is {batch_size}."
             )
         self.unpaired = unpaired
+        self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
         self.arms = condition_arms(adata_manager)
         self.labels = stratum_labels(adata_manager)
         if external_indexing is None:
@@ -137,7 +138,7 @@ class PairedDataSplitter(DataSplitter):
                 (2 + self.arms.max()) * self.labels + self.arms,
                 0.9 if train_size is None else train_size,
                 validation_size,
-                np.random.default_rng(settings.seed) if shuffle_set_split else None,
+                np.random.default_rng(self.seed) if shuffle_set_split else None,
                 self.labels,
             )
         super().__init__(
@@ -174,7 +175,11 @@ class PairedDataSplitter(DataSplitter):
 
     def train_dataloader(self) -> DataLoader:
         """Return training pairs, drawn anew at each epoch."""
-        return self._loader(self._sampler(self.train_idx))
+        sampler = self._sampler(self.train_idx)
+        if self.trainer is not None:
+            # Lightning tells it the epoch later, and loader processes ask for the first pairs before that.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return self._loader(sampler)
 
     def val_dataloader(self) -> DataLoader | None:
         """Return validation pairs, the same at each epoch; ``None`` where there are none."""
@@ -184,12 +189,36 @@ class PairedDataSplitter(DataSplitter):
         """Return test pairs, the same each time; ``None`` where there are none."""
         return self._fixed_loader(self.test_idx)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the split and the seed of the pairs, for a checkpoint."""
+        parts = (self.train_idx, self.val_idx, self.test_idx)
+        split = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
+        return {"n_obs": len(self.arms), "split": split, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the split and the seed of a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If it was made with other cells.
+        """
+        if state_dict["n_obs"] != len(self.arms):
+            raise ValueError(
+                f"The checkpoint is of training with {state_dict['n_obs']} cells, and there are {len(self.arms)} now. "
+                "Go on with the AnnData that training began with."
+            )
+        self.train_idx, self.val_idx, self.test_idx = (
+            part.numpy() for part in state_dict["split"]
+        )
+        self.seed = state_dict["seed"]
+
     def _sampler(self, indices: IntArray, fixed: bool = False) -> PairedBatchSampler:
         indices = np.asarray(indices, dtype=np.int64)
         strata = split_strata(indices, self.arms, self.labels)
         if self.unpaired:
             strata += unpaired_strata(indices, self.arms, self.labels)
-        return PairedBatchSampler(strata, self.batch_size, settings.seed, fixed)
+        return PairedBatchSampler(strata, self.batch_size, self.seed, fixed)
 
     def _fixed_loader(self, indices: IntArray) -> DataLoader | None:
         sampler = self._sampler(indices, fixed=True)

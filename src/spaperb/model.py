@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -40,8 +39,14 @@ from spaperb.prediction import (
     predict_rows,
     select_rows,
 )
+from spaperb.saving import Exported, check_pickle, is_saved, read_export, write_export
 from spaperb.tables import response_table
-from spaperb.train import SpaPerbTrainingPlan, StopOnInterrupt
+from spaperb.train import (
+    SpaPerbTrainingPlan,
+    SpaPerbTrainRunner,
+    StopOnInterrupt,
+    StopOnNonFinite,
+)
 from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
@@ -124,6 +129,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     _module_cls = SpaPerbModule
     _data_splitter_cls = PairedDataSplitter
     _training_plan_cls = SpaPerbTrainingPlan
+    _train_runner_cls = SpaPerbTrainRunner
 
     def __init__(
         self,
@@ -287,12 +293,14 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         batch_size: int = 256,
         early_stopping: bool = True,
         early_stopping_monitor: str = "validation_loss",
+        checkpoint: str | Path | None = None,
+        ckpt_path: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         """Train the model.
 
         Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
-        once.
+        once. A loss that is NaN or infinite ends it with an error, and the model has the weights of the last good epoch.
 
         Parameters
         ----------
@@ -307,6 +315,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             cells given, the same pairs at each epoch; cells that were left out are never looked at.
         early_stopping_monitor
             The logged quantity to watch.
+        checkpoint
+            File to save the state of training to after each epoch, replacing that of the epoch before.
+        ckpt_path
+            Such a file, to go on from. A new model of the same AnnData and settings, trained with the same arguments, ends
+            as training without the interruption would have: on a CPU with the same weights to the last bit. The file holds
+            the split of the cells, the seed of the pairs, early stopping and the random state; ``history`` begins anew.
         **kwargs
             Further arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`:
             ``accelerator``, ``devices``, ``train_size``, ``validation_size``, ``plan_kwargs`` (see
@@ -318,7 +332,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         ------
         ValueError
             If the model has no data, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch.
+            stopping has no validation pairs to watch, or the checkpoint is of training with other cells.
+        FloatingPointError
+            If the loss or a weight became NaN or infinite.
+        OSError
+            If the checkpoint cannot be read or written.
         """
         if self.adata is None:
             raise ValueError(
@@ -336,17 +354,27 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
             unpaired = {"unpaired": True}
             kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
-        callbacks = [*(kwargs.pop("callbacks", None) or []), StopOnInterrupt()]
+        finite = StopOnNonFinite()
+        callbacks = [*(kwargs.pop("callbacks", None) or []), finite, StopOnInterrupt()]
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
-        super().train(
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            early_stopping=early_stopping,
-            early_stopping_monitor=early_stopping_monitor,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        try:
+            super().train(
+                max_epochs=max_epochs,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                early_stopping_monitor=early_stopping_monitor,
+                checkpoint=checkpoint,
+                ckpt_path=ckpt_path,
+                callbacks=callbacks,
+                **kwargs,
+            )
+        except FloatingPointError:
+            self.module.eval()
+            if finite.n_good > 0:
+                self.is_trained_ = True
+            self._transfer, self.transfer_, self.calibration_ = None, {}, {}
+            raise
         if self.response:
             self._transfer = self._learn_contexts()
             self.calibration_ = {}
@@ -396,9 +424,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         return transfer
 
     def _network_change(self, query: Query) -> NetworkChange:
-        return lambda rows, target: mean_change(
-            self.module, query, rows, target, settings.batch_size
-        )
+        return lambda rows, target: mean_change(self.module, query, rows, target)
 
     def _look_at_doses(self, log_half: torch.nn.Parameter) -> None:
         """Keep the range of each perturbation's doses, and start its dose curve in the middle."""
@@ -807,13 +833,75 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             how,
         )
 
+    def export(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
+
+        It holds the networks, what training learned of the contexts, the calibration, the registry, the names of genes, cell types and
+        perturbations, and the history: all that predicting takes, and no cells. It is one safetensors file, with a JSON text in its metadata,
+        and reading it runs nothing.
+
+        Parameters
+        ----------
+        path
+            The file, by custom ``*.safetensors``.
+        overwrite
+            Whether to replace a file that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If a file is there and ``overwrite`` is not set.
+        TypeError
+            If the registry holds what JSON cannot (dates as conditions, say).
+        """
+        attributes = {k: v for k, v in vars(self).items() if is_saved(k)}
+        weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
+        content = Exported(weights, attributes)
+        write_export(Path(path), content, version("spaperb"), overwrite)
+
+    @classmethod
+    def load_exported(cls, path: str | Path) -> SpaPerbModel:
+        """Load a model written by :meth:`export`, without data: to predict new cells on the CPU (else see ``to_device``).
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no file.
+        ValueError
+            If the file is no exported model of this class, was damaged or changed since it was written, or was written by a later version with
+            another format.
+        """
+        weights, attributes = read_export(Path(path))
+        try:
+            registry, init = attributes["registry_"], attributes["init_params_"]
+            if (found := registry["model_name"]) != cls.__name__:
+                raise ValueError(f"it holds a {found}, not a {cls.__name__}")
+            # Without memory of their own: the sizes are the file's word, and the weights have to fit them first.
+            with torch.device("meta"):
+                module_kwargs = init["kwargs"]["module_kwargs"]
+                model = cls(registry=registry, **init["non_kwargs"], **module_kwargs)
+            tensors = {name: torch.tensor(array) for name, array in weights.items()}
+            model.module.load_state_dict(tensors, assign=True)
+            for name in filter(is_saved, attributes):
+                setattr(model, name, attributes[name])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not describe a {cls.__name__}: {error}.") from error
+        model.module.eval()
+        return model
+
     @classmethod
     def load(
         cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any
     ) -> SpaPerbModel:
-        """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`.
+        """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`, to go on with.
 
-        Loading unpickles the file, so load only files that you trust.
+        The file is a pickle, which could run code: it is looked through first, and refused if it holds anything but numbers, text and tables. For
+        sharing use :meth:`export`.
 
         Parameters
         ----------
@@ -828,16 +916,17 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If there is no model file, it cannot be read, or it holds another model.
+            If there is no model file, it cannot be read, it holds more than data, or it holds another model.
         """
         path = Path(dir_path) / f"{prefix or ''}model.pt"
+        if kwargs.get("backup_url") is not None:
+            raise ValueError(
+                "`backup_url` is not supported: a file that comes from there would be unpickled unseen. Download it, then load it."
+            )
+        if path.is_file():
+            check_pickle(path)
         try:
             return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
-        except (RuntimeError, EOFError, UnpicklingError, OSError) as error:
-            raise ValueError(
-                f"{path} could not be read as a {cls.__name__}: {error}. If it is truncated or "
-                "damaged, copy or save it again."
-            ) from error
         except ValueError as error:
             if "different class" not in str(error):
                 raise
@@ -845,6 +934,12 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             raise ValueError(
                 f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
             ) from error
+
+    @staticmethod
+    def load_registry(dir_path: str, prefix: str | None = None) -> dict:
+        """Load the registry of a model saved by :meth:`~scvi.model.base.BaseModelClass.save`; see :meth:`load`."""
+        check_pickle(Path(dir_path) / f"{prefix or ''}model.pt")
+        return BaseModelClass.load_registry(str(dir_path), prefix=prefix)
 
     def _validate_anndata(
         self, adata: AnnData | None = None, *args: Any, **kwargs: Any

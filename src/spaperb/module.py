@@ -342,7 +342,7 @@ class SpaPerbModule(BaseModuleClass):
     def predict(
         self,
         x: torch.Tensor,
-        v_delta: torch.Tensor,
+        v_delta: torch.Tensor | None = None,
         eps: torch.Tensor | None = None,
         e: torch.Tensor | None = None,
         batch: torch.Tensor | None = None,

@@ -16,6 +16,23 @@ LEAST_DOSE = 1e-30
 """Has the effect of none, and a logarithm."""
 
 
+class Dropout(nn.Dropout):
+    """PyTorch's dropout, with a mask that a CPU draws four times as fast.
+
+    On a CPU PyTorch takes 64 random bits for each unit's fate, one unit after the other, a sixth of all training time here. This
+    takes 16, so that the rate is exact to 1 / 131,072. Elsewhere it is PyTorch's own.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Set a share p of ``x`` to zero, and scale the rest by 1 / (1 - p)."""
+        if not self.training or x.device.type != "cpu" or not 0 < self.p < 1:
+            return super().forward(x)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+        is_kept = bits >= round(self.p * 2**16) - 2**15
+        return x * is_kept.to(x.dtype).div_(1 - self.p)
+
+
 def hidden_layers(
     n_input: int, n_hidden: int, n_layers: int, dropout_rate: float, n_batch: int = 0
 ) -> FCLayers:
@@ -33,9 +50,12 @@ def hidden_layers(
         use_batch_norm=True,
         activation_fn=nn.ELU,
     )
-    for module in layers.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.momentum = BATCH_NORM_MOMENTUM
+    for block in layers.fc_layers:
+        for i, module in enumerate(block):
+            if isinstance(module, nn.BatchNorm1d):
+                module.momentum = BATCH_NORM_MOMENTUM
+            elif isinstance(module, nn.Dropout):
+                block[i] = Dropout(dropout_rate)
     return layers
 
 
@@ -78,7 +98,9 @@ class Encoder(nn.Module):
         ``batch`` holds numbers, ``(n, 1)``, or shares of the batches, ``(n, n_batch)``.
         """
         h = self.hidden(x, batch)
-        return Normal(self.mu(h), torch.exp(0.5 * self.log_var(h)))
+        # Not validated: NaN is for training to find, once an epoch and with its causes.
+        scale = torch.exp(0.5 * self.log_var(h))
+        return Normal(self.mu(h), scale, validate_args=False)
 
 
 class PerturbationEmbedding(nn.Module):

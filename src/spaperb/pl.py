@@ -1,4 +1,8 @@
-"""Plots of predicted and real cells. Each takes arrays and returns matplotlib Axes."""
+"""Plots of predicted and real cells. Each takes arrays and tables, and returns matplotlib Axes.
+
+Without ``ax`` a plot opens a figure of its own, with matplotlib's settings, which are scanpy's after
+:func:`scanpy.set_figure_params`. Colours are told apart by colour-blind readers too.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,20 @@ import pandas as pd
 import scanpy as sc
 from adjustText import adjust_text
 from matplotlib import colormaps
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy import sparse
+from sklearn.decomposition import PCA
 
 from spaperb import metrics, populations
 from spaperb._types import Expression
+from spaperb.files import written_whole
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
+"""Colours of Okabe and Ito (2008)."""
+MOST_MOVES = 100
+"""Rounds in which labels move apart."""
 
 
 def mean_expression(
@@ -56,7 +65,7 @@ def mean_expression(
     save
         File to save the figure to.
     """
-    ax = ax if ax is not None else Figure(figsize=(5, 5), layout="constrained").subplots()
+    ax = _axes(ax, 5, 5)
     x, y = populations.mean_expression(real), populations.mean_expression(predicted)
     change = x - y
     if control is not None:
@@ -108,7 +117,7 @@ def mean_change(
     save
         File to save the figure to.
     """
-    ax = ax if ax is not None else Figure(figsize=(5, 5), layout="constrained").subplots()
+    ax = _axes(ax, 5, 5)
     mean_control = populations.mean_expression(control)
     x = populations.mean_expression(real) - mean_control
     y = populations.mean_expression(predicted) - mean_control
@@ -176,7 +185,7 @@ def response(
             f"Pass one of the table's groups as `group=`: {', '.join(map(str, groups))}."
         )
     of_group = table[table["group"] == group].reset_index(drop=True)
-    ax = ax if ax is not None else Figure(figsize=(6, 5), layout="constrained").subplots()
+    ax = _axes(ax, 6, 5)
     x, y = of_group["mean_change"].to_numpy(), of_group["score"].abs().to_numpy()
     for chosen, color, name in (
         (y <= 1, PALETTE[0], "interval holds 0"),
@@ -244,9 +253,7 @@ def benchmark(
         )
     table = table.assign(mean=table.mean(axis=1)).sort_values("mean", ascending=False)
     n_methods, n_columns = table.shape
-    if ax is None:
-        size = (2.2 + 0.75 * n_columns, 1.5 + 0.36 * n_methods)
-        ax = Figure(figsize=size, layout="constrained").subplots()
+    ax = _axes(ax, 2.2 + 0.75 * n_columns, 1.5 + 0.36 * n_methods)
     colors = colormaps["cividis"].with_extremes(under="#E69F00", bad="white")
     values = table.to_numpy()
     image = ax.imshow(values, cmap=colors, vmin=0, vmax=1, aspect="auto")
@@ -297,7 +304,7 @@ def umap(
     save
         File to save the figure to.
     """
-    ax = ax if ax is not None else Figure(figsize=(6, 4.5), layout="constrained").subplots()
+    ax = _axes(ax, 6, 4.5)
     cells = ad.concat(
         {name: ad.AnnData(sparse.csr_matrix(x)) for name, x in populations.items()},
         label="population",
@@ -327,16 +334,135 @@ def umap(
     return _finish(ax, save)
 
 
+def latent(
+    z: np.ndarray,
+    z_delta: np.ndarray,
+    groups: Sequence[Any] | pd.Series,
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Draw control cells in the latent space, and where the stimulus takes each group: from its mean along its mean shift.
+
+    On the first two principal components of the cells before and after their shift.
+
+    Parameters
+    ----------
+    z
+        Latent vectors of control cells, ``(n, L)``: :meth:`spaperb.SpaPerbModel.get_latent_representation`.
+    z_delta
+        Latent shift of each, Z_delta, ``(n, L)``: ``adata.obsm["X_spaperb_delta"]``.
+    groups
+        Group of each cell, a cell type say, ``(n,)``.
+    title
+        Title of the plot.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+
+    Raises
+    ------
+    ValueError
+        If the three are not of the same cells.
+    """
+    z, z_delta, groups = np.asarray(z), np.asarray(z_delta), np.asarray(groups, dtype=str)
+    if not (z.shape == z_delta.shape and len(groups) == len(z)):
+        raise ValueError(
+            f"`z`, `z_delta` and `groups` must be of the same cells; they are of shapes {z.shape}, {z_delta.shape} and "
+            f"{groups.shape}."
+        )
+    ax = _axes(ax, 6, 4.5)
+    pca = PCA(2, random_state=0).fit(np.concatenate([z, z + z_delta]))
+    before, after = pca.transform(z), pca.transform(z + z_delta)
+    names = np.unique(groups)
+    colors = colormaps["cividis"](np.linspace(0, 1, len(names)))
+    if len(names) < len(PALETTE):
+        colors = np.array(PALETTE[1:])[: len(names)]
+    for name, color in zip(names, colors, strict=True):
+        of_group = groups == name
+        x, y = before[of_group].T
+        ax.scatter(x, y, s=6, color=color, linewidths=0, alpha=0.5, rasterized=True)
+        ax.scatter([], [], color=color, label=f"{name} ({of_group.sum():,})")
+        ax.annotate(
+            "",
+            after[of_group].mean(axis=0),
+            before[of_group].mean(axis=0),
+            arrowprops={"arrowstyle": "-|>", "color": "black", "fc": color, "linewidth": 1.2},
+        )
+    # Annotations do not stretch the axes.
+    ends = [after[groups == name].mean(axis=0) for name in names]
+    ax.update_datalim(ends)
+    ax.autoscale_view()
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    shares = pca.explained_variance_ratio_
+    ax.set(xlabel=f"latent PC 1 ({shares[0]:.0%})", ylabel=f"latent PC 2 ({shares[1]:.0%})")
+    ax.set_title(title or "")
+    return _finish(ax, save)
+
+
+def history(
+    history: Mapping[str, pd.DataFrame],
+    term: str = "loss",
+    *,
+    title: str | None = None,
+    ax: Axes | None = None,
+    save: str | Path | None = None,
+) -> Axes:
+    """Plot how a term of the loss fell while training, for training and validation pairs.
+
+    Parameters
+    ----------
+    history
+        ``model.history``.
+    term
+        ``"loss"``, ``"reconstruction_loss"``, ``"latent_loss"``, ``"kl_local"`` or another logged one.
+    title
+        Title of the plot.
+    ax
+        Axes to draw on.
+    save
+        File to save the figure to.
+
+    Raises
+    ------
+    ValueError
+        If the term was not logged.
+    """
+    ax = _axes(ax, 5, 3.5)
+    names = {"training": f"{term}_train", "validation": f"{term}_validation"}
+    if term == "loss":
+        names = {"training": "train_loss", "validation": "validation_loss"}
+    if not (logged := {label: key for label, key in names.items() if key in history}):
+        known = sorted({key.removesuffix("_train") for key in history if key.endswith("_train")})
+        raise ValueError(f"{term!r} was not logged; there are: {', '.join(['loss', *known])}.")
+    for (label, key), color in zip(logged.items(), PALETTE[1:], strict=False):
+        values = history[key].iloc[:, 0].astype(float)
+        ax.plot(values.index + 1, values, color=color, label=label)
+    ax.set(xlabel="epoch", ylabel=term.replace("_", " "), title=title or "")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False)
+    return _finish(ax, save)
+
+
+def _axes(ax: Axes | None, width: float, height: float) -> Axes:
+    return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
 def _label(
     ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], chosen: np.ndarray
 ) -> None:
     texts = [ax.text(x[i], y[i], names[i], fontsize=8) for i in chosen]
     if texts:
-        adjust_text(texts, x=x, y=y, ax=ax, arrowprops={"arrowstyle": "-", "linewidth": 0.5})
+        line = {"arrowstyle": "-", "linewidth": 0.5}
+        # By default labels move for half a second, so that a picture would depend on how busy the machine is.
+        adjust_text(texts, x=x, y=y, ax=ax, arrowprops=line, iter_lim=MOST_MOVES)
 
 
 def _finish(ax: Axes, save: str | Path | None) -> Axes:
     figure = ax.get_figure(root=True)
     if save is not None and figure is not None:
-        figure.savefig(save, dpi=150)
+        with written_whole(Path(save), overwrite=True) as path:
+            figure.savefig(path)
     return ax

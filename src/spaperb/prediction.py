@@ -13,6 +13,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
+from torch.nn.functional import pad
 
 from spaperb._types import Expression
 from spaperb.disk import as_dask, in_memory
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 PROGRESS_FROM_CHUNKS = 20
 """Shorter predictions take under a few seconds and show no progress bar."""
+BLOCK = 128
+"""Cells that pass the networks together on a processor, whose matrix products round otherwise with other numbers of rows."""
 
 
 class Cells(NamedTuple):
@@ -236,11 +239,26 @@ class Predictor:
             eps = None if self.give_mean else _draw(rngs, "standard_normal", module.n_latent)
             v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
             batch = None if cells.batches is None else torch.from_numpy(cells.batches)
-            tensors = module.predict(torch.from_numpy(cells.x), v_delta, eps, self.e, batch)
-            decoded = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+            x = torch.from_numpy(cells.x)
+            decoded = _decode(module, self.e, x=x, v_delta=v_delta, eps=eps, batch=batch)
         if self.respond is not None:
             decoded["px_stim"] = self.respond(cells, sample)
         return Prediction(**decoded)
+
+
+def _decode(
+    module: SpaPerbModule, e: torch.Tensor | None, **inputs: torch.Tensor | None
+) -> dict[str, np.ndarray]:
+    """Pass cells through the networks, on a processor in blocks of one size, so that the size of a chunk shows nowhere."""
+    given = {name: values for name, values in inputs.items() if values is not None}
+    n = len(given["x"])
+    size = BLOCK if module.device.type == "cpu" else n
+    padded = [pad(values, (0, 0, 0, -n % size)).split(size) for values in given.values()]
+    blocks = [
+        module.predict(e=e, **dict(zip(given, block, strict=True)))
+        for block in zip(*padded, strict=True)
+    ]
+    return {key: torch.cat([b[key] for b in blocks])[:n].cpu().numpy() for key in blocks[0]}
 
 
 def predict_rows(
@@ -323,12 +341,12 @@ def predict_lazily(
 
 
 def mean_change(
-    module: SpaPerbModule, query: Query, rows: np.ndarray, target: Target, batch_size: int
+    module: SpaPerbModule, query: Query, rows: np.ndarray, target: Target
 ) -> np.ndarray:
     """Mean change that a trained module predicts of control cells, rows of a query, ``(G,)``."""
     predictor = Predictor(module, target)
     predicted, before = np.zeros((2, len(query.columns)))
-    for chunk in _chunks(rows, batch_size):
+    for chunk in _chunks(rows, BLOCK):
         cells = query.chunk(chunk)
         predicted += predictor(cells).px_stim.sum(axis=0, dtype=np.float64)
         before += cells.x.sum(axis=0, dtype=np.float64)

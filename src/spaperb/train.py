@@ -1,4 +1,4 @@
-"""How training runs: optimiser defaults, pairs into the module's loss, and an end at Ctrl-C."""
+"""How training runs: optimiser defaults, pairs into the module's loss, checkpoints, and an end at Ctrl-C or NaN."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from inspect import signature
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import Checkpoint
+from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput
-from scvi.train import TrainingPlan
+from scvi.train import TrainingPlan, TrainRunner
 
+from spaperb.files import written_whole
 from spaperb.validation import warn
 
 TorchOptimizerCreator = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
@@ -79,6 +84,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             paired=True,
             **kwargs,
         )
+        self._resumed: dict[str, Any] | None = None
 
     def get_optimizer_creator(self) -> TorchOptimizerCreator:
         """Create optimisers that update all parameters in one pass, a tenth faster than one parameter at a time."""
@@ -111,6 +117,161 @@ class SpaPerbTrainingPlan(TrainingPlan):
         super().compute_and_log_metrics(
             dataclasses.replace(loss_output, extra_metrics={}), metrics, mode
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning's checkpoints lack for the same result as without an interruption."""
+        at_epoch_end = self.trainer.is_last_batch
+        monitored = self.trainer.callback_metrics.get(self.lr_scheduler_metric)
+        checkpoint["spaperb"] = {
+            "random_states": _random_states(self.device),
+            # A learning rate that falls on a plateau is set after the checkpoint of its epoch.
+            "monitored": monitored if at_epoch_end and self.reduce_lr_on_plateau else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep that until training starts."""
+        self._resumed = checkpoint.get("spaperb")
+
+    def on_train_start(self) -> None:
+        """Go on where the checkpoint was made."""
+        super().on_train_start()
+        if self._resumed is None:
+            return
+        if self._resumed["monitored"] is not None:
+            self.lr_schedulers().step(self._resumed["monitored"])
+        stopping = self.trainer.early_stopping_callback
+        if stopping is not None and stopping.stopped_epoch > 0:
+            self.trainer.should_stop = True
+        _set_random_states(self._resumed["random_states"])
+        self._resumed = None
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of PyTorch's generators by kind of device: the processor, and what training runs on."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = getattr(torch, device.type).get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"].cpu())
+    for kind, state in states.items():
+        # A checkpoint may come from another kind of device.
+        if kind != "cpu" and (device := getattr(torch, kind)).is_available():
+            device.set_rng_state(state.cpu())
+
+
+class SpaPerbTrainRunner(TrainRunner):
+    """Run training, and save its state after each epoch if asked to.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for :class:`scvi.train.TrainRunner`.
+    checkpoint
+        File for the state of training; ``None`` for none.
+    """
+
+    def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if checkpoint is not None:
+            # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its own.
+            self.trainer.callbacks.append(SaveTraining(Path(checkpoint)))
+
+
+class SaveTraining(Checkpoint):
+    """Save the state of training after each epoch, whole or not at all; a checkpoint callback runs after early stopping.
+
+    Parameters
+    ----------
+    path
+        File, replaced each time.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Save it, unless the epoch was cut short by Ctrl-C."""
+        if not trainer.is_last_batch:
+            return
+        # Lightning's own writing moves a file from the folder of temporary files, which is no single step between disks.
+        writer = written_whole(self.path, overwrite=True)
+        with writer if trainer.is_global_zero else nullcontext(self.path) as path:
+            trainer.save_checkpoint(path)
+
+
+class StopOnNonFinite(lightning.Callback):
+    """End training with an error when the loss or a weight is NaN or infinite, and go back to the last good epoch's weights.
+
+    Looks once an epoch, so that a GPU need not wait at each minibatch.
+
+    Attributes
+    ----------
+    n_good
+        Epochs that ended well.
+    """
+
+    def on_train_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Remember the first weights."""
+        self.n_good = 0
+        self._keep(pl_module)
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Forget the losses of the epoch before."""
+        self._losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note the loss, where it is."""
+        self._losses.append(outputs["loss"].detach())
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Look at the losses and the weights.
+
+        Raises
+        ------
+        FloatingPointError
+            If one is not finite.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack(self._losses)
+        weights = [w for w in pl_module.state_dict().values() if w.is_floating_point()]
+        is_finite = torch.stack([losses.isfinite().all(), *(w.isfinite().all() for w in weights)])
+        if is_finite.all():
+            self.n_good += 1
+            self._keep(pl_module)
+            return
+        pl_module.load_state_dict(self._weights)
+        bad = torch.nonzero(~losses.isfinite())
+        where = f"minibatch {int(bad[0]) + 1} of {len(losses)}" if len(bad) else "its last step"
+        x = trainer.datamodule.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        raise FloatingPointError(
+            f"The loss or the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, at {where}. The "
+            f"model has the weights of epoch {trainer.current_epoch} again. Likely causes: a learning rate that is "
+            f"too high (it is {rate:g}; `plan_kwargs={{'lr': ...}}`), expression that is not log-normalised (its "
+            f"largest value is {x.max():g}), or low precision (it is {trainer.precision})."
+        )
+
+    def _keep(self, pl_module: lightning.LightningModule) -> None:
+        self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
 
 
 class StopOnInterrupt(lightning.Callback):

@@ -65,7 +65,7 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
         )
     if layer is not None and layer not in adata.layers:
         raise ValueError(
-            f"There is no layer {layer!r} in adata.layers; it has: {listed(adata.layers.keys())}."
+            f"There is no layer {layer!r} in adata.layers; it has: {listed([key for key in adata.layers if key is not None])}."
         )
     x = adata.X if layer is None else adata.layers[layer]
     is_backed = adata.isbacked and layer is None

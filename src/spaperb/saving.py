@@ -1,0 +1,259 @@
+"""Model files: a format to share, numbers in safetensors and all else in JSON, and a check of pickles before they are loaded.
+
+An exported model is one safetensors file. Its tensors are the networks' weights and the arrays of what training learned; its metadata holds a JSON text with
+everything else (registry, gene names, settings, history), in which an array is the name of its tensor, and a checksum of both. JSON knows fewer kinds of
+values than Python, so that every JSON object here is a value of another kind, by its only key: see :func:`_encode`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from spaperb.files import written_whole
+from spaperb.validation import listed
+
+FORMAT = 1
+"""Version of the format: a file of a higher one is refused."""
+NUMBERS = "biuf"
+"""Kinds of NumPy data types that safetensors stores."""
+WEIGHTS = "weights."
+"""Prefix of the names of the networks' tensors."""
+
+PICKLED = {
+    "_codecs.encode",
+    "builtins.bytes",
+    "builtins.dict",
+    "builtins.slice",
+    "collections.defaultdict",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    # pandas 2 and 3 write other names of the same types.
+    "pandas.DataFrame",
+    "pandas.Index",
+    "pandas.RangeIndex",
+    "pandas.StringDtype",
+    "pandas.arrays.StringArray",
+    "pandas.core.arrays.string_.StringArray",
+    "pandas.core.arrays.string_.StringDtype",
+    "pandas.core.frame.DataFrame",
+    "pandas.core.indexes.base.Index",
+    "pandas.core.indexes.base._new_Index",
+    "pandas.core.indexes.range.RangeIndex",
+    "pandas.core.internals.managers.BlockManager",
+    "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked",
+    "pandas._libs.internals._unpickle_block",
+    *(f"numpy.dtypes.{name}" for name in np.dtypes.__all__),
+}
+"""What a saved model's history and registry are made of, beside what PyTorch itself takes for safe."""
+
+Tensors = dict[str, np.ndarray]
+
+
+class Exported(NamedTuple):
+    """What a file of a model holds."""
+
+    weights: Tensors
+    """State of the networks, by name."""
+    attributes: dict[str, Any]
+    """Attributes of the model that are saved, by name."""
+
+
+def is_saved(name: str) -> bool:
+    """Whether an attribute of a model is saved with it: by scvi-tools' custom, if its name ends in an underscore."""
+    return name.endswith("_") and not name.startswith("_")
+
+
+def write_export(path: Path, model: Exported, version: str, overwrite: bool) -> None:
+    """Write a model.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model
+        The model.
+    version
+        Version of the package that writes.
+    overwrite
+        Whether to replace a file that is there.
+
+    Raises
+    ------
+    FileExistsError
+        If a file is there and is not to be replaced.
+    TypeError
+        If an attribute is of a kind that the format does not know.
+    """
+    tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
+    attributes = _encode(model.attributes, tensors, "attributes")
+    text = json.dumps({"format": FORMAT, "version": version, "attributes": attributes})
+    metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
+    with written_whole(path, overwrite=overwrite) as whole:
+        save_file(tensors, whole, metadata)
+
+
+def read_export(path: Path) -> Exported:
+    """Read a model; nothing in the file is run.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file.
+    ValueError
+        If the file is no exported model, is damaged or was changed, or is of a later format.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        text = metadata["spaperb"]
+        if _checksum(text, tensors) != metadata["sha256"]:
+            raise ValueError("its checksum is not that of its content")
+        content = json.loads(text)
+        if content["format"] > FORMAT:
+            raise ValueError(
+                f"it is of format {content['format']}, written by spaperb {content['version']}, and this "
+                f"version reads up to format {FORMAT}; a newer spaperb reads it"
+            )
+        attributes = _decode(content["attributes"], tensors)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} could not be read as an exported model: {error}. If it is truncated or damaged, copy or "
+            "export it again."
+        ) from error
+    weights = {k.removeprefix(WEIGHTS): t for k, t in tensors.items() if k.startswith(WEIGHTS)}
+    return Exported(weights, attributes)
+
+
+def check_pickle(path: Path) -> None:
+    """Read which names a file of ``torch.save`` calls up, without unpickling it, and refuse any that is not data.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If the file names what no saved model does, which could be code, or cannot be read.
+    """
+    try:
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} could not be read as a model file: {error}. If it is truncated or damaged, copy or save it again."
+        ) from error
+    if code := sorted(names - PICKLED):
+        raise ValueError(
+            f"{path} holds more than data: it calls {listed(np.array(code))}, and loading it could run that. Ask whoever made "
+            "it for an export (`model.export`), which cannot hold code."
+        )
+
+
+def _checksum(text: str, tensors: Tensors) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
+
+
+def _encode(value: Any, tensors: Tensors, name: str) -> Any:
+    """Turn a value into what JSON knows, and put its arrays of numbers into ``tensors``, named after where they are."""
+
+    def encode_all(values: Any) -> list[Any]:
+        return [_encode(v, tensors, f"{name}.{i}") for i, v in enumerate(values)]
+
+    match value:
+        case np.generic() if value.dtype.kind in NUMBERS:
+            return {"scalar": [value.dtype.name, _encode(value.item(), tensors, name)]}
+        case float() if not math.isfinite(value):
+            return {"float": repr(value)}
+        case None | bool() | int() | float() | str():
+            return value
+        case np.ndarray() if value.dtype.kind in NUMBERS:
+            name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
+            tensors[name] = np.asarray(value, order="C")
+            return {"tensor": name}
+        case np.ndarray() if value.dtype.kind in "OUT" and value.ndim == 1:
+            return {"array": encode_all(value.tolist())}
+        case list():
+            return encode_all(value)
+        case tuple():
+            return {"tuple": encode_all(value)}
+        case dict():
+            pairs = [[k, _encode(v, tensors, f"{name}.{k}")] for k, v in value.items()]
+            return {"dict": [[_encode(k, tensors, name), v] for k, v in pairs]}
+        case pd.DataFrame():
+            columns = {c: value[c].to_numpy() for c in value}
+            index = [value.index.name, value.index.to_numpy()]
+            return {"frame": [_encode(v, tensors, f"{name}.frame") for v in (columns, *index)]}
+        case _:
+            raise TypeError(
+                f"{name} is a {type(value).__name__}, which an exported model cannot hold. `model.save` can."
+            )
+
+
+def _decode(value: Any, tensors: Tensors) -> Any:
+    """Turn back what :func:`_encode` made."""
+    match value:
+        case list():
+            return [_decode(v, tensors) for v in value]
+        case dict():
+            ((kind, content),) = value.items()
+            if kind == "tensor":
+                return tensors[content]
+            return _KINDS[kind](_decode(content, tensors))
+        case _:
+            return value
+
+
+def _scalar(content: list[Any]) -> np.generic:
+    dtype = np.dtype(content[0])
+    if dtype.kind not in NUMBERS:
+        raise ValueError(f"{dtype} is no type of numbers")
+    return dtype.type(content[1])
+
+
+def _array(content: list[Any]) -> np.ndarray:
+    array = np.empty(len(content), dtype=object)
+    array[:] = content
+    return array
+
+
+def _frame(content: list[Any]) -> pd.DataFrame:
+    columns, name, index = content
+    return pd.DataFrame(columns, index=pd.Index(index, name=name))
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {
+    "scalar": _scalar,
+    "float": float,
+    "array": _array,
+    "tuple": tuple,
+    "dict": dict,
+    "frame": _frame,
+}

@@ -1,0 +1,309 @@
+import json
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import drop_layers, small_cells, train_small
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from spaperb import SpaPerbModel, datasets, saving
+
+
+def rewrite(path, change):
+    """Change what an exported file says, with a checksum that fits."""
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        content = json.loads(file.metadata()["spaperb"])
+    change(content, tensors)
+    text = json.dumps(content)
+    save_file(tensors, path, {"spaperb": text, "sha256": saving._checksum(text, tensors)})
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    trained.export(path)
+    return path
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    path = tmp_path / "copy.safetensors"
+    path.write_bytes(exported.read_bytes())
+    return path
+
+
+class TestExport:
+    @pytest.mark.parametrize("objective", ["published", "residual"])
+    def test_predictions_are_the_same_to_the_last_bit(self, objective, query, tmp_path):
+        adata = small_cells()
+        model = train_small(adata, objective=objective)
+        model.export(tmp_path / "model.safetensors")
+        query.obs["cell_type"] = adata.obs["cell_type"].to_numpy()
+        loaded = SpaPerbModel.load_exported(tmp_path / "model.safetensors")
+        expected = model.predict_stimulated(query, inplace=False)
+        assert np.array_equal(loaded.predict_stimulated(query, inplace=False), expected)
+        assert loaded.is_trained
+        for name, of_epochs in model.history.items():
+            pd.testing.assert_frame_equal(loaded.history[name], of_epochs)
+
+    def test_intervals_doses_and_batches_come_along(self, tmp_path):
+        adata = datasets.simulated(
+            n_cell_types=4, n_cells=30, n_genes=30, doses=(0.1, 1.0, 10.0), seed=1
+        )
+        drop_layers(adata)
+        adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 4 < 2, "a", "b"))
+        SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch")
+        model = SpaPerbModel(adata, objective="residual", n_hidden=16, n_latent=4)
+        model.train(2, batch_size=16, enable_progress_bar=False)
+        model.calibrate()
+        model.export(tmp_path / "model.safetensors")
+        loaded = SpaPerbModel.load_exported(tmp_path / "model.safetensors")
+        query = adata[adata.obs["condition"] == "control"].copy()
+        for dose in (1.0, 3.0):
+            expected = model.predict_response(query, dose=dose)
+            pd.testing.assert_frame_equal(loaded.predict_response(query, dose=dose), expected)
+
+    def test_it_holds_no_cells_and_is_there_to_be_looked_at(self, exported, trained):
+        with safe_open(exported, framework="numpy") as file:
+            content = json.loads(file.metadata()["spaperb"])
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        assert content["format"] == saving.FORMAT
+        assert shapes["weights.encoder.mu.weight"] == [4, 16]
+        assert trained.adata.n_obs not in {
+            n for name, s in shapes.items() for n in s if "weights" in name
+        }
+
+    def test_a_file_that_is_there_is_kept_unless_told(self, trained, copy):
+        before = copy.read_bytes()
+        with pytest.raises(FileExistsError):
+            trained.export(copy)
+        assert copy.read_bytes() == before
+        trained.export(copy, overwrite=True)
+        assert os.listdir(copy.parent) == [copy.name]
+
+    def test_what_json_cannot_hold_is_named(self, trained, tmp_path, monkeypatch):
+        monkeypatch.setattr(trained, "calibration_", {"when": pd.Timestamp("2026-01-01")})
+        with pytest.raises(TypeError, match=r"calibration_\.when is a Timestamp"):
+            trained.export(tmp_path / "model.safetensors")
+        assert not os.listdir(tmp_path)
+
+
+class TestLoadExported:
+    def test_no_pickle_is_read(self, exported, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise AssertionError("unpickled")
+
+        for name in ("load", "loads", "Unpickler"):
+            monkeypatch.setattr(pickle, name, refuse)
+        monkeypatch.setattr(torch, "load", refuse)
+        assert SpaPerbModel.load_exported(exported).is_trained
+
+    def test_no_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="There is no file"):
+            SpaPerbModel.load_exported(tmp_path / "absent.safetensors")
+
+    def test_a_flipped_byte_anywhere_is_refused(self, copy):
+        content = copy.read_bytes()
+        rng = np.random.default_rng(0)
+        for place in rng.choice(len(content), 60, replace=False):
+            torn = bytearray(content)
+            torn[place] ^= 0x11
+            copy.write_bytes(bytes(torn))
+            with pytest.raises(ValueError, match="could not be read as an exported model"):
+                SpaPerbModel.load_exported(copy)
+
+    @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+    def test_truncated(self, copy, share):
+        content = copy.read_bytes()
+        copy.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            SpaPerbModel.load_exported(copy)
+
+    def test_a_header_as_long_as_it_likes_to_be(self, copy):
+        copy.write_bytes(struct.pack("<Q", 2**62) + copy.read_bytes()[8:])
+        with pytest.raises(ValueError, match="could not be read"):
+            SpaPerbModel.load_exported(copy)
+
+    def test_sizes_that_the_weights_do_not_have_take_no_memory(self, copy):
+        def grow(content, tensors):
+            text = json.dumps(content["attributes"]).replace(
+                '["n_hidden", 16]', '["n_hidden", 40000000]'
+            )
+            content["attributes"] = json.loads(text)
+
+        rewrite(copy, grow)
+        with pytest.raises(ValueError, match="size mismatch"):
+            SpaPerbModel.load_exported(copy)
+
+    def test_a_tensor_that_is_missing(self, copy):
+        rewrite(copy, lambda content, tensors: tensors.pop("weights.encoder.mu.weight"))
+        with pytest.raises(ValueError, match=r"encoder\.mu\.weight"):
+            SpaPerbModel.load_exported(copy)
+
+    def test_a_later_format(self, copy):
+        rewrite(copy, lambda content, tensors: content.update(format=2, version="9.1.0"))
+        with pytest.raises(
+            ValueError, match=r"format 2, written by spaperb 9\.1\.0.*newer spaperb"
+        ):
+            SpaPerbModel.load_exported(copy)
+
+    def test_another_class(self, copy):
+        def rename(content, tensors):
+            text = json.dumps(content["attributes"]).replace('"SpaPerbModel"', '"SCVI"')
+            content["attributes"] = json.loads(text)
+
+        rewrite(copy, rename)
+        with pytest.raises(ValueError, match="holds a SCVI"):
+            SpaPerbModel.load_exported(copy)
+
+    @pytest.mark.parametrize(
+        "attributes",
+        [
+            {"exec": "import os"},
+            {"scalar": ["object", 1]},
+            {"dict": [[["unhashable"], 1]]},
+            {"tensor": "absent"},
+            {"float": [1], "tuple": []},
+            [],
+            None,
+        ],
+    )
+    def test_what_no_model_says(self, copy, attributes):
+        rewrite(copy, lambda content, tensors: content.update(attributes=attributes))
+        with pytest.raises(ValueError, match=r"could not be read|does not describe"):
+            SpaPerbModel.load_exported(copy)
+
+    def test_methods_are_not_replaced(self, copy):
+        def add(content, tensors):
+            content["attributes"]["dict"] += [["__class__", "x"], ["module", "x"], ["train", "x"]]
+
+        rewrite(copy, add)
+        model = SpaPerbModel.load_exported(copy)
+        assert type(model) is SpaPerbModel
+        assert callable(model.train)
+        assert isinstance(model.module, torch.nn.Module)
+
+    def test_nested_deeper_than_python_reads(self, copy):
+        rewrite(copy, lambda content, tensors: None)
+        with safe_open(copy, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        text = '{"format": 1, "version": "", "attributes": ' + "[" * 100_000 + "]" * 100_000 + "}"
+        save_file(tensors, copy, {"spaperb": text, "sha256": saving._checksum(text, tensors)})
+        with pytest.raises(ValueError, match="could not be read"):
+            SpaPerbModel.load_exported(copy)
+
+    def test_another_safetensors_file(self, tmp_path):
+        save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
+        with pytest.raises(ValueError, match="could not be read as an exported model"):
+            SpaPerbModel.load_exported(tmp_path / "other.safetensors")
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+class TestPickles:
+    @pytest.mark.parametrize("place", ["attr_dict", "var_names", "model_state_dict"])
+    def test_a_trap_is_refused_and_does_not_go_off(self, trained, tmp_path, place):
+        trained.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.pt"
+        content = torch.load(file, weights_only=False)
+        mark = tmp_path / "mark"
+        content[place] = (
+            {**content[place], "x_": Trap(mark)} if place != "var_names" else Trap(mark)
+        )
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=r"holds more than data.*mkdir"):
+            SpaPerbModel.load(tmp_path / "model", adata=False)
+        assert not mark.exists()
+        with pytest.raises(FileExistsError):  # the trap works: what loads it blindly runs it
+            mark.mkdir() or torch.load(file, weights_only=False)
+
+    def test_a_trap_that_is_a_bare_pickle(self, tmp_path):
+        mark = tmp_path / "mark"
+        (tmp_path / "model.pt").write_bytes(pickle.dumps(Trap(mark)))
+        with pytest.raises(ValueError, match="could not be read as a model file"):
+            SpaPerbModel.load(tmp_path, adata=False)
+        assert not mark.exists()
+
+    def test_the_registry_alone_is_looked_through_too(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.pt"
+        content = torch.load(file, weights_only=False)
+        content["attr_dict"]["x_"] = Trap(tmp_path / "mark")
+        torch.save(content, file)
+        with pytest.raises(ValueError, match="holds more than data"):
+            SpaPerbModel.load_registry(str(tmp_path / "model"))
+        assert not (tmp_path / "mark").exists()
+
+    def test_nothing_is_fetched_to_be_unpickled(self, tmp_path):
+        with pytest.raises(ValueError, match="Download it"):
+            SpaPerbModel.load(tmp_path / "model", adata=False, backup_url="https://example.org")
+
+    def test_categories_of_every_kind_load(self, tmp_path):
+        for cell_types in (["a", "b", "c"], [1, 2, 3], [0.5, 1.5, 2.5], [True, False, True]):
+            adata = small_cells()
+            codes = adata.obs["cell_type"].cat.codes.to_numpy()
+            adata.obs["cell_type"] = pd.Series(cell_types)[codes].to_numpy()
+            model = train_small(adata, objective="residual")
+            model.save(tmp_path / "model", overwrite=True)
+            loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+            expected = model.predict_stimulated(adata, inplace=False)
+            assert np.array_equal(loaded.predict_stimulated(adata, inplace=False), expected)
+
+
+def test_hub_by_a_folder(trained, query, tmp_path):
+    """What scvi-tools' hub uploads is a folder with the model, metadata and a card, and what it downloads is that folder."""
+    hub = pytest.importorskip("huggingface_hub", reason="scvi-tools' hub needs huggingface_hub")
+    from scvi.hub import HubMetadata, HubModel
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    trained.save(here)
+    of_model = {"anndata_version": ad.__version__, "model_parent_module": "spaperb"}
+    metadata = HubMetadata.from_dir(str(here), **of_model)
+    card = hub.ModelCard("---\nlicense: bsd-3-clause\n---\nResponse to a stimulus, simulated.")
+    HubModel(str(here), metadata=metadata, model_card=card).save(overwrite=True)
+    shutil.copytree(here, there)
+    downloaded = HubModel(str(there))
+    downloaded.load_model(adata=trained.adata)
+    assert isinstance(downloaded.model, SpaPerbModel)
+    expected = trained.predict_stimulated(query, inplace=False)
+    assert np.array_equal(downloaded.model.predict_stimulated(query, inplace=False), expected)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((Path(__file__).parent / "data").iterdir()), ids=lambda f: f.name
+)
+class TestEarlierVersions:
+    """Models of earlier versions (see save_for_later_versions.py) predict what they did then."""
+
+    def test_saved(self, folder):
+        self.check(SpaPerbModel.load(folder / "saved", adata=False), folder)
+
+    def test_exported(self, folder):
+        self.check(SpaPerbModel.load_exported(folder / "model.safetensors"), folder)
+
+    @staticmethod
+    def check(model, folder):
+        cells = ad.read_h5ad(folder / "cells.h5ad")
+        then = np.load(folder / "predicted.npz")
+        predicted = model.predict_stimulated(cells, inplace=False)
+        # Processors and versions of PyTorch and scikit-learn differ in the last digits.
+        np.testing.assert_allclose(predicted, then["predicted"], atol=1e-4)
+        table = model.predict_response(cells)
+        np.testing.assert_allclose(table["upper"], then["upper"], atol=1e-4)
