@@ -2,7 +2,7 @@
 
     python docs/check_site.py docs/_build/html
 
-Broken is: an image that does not load, a link into the site that leads nowhere, a formula that was not typeset, anything on the console, a
+Broken is: an image that does not load, a link into the site that leads nowhere, a formula that was not typeset, an error or warning on the console, a
 request that leaves the site (it must work offline), and a page that is wider than its window. Screenshots of every page, wide and
 narrow, are left beside the site in ``screenshots/``.
 """
@@ -17,7 +17,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, Request, sync_playwright
 
 WIDTHS = {"wide": 1400, "narrow": 390}
 
@@ -92,19 +92,20 @@ def visit(page: Page, base: str, name: str, folder: Path) -> tuple[dict, list[st
     """Open a page, take its picture, and look for what is broken in it."""
     problems: list[str] = []
 
-    def console(message: object) -> None:
-        problems.append(f"console: {message}")
+    def console(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            problems.append(f"console: {message.text}")
 
-    def failed(request: object) -> None:
+    def failed(request: Request) -> None:
         problems.append(f"failed request: {request.url}")
 
-    def left(request: object) -> None:
+    def left(request: Request) -> None:
         if not request.url.startswith((base, "data:")):
             problems.append(f"request that leaves the site: {request.url}")
 
     listeners = {
-        "console": lambda message: console(message.text),
-        "pageerror": console,
+        "console": console,
+        "pageerror": lambda error: problems.append(f"console: {error}"),
         "requestfailed": failed,
         "request": left,
     }

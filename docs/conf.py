@@ -81,13 +81,23 @@ autodoc_type_aliases = {
 # Sphinx 9.0 shows an alias inside of another type (`X | None`) by its representation, and takes no `NDArray[float]`.
 TypeAliasForwardRef.__repr__ = lambda self: self.name
 TypeAliasForwardRef.__getitem__ = lambda self, item: self
+toc_object_entries_show_parents = "hide"
+highlight_language = "none"
 python_maximum_signature_line_length = 88
 numpydoc_show_class_members = False
 
 html_theme = "sphinx_book_theme"
 html_title = "SpaPerb"
-html_copy_source = False
-html_theme_options = {"show_toc_level": 2, "use_fullscreen_button": False}
+html_context = {"default_mode": "auto"}
+html_favicon = "_static/favicon.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "navbar_persistent": [],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
+    "show_toc_level": 2,
+    "use_fullscreen_button": False,
+}
 
 # Markdown outside of docs/ is shown by the page that includes it.
 PAGES = {
@@ -107,6 +117,12 @@ def lead_to_page(app: Sphinx, doctree: nodes.document) -> None:
             link["reftarget"] = PAGES.get(target, link["reftarget"])
 
 
+def skip_field(app: Sphinx, what: str, name: str, obj: object, *args: object) -> bool | None:
+    """Leave out the fields of named tuples, of which the docstring tells more than their own."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
     app.connect("doctree-read", lead_to_page)
+    app.connect("autodoc-skip-member", skip_field)
