@@ -290,6 +290,15 @@ class TestBadInput:
         adata.obs["lane"] = adata.obs["condition"].astype(str)
         self.refused(adata, "within one batch.*leave out `batch_key`", batch_key="lane")
 
+    def test_truth_values_are_conditions(self, adata):
+        adata.obs["is_treated"] = adata.obs["condition"] == "stimulated"
+        setup = {"condition_key": "is_treated", "control": False}
+        adata.obs["lane"] = adata.obs["is_treated"].astype(str)
+        self.refused(
+            adata, "False 60 and 0, True 0 and 60", labels_key="lane", stimulated=True, **setup
+        )
+        SpaPerbModel.setup_anndata(adata, **setup)
+
     @pytest.mark.parametrize("key", ["condition", "cell_type"])
     def test_missing_values(self, adata, key):
         adata.obs.loc[adata.obs_names[:5], key] = np.nan

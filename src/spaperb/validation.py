@@ -228,18 +228,18 @@ def perturbations_with_pairs(
     condition = adata.obs[condition_key]
     keys = [labels_key] if batch_key is None else [labels_key, batch_key]
     groups = [adata.obs[key].astype(str).to_numpy() for key in keys]
-    counts = pd.crosstab(groups, condition.astype(object).to_numpy())
-    names = [value for value in counts.columns if value != control]
+    table = pd.crosstab(groups, condition.astype(object).to_numpy())
+    # By value rather than by label: pandas takes truth values for masks.
+    cells = dict(zip(table.columns, table.to_numpy().T, strict=True))
+    names = [value for value in cells if value != control]
     if stimulated is not None:
         names = [value for value in names if value in stimulated]
-    has_control = counts[control] > 0
-    paired = [value for value in names if (counts.loc[has_control, value] > 0).any()]
+    has_control = cells[control] > 0
+    paired = [value for value in names if cells[value][has_control].any()]
     where = " and batch" if batch_key else ""
     if not paired:
-        found = [
-            f"{name} {counts.loc[name, control]} and {counts.loc[name, names].sum()}"
-            for name in counts.index
-        ]
+        of_group = zip(table.index, cells[control], sum(cells[v] for v in names), strict=True)
+        found = [f"{group} {n_control} and {n}" for group, n_control, n in of_group]
         raise ValueError(
             f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells"
             f"{' within one batch' if batch_key else ''}, so there is nothing to pair. Numbers of "
