@@ -275,6 +275,21 @@ class TestBadInput:
             **{argument: "ctrl"},
         )
 
+    def test_view(self, adata):
+        adata.obs["batch"] = "one"
+        view = adata[:100][:, :20]
+        self.refused(view, r"view of another one \(100 .*adata = adata\.copy\(\)")
+        assert view.is_view
+
+    @pytest.mark.parametrize("key", ["condition", "cell_type", "donor"])
+    def test_values_of_several_kinds(self, adata, key):
+        values = adata.obs[key].astype(object)
+        values[:3] = 7
+        adata.obs[key] = values
+        self.refused(
+            adata, rf"\['{key}'\].*several kinds.*: int, str.*astype\(str\)", batch_key="donor"
+        )
+
     def test_same_value_twice(self, adata):
         self.refused(adata, "both 'control'", stimulated="control")
 

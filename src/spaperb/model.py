@@ -46,11 +46,13 @@ from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
     as_list,
+    check_categories,
     check_choice,
     check_column,
     check_conditions,
     check_counts,
     check_doses,
+    check_no_view,
     expression_kind,
     expression_matrix,
     listed,
@@ -229,7 +231,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If a column is absent or has missing values, the control or a stimulated value does
+            If ``adata`` is a view, a column is absent, has missing values or values of several kinds, the control or a stimulated value does
             not occur, there is only one condition, no cell type (in one batch) has both, doses are
             missing, negative or not numbers, counts are none or not those of expression, expression is empty, NaN, infinite or not in memory, or
             gene names repeat. ``adata`` is unchanged then.
@@ -243,6 +245,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         """
         stimulated = as_list(stimulated)
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_no_view(adata)
         x = expression_matrix(adata, layer)
         columns = {
             "condition_key": condition_key,
@@ -251,7 +254,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         }
         for argument, key in columns.items():
             if key is not None:
-                check_column(adata, argument, key)
+                check_categories(adata, argument, key)
         is_training_data = "source_registry" not in kwargs
         if is_training_data:
             check_conditions(adata, condition_key, control, stimulated)

@@ -169,6 +169,32 @@ def check_column(adata: AnnData, argument: str, key: str) -> None:
         )
 
 
+def check_no_view(adata: AnnData) -> None:
+    """Check that fields can be written to an AnnData, and that it keeps them."""
+    if adata.is_view:
+        raise ValueError(
+            f"The AnnData is a view of another one ({adata.n_obs} of its cells), and a model needs data of its own. "
+            "Make a copy: `adata = adata.copy()`."
+        )
+
+
+def check_categories(adata: AnnData, argument: str, key: str) -> None:
+    """Check that an obs column exists, has a value for every cell, and that its values can be categories of a model.
+
+    These are sorted, which takes values of one kind.
+    """
+    check_column(adata, argument, key)
+    categories = adata.obs[key].astype("category").cat.categories.to_numpy()
+    try:
+        np.unique(categories)
+    except TypeError as error:
+        kinds = sorted({type(category).__name__ for category in categories})
+        raise ValueError(
+            f"adata.obs[{key!r}] (`{argument}`) holds values of several kinds, which have no order: {', '.join(kinds)}. "
+            f"Make them one, `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`, say."
+        ) from error
+
+
 def check_conditions(
     adata: AnnData, condition_key: str, control: Any, stimulated: Sequence[Any] | None
 ) -> None:
