@@ -247,6 +247,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         setup_method_args = cls._get_setup_method_args(**locals())
         check_no_view(adata)
         x = expression_matrix(adata, layer)
+        kind = expression_kind(x)
         columns = {
             "condition_key": condition_key,
             "labels_key": labels_key,
@@ -267,7 +268,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 check_doses(adata, dose_key, condition_key, stimulated)
             warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
             setup_method_args["setup_args"]["stimulated"] = stimulated
-        warn_of_unusual_expression(x)
+        warn_of_unusual_expression(x, kind)
 
         fields = [
             # Not corrected to C order: the user's matrix is the user's.

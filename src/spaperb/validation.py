@@ -125,9 +125,16 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
         )
     some = np.linspace(0, adata.n_obs - 1, min(adata.n_obs, N_CHECKED)).astype(int)
     raw, some_x = (dense(in_memory(matrix[some])) for matrix in (counts, x))
-    factors = np.expm1(some_x.astype(float))
-    scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
-    if not np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9)):
+    # The exponential of what was never log-transformed may be infinite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        factors = np.expm1(some_x.astype(float))
+        scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
+    is_silent = [matrix.sum(1) == 0 for matrix in (raw, factors)]
+    if not (
+        np.isfinite(factors).all()
+        and np.array_equal(*is_silent)
+        and np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9))
+    ):
         raise ValueError(
             f"Expression is not log1p of the counts in adata.layers[{counts_layer!r}] (`counts_layer`) times a factor for each "
             f"cell, so counts cannot be drawn. Normalise it with {NORMALISE_ADVICE}."
@@ -135,9 +142,8 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
     return counts
 
 
-def warn_of_unusual_expression(x: Expression) -> None:
+def warn_of_unusual_expression(x: Expression, kind: ExpressionKind) -> None:
     """Warn once if expression to be registered is counts, has negative values, or is CSC."""
-    kind = expression_kind(x)
     if kind.counts:
         warn(
             "Expression holds whole numbers only: these look like raw counts, and SpaPerb is made "
