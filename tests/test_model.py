@@ -220,6 +220,16 @@ class TestFiles:
         with pytest.raises(ValueError, match="holds a SCVI, not a SpaPerbModel"):
             SpaPerbModel.load(tmp_path / "model", adata)
 
+    def test_no_values_to_load(self, adata, tmp_path):
+        adata.layers["normalised"] = adata.X
+        adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+        SpaPerbModel.setup_anndata(adata, layer="normalised")
+        SpaPerbModel(adata, **SMALL_MODEL).save(tmp_path / "model")
+        with pytest.raises(ValueError, match=r"X holds nothing but zeros.*with a dense X"):
+            SpaPerbModel.load(tmp_path / "model", adata)
+        adata.X = adata.X.toarray()
+        SpaPerbModel.load(tmp_path / "model", adata)
+
     def test_no_file(self, adata, tmp_path):
         with pytest.raises(ValueError, match="Failed to load model file"):
             SpaPerbModel.load(tmp_path, adata)

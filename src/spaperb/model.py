@@ -829,7 +829,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If there is no model file, it cannot be read, or it holds another model.
+            If there is no model file, it cannot be read, it holds another model, or ``adata.X`` is sparse and without a value.
         """
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         try:
@@ -840,6 +840,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 "damaged, copy or save it again."
             ) from error
         except ValueError as error:
+            if "minified" in str(error):
+                raise ValueError(
+                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose expression was taken out. Load "
+                    "with `adata=False` to predict other cells, or with a dense X: adata.X = adata.X.toarray()."
+                ) from error
             if "different class" not in str(error):
                 raise
             found = cls.load_registry(str(dir_path), prefix=prefix)["model_name"]
