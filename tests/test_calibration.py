@@ -100,6 +100,27 @@ class TestTable:
             whole.sort_index(), by_type.mean(axis=1), check_names=False, atol=1e-9
         )
 
+    def test_expression_without_a_logarithm(self, fold):
+        cells = fold.train.copy()
+        cells.X = cells.X.toarray() * 1e5
+        with pytest.warns(UserWarning, match="type_0"):
+            table = fit(cells).predict_response(cells)
+        assert table["mean_control"].max() > 1e5
+        after = table["mean_control"] + table["mean_change"]
+        # far above the pseudocount a fold change is a difference of logarithms
+        large = (table["mean_control"] > 50) & (after > 50)
+        np.testing.assert_allclose(
+            table["log2_fold_change"][large] * np.log(2), table["mean_change"][large], rtol=1e-9
+        )
+        assert np.isfinite(table["log2_fold_change"]).all()
+
+    def test_cells_that_express_nothing_change_in_nothing(self, fold):
+        cells = fold.train.copy()
+        cells.X = np.zeros(cells.shape, dtype=np.float32)
+        with pytest.warns(UserWarning, match="type_0"):
+            table = fit(cells).predict_response(cells)
+        assert (table[["mean_control", "mean_change", "log2_fold_change", "score"]] == 0).all(None)
+
     def test_the_measured_are_surer_than_the_hidden(self, model, fold):
         table = model.predict_response(fold.train)
         width = half_width(table)

@@ -22,6 +22,17 @@ def test_paired_contexts_come_first(one_unpaired):
     assert (len(treatment.stimulated), len(contexts.control), len(contexts.cells)) == (2, 3, 3)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
+@pytest.mark.parametrize("convert", [np.asarray, sparse.csr_matrix])
+def test_cells_that_are_all_the_same(value, convert):
+    _, *others = context_arrays(small_cells())
+    contexts = Contexts.of(convert(np.full((120, 5), value, dtype=np.float32)), *others)
+    assert np.isfinite(contexts.components).all()
+    for cells in contexts.cells:
+        np.testing.assert_allclose(cells, 0, atol=1e-5 * value)
+    np.testing.assert_array_equal(contexts.treatments[0].shifts, 0)
+
+
 def test_shifts_and_their_sampling_variance(one_unpaired):
     contexts = Contexts.of(*context_arrays(one_unpaired))
     x, obs = one_unpaired.X.toarray().astype(float), one_unpaired.obs

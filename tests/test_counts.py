@@ -143,6 +143,14 @@ class TestModel:
         cells.layers["counts"] = cells.layers["counts"][::-1].copy()
         with pytest.raises(ValueError, match=r"not log1p of the counts"):
             SpaPerbModel.setup_anndata(cells, counts_layer="counts")
+        cells.layers["counts"] = fold.train.layers["counts"]
+        silent = cells.copy()
+        silent.X[0] = 0
+        million = cells.copy()
+        million.X = million.X * 1e6
+        for other in (silent, million):
+            with pytest.raises(ValueError, match=r"not log1p of the counts"):
+                SpaPerbModel.setup_anndata(other, counts_layer="counts")
         bare = ad.AnnData(fold.control.X, obs=fold.control.obs, var=fold.control.var)
         with pytest.raises(ValueError, match="no layer 'counts'"):
             model.predict_stimulated(bare, sample=True)

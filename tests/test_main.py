@@ -126,17 +126,37 @@ class TestRuns:
         assert (folder / "out.h5ad").read_text() == "precious"
         assert sorted(p.name for p in folder.iterdir()) == ["cells.h5ad", "out.h5ad"]
 
-    def test_failed_write_leaves_nothing(self, file, folder, monkeypatch, capsys):
-        def fail(self, path, **kwargs):
-            path.write_text("half")
-            raise OSError("No space left on device")
-
-        monkeypatch.setattr(ad.AnnData, "write_h5ad", fail)
+    def test_full_disk(self, file, folder):
+        """In a process of its own, which HDF5 must not crash."""
+        pytest.importorskip("resource")
         (folder / "out.h5ad").write_text("precious")
-        assert predict(file, "--overwrite") == 1
-        assert "No space left" in capsys.readouterr().err
+        code = (
+            "import resource, sys; from spaperb.__main__ import main\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+            "sys.exit(main(sys.argv[1:]))"
+        )
+        arguments = ["predict", file, "--output", "out.h5ad", "--max-epochs", "2", "--overwrite"]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        (error,) = (line for line in done.stderr.splitlines() if "rror" in line)
+        assert error == (
+            "spaperb: error: out.h5ad could not be written, and is as it was: "
+            "[Errno 27] File too large"
+        )
         assert (folder / "out.h5ad").read_text() == "precious"
         assert sorted(p.name for p in folder.iterdir()) == ["cells.h5ad", "out.h5ad"]
+
+    @pytest.mark.parametrize("option", ["--output", "--plots"])
+    def test_nothing_is_trained_for_a_folder_that_cannot_be_made(
+        self, file, folder, monkeypatch, capsys, option
+    ):
+        monkeypatch.setattr("spaperb.__main__.SpaPerbModel.train", None)
+        arguments = ["predict", file, "--output", "out.h5ad", option, f"{file}/out"]
+        assert main(arguments) == 1
+        assert "no file can be made in" in capsys.readouterr().err
+        assert [p.name for p in folder.iterdir()] == ["cells.h5ad"]
 
 
 class TestBenchmark:
@@ -209,6 +229,15 @@ class TestErrors:
     @pytest.mark.parametrize("extra", [[], ["--labels-key", "type"]])
     def test_type_to_hide_is_absent(self, file, capsys, extra):
         self.refused(capsys, "--hide 'type_9': 0 control", file, "--hide", "type_9", *extra)
+
+
+def test_loss_that_becomes_nan(file, monkeypatch, capsys):
+    def diverge(*args, **kwargs):
+        raise FloatingPointError("The loss became NaN")
+
+    monkeypatch.setattr("spaperb.__main__.SpaPerbModel.train", diverge)
+    assert predict(file) == 1
+    assert "spaperb: error: The loss became NaN" in capsys.readouterr().err
 
 
 def test_interrupt(file, monkeypatch, capsys):

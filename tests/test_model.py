@@ -220,6 +220,16 @@ class TestFiles:
         with pytest.raises(ValueError, match="holds a SCVI, not a SpaPerbModel"):
             SpaPerbModel.load(tmp_path / "model", adata)
 
+    def test_no_values_to_load(self, adata, tmp_path):
+        adata.layers["normalised"] = adata.X
+        adata.X = sparse.csr_matrix(adata.shape, dtype=np.float32)
+        SpaPerbModel.setup_anndata(adata, layer="normalised")
+        SpaPerbModel(adata, **SMALL_MODEL).save(tmp_path / "model")
+        with pytest.raises(ValueError, match=r"X holds nothing but zeros.*with a dense X"):
+            SpaPerbModel.load(tmp_path / "model", adata)
+        adata.X = adata.X.toarray()
+        SpaPerbModel.load(tmp_path / "model", adata)
+
     def test_no_file(self, adata, tmp_path):
         with pytest.raises(ValueError, match="Failed to load model file"):
             SpaPerbModel.load(tmp_path, adata)
@@ -275,6 +285,21 @@ class TestBadInput:
             **{argument: "ctrl"},
         )
 
+    def test_view(self, adata):
+        adata.obs["batch"] = "one"
+        view = adata[:100][:, :20]
+        self.refused(view, r"view of another one \(100 .*adata = adata\.copy\(\)")
+        assert view.is_view
+
+    @pytest.mark.parametrize("key", ["condition", "cell_type", "donor"])
+    def test_values_of_several_kinds(self, adata, key):
+        values = adata.obs[key].astype(object)
+        values[:3] = 7
+        adata.obs[key] = values
+        self.refused(
+            adata, rf"\['{key}'\].*several kinds.*: int, str.*astype\(str\)", batch_key="donor"
+        )
+
     def test_same_value_twice(self, adata):
         self.refused(adata, "both 'control'", stimulated="control")
 
@@ -289,6 +314,15 @@ class TestBadInput:
     def test_no_batch_with_both_conditions(self, adata):
         adata.obs["lane"] = adata.obs["condition"].astype(str)
         self.refused(adata, "within one batch.*leave out `batch_key`", batch_key="lane")
+
+    def test_truth_values_are_conditions(self, adata):
+        adata.obs["is_treated"] = adata.obs["condition"] == "stimulated"
+        setup = {"condition_key": "is_treated", "control": False}
+        adata.obs["lane"] = adata.obs["is_treated"].astype(str)
+        self.refused(
+            adata, "False 60 and 0, True 0 and 60", labels_key="lane", stimulated=True, **setup
+        )
+        SpaPerbModel.setup_anndata(adata, **setup)
 
     @pytest.mark.parametrize("key", ["condition", "cell_type"])
     def test_missing_values(self, adata, key):

@@ -23,6 +23,15 @@ def test_encoder_gives_a_posterior():
     assert (q.scale > 0).all()
 
 
+def test_posterior_of_cells_unlike_any_in_training():
+    encoder = Encoder(30, 50, 16, 2, 0.2).eval()
+    q = encoder(1e6 * torch.rand(7, 30))
+    assert (q.scale > 0).all()
+    assert q.scale.isfinite().all()
+    assert (q.scale > 1e6).any()
+    assert (q.scale < 1e-6).any()
+
+
 def test_decoder_ends_in_a_linear_layer():
     decoder = Decoder(5, 30, 16, 2, 0.2)
     assert decoder(torch.rand(7, 5)).shape == (7, 30)

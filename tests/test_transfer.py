@@ -112,6 +112,13 @@ class TestContextOfACell:
         n = control.n_obs
         np.testing.assert_allclose(predict(model, both)[:n], predict(model, new), atol=1e-5)
 
+    def test_the_order_of_types_does_not_matter(self, model, split):
+        new = ad.concat([split[1], renamed(split[1], "type_9")])
+        swapped = np.roll(np.arange(new.n_obs), split[1].n_obs)
+        np.testing.assert_array_equal(
+            predict(model, new[swapped].copy()), predict(model, new)[swapped]
+        )
+
     def test_measured_types_get_about_their_measured_change(self, model, split):
         train_cells = split[0]
         of_type = train_cells.obs["cell_type"] == "type_1"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -238,8 +240,7 @@ def _train_and_predict(
     model.predict_stimulated(adata, key_added=LAYER)
 
     adata.obs["spaperb_hidden"] = hidden
-    with written_whole(args.output, overwrite=args.overwrite) as path:
-        adata.write_h5ad(path, compression="gzip")
+    _write(adata, args.output, args.overwrite)
     print(f"\nWrote {args.output}: layer {LAYER!r} for {adata.n_obs} cells, {adata.n_vars} genes.")
 
     of_type = np.ones(adata.n_obs, dtype=bool)
@@ -252,6 +253,16 @@ def _train_and_predict(
     if args.plots is not None:
         title = f"{hide}, hidden in training" if hide is not None else "all are training cells"
         _plot(adata[control & of_type], adata[stimulated & of_type], title, args.plots)
+
+
+def _write(adata: AnnData, output: Path, overwrite: bool) -> None:
+    """Write an .h5ad file, in memory first: HDF5 crashes the process where a disk is full."""
+    adata.strings_to_categoricals()
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+    with written_whole(output, overwrite=overwrite) as path:
+        path.write_bytes(content.getbuffer())
 
 
 def _scores(

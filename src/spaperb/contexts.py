@@ -27,6 +27,8 @@ N_COMPONENTS = 30
 N_NEIGHBORS = 50
 MIN_MEASURED = 3
 """Fewer cells in a condition measure no shift, unless there are no better contexts: one has no variance at all."""
+SAME = 1e-12
+"""Cells whose variance is less, in squares of the mean, are the same."""
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 HALF_WEIGHT = 30
@@ -187,7 +189,9 @@ class Contexts:
         some = x[np.concatenate(rows)]
         # No more components than the data have, so that tiny data have at least one.
         n_components = max(1, min(N_COMPONENTS, min(some.shape) - 1))
-        solver = "arpack" if n_components < min(some.shape) else "full"
+        # ARPACK finds no component of cells that are all the same, but for rounding.
+        is_same = variance(some).max() <= SAME * (mean_expression(some) ** 2).max()
+        solver = "full" if is_same or n_components == min(some.shape) else "arpack"
         pca = PCA(n_components, svd_solver=solver, random_state=0)
         pca.fit(some if solver == "arpack" else dense(some))
         return cls(

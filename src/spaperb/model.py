@@ -51,11 +51,13 @@ from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
     ExpressionKind,
     as_list,
+    check_categories,
     check_choice,
     check_column,
     check_conditions,
     check_counts,
     check_doses,
+    check_no_view,
     expression_kind,
     expression_matrix,
     listed,
@@ -235,7 +237,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If a column is absent or has missing values, the control or a stimulated value does
+            If ``adata`` is a view, a column is absent, has missing values or values of several kinds, the control or a stimulated value does
             not occur, there is only one condition, no cell type (in one batch) has both, doses are
             missing, negative or not numbers, counts are none or not those of expression, expression is empty, NaN, infinite or not in memory, or
             gene names repeat. ``adata`` is unchanged then.
@@ -249,7 +251,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         """
         stimulated = as_list(stimulated)
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_no_view(adata)
         x = expression_matrix(adata, layer)
+        kind = expression_kind(x)
         columns = {
             "condition_key": condition_key,
             "labels_key": labels_key,
@@ -257,7 +261,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         }
         for argument, key in columns.items():
             if key is not None:
-                check_column(adata, argument, key)
+                check_categories(adata, argument, key)
         is_training_data = "source_registry" not in kwargs
         if is_training_data:
             check_conditions(adata, condition_key, control, stimulated)
@@ -270,7 +274,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 check_doses(adata, dose_key, condition_key, stimulated)
             warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
             setup_method_args["setup_args"]["stimulated"] = stimulated
-        warn_of_unusual_expression(x)
+        warn_of_unusual_expression(x, kind)
 
         fields = [
             # Not corrected to C order: the user's matrix is the user's.
@@ -916,7 +920,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            If there is no model file, it cannot be read, it holds more than data, or it holds another model.
+            If there is no model file, it cannot be read, it holds more than data, it holds another model, or ``adata.X`` is sparse
+            and without a value.
         """
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if kwargs.get("backup_url") is not None:
@@ -928,6 +933,11 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         try:
             return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
         except ValueError as error:
+            if "minified" in str(error):
+                raise ValueError(
+                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose expression was taken out. Load "
+                    "with `adata=False` to predict other cells, or with a dense X: adata.X = adata.X.toarray()."
+                ) from error
             if "different class" not in str(error):
                 raise
             found = cls.load_registry(str(dir_path), prefix=prefix)["model_name"]

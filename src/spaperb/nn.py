@@ -59,6 +59,10 @@ def hidden_layers(
     return layers
 
 
+MAX_LOG_VAR = 40.0
+"""Beyond it, and below its negative, the posterior's deviation would be infinite or 0 in single precision: for cells unlike any in training."""
+
+
 class Encoder(nn.Module):
     """E: expression to the posterior of the latent variable, q(z | x) = N(mu(x), sigma(x)).
 
@@ -98,9 +102,9 @@ class Encoder(nn.Module):
         ``batch`` holds numbers, ``(n, 1)``, or shares of the batches, ``(n, n_batch)``.
         """
         h = self.hidden(x, batch)
+        log_var = self.log_var(h).clamp(-MAX_LOG_VAR, MAX_LOG_VAR)
         # Not validated: NaN is for training to find, once an epoch and with its causes.
-        scale = torch.exp(0.5 * self.log_var(h))
-        return Normal(self.mu(h), scale, validate_args=False)
+        return Normal(self.mu(h), torch.exp(0.5 * log_var), validate_args=False)
 
 
 class PerturbationEmbedding(nn.Module):

@@ -346,8 +346,9 @@ def mean_change(
     """Mean change that a trained module predicts of control cells, rows of a query, ``(G,)``."""
     predictor = Predictor(module, target)
     predicted, before = np.zeros((2, len(query.columns)))
-    for chunk in _chunks(rows, BLOCK):
-        cells = query.chunk(chunk)
+    for places in _chunks(np.arange(len(rows)), BLOCK):
+        # Noise by place among the cells, so that the change does not depend on where in the query they are.
+        cells = query.chunk(rows[places])._replace(rows=places)
         predicted += predictor(cells).px_stim.sum(axis=0, dtype=np.float64)
         before += cells.x.sum(axis=0, dtype=np.float64)
     return (predicted - before) / len(rows)

@@ -92,15 +92,20 @@ def _finished(table: pd.DataFrame) -> pd.DataFrame:
     """Ends of the intervals, fold changes, and the surest changes first."""
     change, half = table["mean_change"], table.pop("half_width")
     before, after = (
-        np.expm1(mean.clip(lower=0)) + PSEUDOCOUNT
+        _log_counts(mean.clip(lower=0))
         for mean in (table["mean_control"], table["mean_control"] + change)
     )
     table = table.assign(
         lower=change - half,
         upper=change + half,
-        log2_fold_change=np.log2(after / before),
-        score=change / half,
+        log2_fold_change=(after - before) / np.log(2),
+        score=np.where(change == 0, 0.0, change / half),
     )
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
     names = ["group", "gene", "mean_control", "mean_change", "lower", "upper", "log2_fold_change"]
     return table.loc[order, [*names, "score", "responding", "distance"]]
+
+
+def _log_counts(mean: pd.Series) -> pd.Series:
+    """Logarithm of back-transformed means and the pseudocount, of means that are too large for an exponential too."""
+    return mean + np.log1p((PSEUDOCOUNT - 1) * np.exp(-mean))

@@ -125,9 +125,16 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
         )
     some = np.linspace(0, adata.n_obs - 1, min(adata.n_obs, N_CHECKED)).astype(int)
     raw, some_x = (dense(in_memory(matrix[some])) for matrix in (counts, x))
-    factors = np.expm1(some_x.astype(float))
-    scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
-    if not np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9)):
+    # The exponential of what was never log-transformed may be infinite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        factors = np.expm1(some_x.astype(float))
+        scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
+    is_silent = [matrix.sum(1) == 0 for matrix in (raw, factors)]
+    if not (
+        np.isfinite(factors).all()
+        and np.array_equal(*is_silent)
+        and np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9))
+    ):
         raise ValueError(
             f"Expression is not log1p of the counts in adata.layers[{counts_layer!r}] (`counts_layer`) times a factor for each "
             f"cell, so counts cannot be drawn. Normalise it with {NORMALISE_ADVICE}."
@@ -135,9 +142,8 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
     return counts
 
 
-def warn_of_unusual_expression(x: Expression) -> None:
+def warn_of_unusual_expression(x: Expression, kind: ExpressionKind) -> None:
     """Warn once if expression to be registered is counts, has negative values, or is CSC."""
-    kind = expression_kind(x)
     if kind.counts:
         warn(
             "Expression holds whole numbers only: these look like raw counts, and SpaPerb is made "
@@ -167,6 +173,32 @@ def check_column(adata: AnnData, argument: str, key: str) -> None:
             f"adata.obs[{key!r}] (`{argument}`) has no value for {n_missing} of {adata.n_obs} "
             f"cells. Fill them in, or leave these cells out: adata[adata.obs[{key!r}].notna()].copy()."
         )
+
+
+def check_no_view(adata: AnnData) -> None:
+    """Check that fields can be written to an AnnData, and that it keeps them."""
+    if adata.is_view:
+        raise ValueError(
+            f"The AnnData is a view of another one ({adata.n_obs} of its cells), and a model needs data of its own. "
+            "Make a copy: `adata = adata.copy()`."
+        )
+
+
+def check_categories(adata: AnnData, argument: str, key: str) -> None:
+    """Check that an obs column exists, has a value for every cell, and that its values can be categories of a model.
+
+    These are sorted, which takes values of one kind.
+    """
+    check_column(adata, argument, key)
+    categories = adata.obs[key].astype("category").cat.categories.to_numpy()
+    try:
+        np.unique(categories)
+    except TypeError as error:
+        kinds = sorted({type(category).__name__ for category in categories})
+        raise ValueError(
+            f"adata.obs[{key!r}] (`{argument}`) holds values of several kinds, which have no order: {', '.join(kinds)}. "
+            f"Make them one, `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`, say."
+        ) from error
 
 
 def check_conditions(
@@ -228,18 +260,18 @@ def perturbations_with_pairs(
     condition = adata.obs[condition_key]
     keys = [labels_key] if batch_key is None else [labels_key, batch_key]
     groups = [adata.obs[key].astype(str).to_numpy() for key in keys]
-    counts = pd.crosstab(groups, condition.astype(object).to_numpy())
-    names = [value for value in counts.columns if value != control]
+    table = pd.crosstab(groups, condition.astype(object).to_numpy())
+    # By value rather than by label: pandas takes truth values for masks.
+    cells = dict(zip(table.columns, table.to_numpy().T, strict=True))
+    names = [value for value in cells if value != control]
     if stimulated is not None:
         names = [value for value in names if value in stimulated]
-    has_control = counts[control] > 0
-    paired = [value for value in names if (counts.loc[has_control, value] > 0).any()]
+    has_control = cells[control] > 0
+    paired = [value for value in names if cells[value][has_control].any()]
     where = " and batch" if batch_key else ""
     if not paired:
-        found = [
-            f"{name} {counts.loc[name, control]} and {counts.loc[name, names].sum()}"
-            for name in counts.index
-        ]
+        of_group = zip(table.index, cells[control], sum(cells[v] for v in names), strict=True)
+        found = [f"{group} {n_control} and {n}" for group, n_control, n in of_group]
         raise ValueError(
             f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells"
             f"{' within one batch' if batch_key else ''}, so there is nothing to pair. Numbers of "
