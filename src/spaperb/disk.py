@@ -153,6 +153,7 @@ def _map(array: Any, dtype: npt.DTypeLike, path: Path, scratch: str | Path | Non
 
 def _for_any_row(array: np.memmap) -> np.memmap:
     """Keep the system from reading on where a row ends: its 128 kB are ten times what a cell takes, and are read in vain."""
+    mapping: Any = array.base
     if hasattr(mmap, "MADV_RANDOM"):
-        array.base.madvise(mmap.MADV_RANDOM)
+        mapping.madvise(mmap.MADV_RANDOM)
     return array
