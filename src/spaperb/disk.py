@@ -118,6 +118,8 @@ def _read(store: Any, path: Path, scratch: str | Path | None) -> AnnData:
 def _mapped(name: str, elem: Any, path: Path, scratch: str | Path | None) -> Expression:
     """Map a matrix of a file."""
     encoding = elem.attrs.get("encoding-type", "array" if hasattr(elem, "dtype") else "group")
+    if encoding == "null":  # how some versions of anndata write that there is no X
+        return None
     if encoding == "array":
         return _map(elem, elem.dtype, path, scratch)
     if encoding != "csr_matrix":
