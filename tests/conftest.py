@@ -8,10 +8,17 @@ import matplotlib as mpl
 import pytest
 import scvi
 from helpers import small_cells, train_small
+from hypothesis import HealthCheck, settings
 
 from spaperb import SpaPerbModel
 
 mpl.use("Agg")
+
+# Models are trained within some examples, so there is no deadline and data may take long to make.
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=50, derandomize=True, **SLOW)
+settings.register_profile("nightly", max_examples=500, print_blob=True, **SLOW)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
