@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 from scvi.utils import track
 from sklearn.decomposition import PCA
 
@@ -184,13 +185,14 @@ class Contexts:
         rng = np.random.default_rng(0)
         control = [np.flatnonzero((labels == c) & (arms == CONTROL)) for c in codes]
         rows = [np.sort(rng.permutation(r)[:MAX_CELLS]) for r in control]
-        some = x[np.concatenate(rows)]
+        # Sparse and double, whatever the expression is: in single precision its layout chooses other nearest cells.
+        some = sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64)
         # No more components than the data have, so that tiny data have at least one.
         n_components = max(1, min(N_COMPONENTS, min(some.shape) - 1))
         solver = "arpack" if n_components < min(some.shape) else "full"
         pca = PCA(n_components, svd_solver=solver, random_state=0)
         pca.fit(some if solver == "arpack" else dense(some))
-        return cls(
+        contexts = cls(
             names=[names[c] for c in codes],
             control=[cells.control_profile(r) for r in control],
             treatments=[
@@ -200,8 +202,9 @@ class Contexts:
             ],
             center=pca.mean_,
             components=pca.components_,
-            cells=[pca.transform(x[r]) for r in rows],
+            cells=[],
         )
+        return replace(contexts, cells=[contexts.project(x[r]) for r in rows])
 
     def without(self, context: int, perturbation: int | None) -> Contexts:
         """Forget what was measured of a perturbation in a context, or all that was measured there."""
