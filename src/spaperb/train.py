@@ -270,6 +270,12 @@ class StopOnNonFinite(lightning.Callback):
             f"largest value is {x.max():g}), or low precision (it is {trainer.precision})."
         )
 
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Let the copy of the weights go: the model keeps its trainer, and that its callbacks."""
+        self._weights, self._losses = {}, []
+
     def _keep(self, pl_module: lightning.LightningModule) -> None:
         self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
 
