@@ -274,7 +274,8 @@ class StopOnNonFinite(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
     ) -> None:
         """Let the copy of the weights go: the model keeps its trainer, and that its callbacks."""
-        self._weights, self._losses = {}, []
+        self._weights.clear()
+        self._losses.clear()
 
     def _keep(self, pl_module: lightning.LightningModule) -> None:
         self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
