@@ -99,3 +99,10 @@ def test_too_few_cells_measure_no_shift():
     # with nothing better, they are used
     tiny = small_cells(n_cells=2)
     assert len(Contexts.of(*context_arrays(tiny)).treatments[0].paired) == 3
+
+
+def test_sparse_and_dense_cells_have_the_same_components_to_the_last_bit():
+    x, *rest = context_arrays(small_cells(n_cells=60, n_genes=200))
+    of_sparse, of_dense = Contexts.of(x, *rest), Contexts.of(x.toarray(), *rest)
+    for a, b in zip(of_sparse.cells, of_dense.cells, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,6 +1,8 @@
 """SpaPerbModel as a scvi-tools model: set-up, training, representations, files."""
 
+import gc
 import warnings
+import weakref
 
 import anndata as ad
 import numpy as np
@@ -135,6 +137,19 @@ class TestTraining:
         SpaPerbModel.setup_anndata(adata)
         with pytest.raises(ValueError, match="takes no `datamodule`"):
             SpaPerbModel(adata, **SMALL_MODEL).train(datamodule=object())
+
+
+def test_models_that_are_let_go_let_their_cells_go(tmp_path):
+    cells = small_cells()
+    model = train_small(cells)
+    model.save(tmp_path / "model")
+    loaded = SpaPerbModel.load(tmp_path / "model", cells)
+    model.deregister_manager(cells)
+    of_cells, of_loaded = weakref.ref(cells), weakref.ref(loaded)
+    del cells, model, loaded
+    gc.collect()
+    assert of_loaded() is None
+    assert of_cells() is None
 
 
 class TestRepresentations:

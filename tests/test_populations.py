@@ -54,3 +54,11 @@ def test_no_value_at_all():
     empty = sparse.csr_matrix((3, 2), dtype=np.float32)
     assert mean_expression(empty).tolist() == [0, 0]
     assert zero_fraction(empty).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("moment", [mean_expression, variance, zero_fraction])
+@pytest.mark.parametrize("convert", [sparse.csr_matrix, sparse.csc_matrix, np.asfortranarray])
+def test_the_kind_of_matrix_does_not_show_in_the_last_bit(moment, convert):
+    rng = np.random.default_rng(0)
+    cells = (rng.poisson(0.5, (300, 200)) * rng.random((300, 200))).astype(np.float32)
+    np.testing.assert_array_equal(moment(convert(cells)), moment(cells))

@@ -8,6 +8,7 @@ import pytest
 import scvi
 import torch
 from helpers import QUIET, SMALL_MODEL, small_cells, weights
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spaperb import SpaPerbModel
 from spaperb.module import SpaPerbModule
@@ -219,6 +220,21 @@ class TestCheckpoint:
             models[-1].train(3, batch_size=16, checkpoint=checkpoint, **QUIET)
         assert torch.equal(*map(weights, models))
         assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+    @pytest.mark.parametrize(
+        ("when", "step", "same"),
+        [({"every_n_epochs": 3}, 12, True), ({"every_n_train_steps": 6}, 6, False)],
+        ids=["at the end of an epoch", "in the middle of one"],
+    )
+    def test_lightnings_checkpoints(self, tmp_path, monkeypatch, when, step, same):
+        monkeypatch.chdir(tmp_path)  # scvi-tools adds a checkpoint of its own
+        saved = ModelCheckpoint("saved", "{step}", save_top_k=-1, **when)
+        whole, resumed = self.model(), self.model()
+        arguments = {"max_epochs": 6, "batch_size": 16, **QUIET}
+        whole.train(callbacks=[saved], enable_checkpointing=True, **arguments)
+        resumed.train(ckpt_path=f"saved/step={step}.ckpt", **arguments)
+        assert resumed.trainer.global_step == whole.trainer.global_step
+        assert torch.equal(weights(resumed), weights(whole)) == same
 
     def test_training_that_had_stopped_early_stays_stopped(self, path):
         arguments = {"batch_size": 16, "early_stopping_patience": 1, **QUIET}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 from scvi.utils import track
 from sklearn.decomposition import PCA
 
@@ -189,7 +190,8 @@ class Contexts:
         rng = np.random.default_rng(0)
         control = [np.flatnonzero((labels == c) & (arms == CONTROL)) for c in codes]
         rows = [np.sort(rng.permutation(r)[:MAX_CELLS]) for r in control]
-        some = x[np.concatenate(rows)]
+        # Sparse and double, whatever the expression is: in single precision its layout chooses other nearest cells.
+        some = sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64)
         # No more components than the data have, so that tiny data have at least one.
         n_components = max(1, min(N_COMPONENTS, min(some.shape) - 1))
         # ARPACK finds no component of cells that are all the same but for rounding, and makes up those that cells of a lower

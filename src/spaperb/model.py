@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -147,6 +149,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         **module_kwargs: Any,
     ):
         super().__init__(adata, registry)
+        # scvi-tools keeps what binds a model to its data for as long as the process lives.
+        managers = getattr(type(self), "_per_instance_manager_store", {})
+        weakref.finalize(self, managers.pop, self.id, None)
         check_choice("objective", objective, tuple(N_HIDDEN))
         if not 0 <= network_share <= 1:
             raise ValueError(f"`network_share` must be in [0, 1]; it is {network_share}.")
@@ -358,6 +363,9 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
             unpaired = {"unpaired": True}
             kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
+        # A model and its trainer hold each other, so models that were let go are in memory until Python's collector comes
+        # by, which it does rarely: after a hundred trainings, say.
+        gc.collect()
         finite = StopOnNonFinite()
         callbacks = [*(kwargs.pop("callbacks", None) or []), finite, StopOnInterrupt()]
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.

@@ -152,20 +152,23 @@ def dense(x: Expression) -> npt.NDArray:
 def _mean(x: Expression, function: Callable[[FloatArray, Any], npt.NDArray]) -> FloatArray:
     """Mean over cells of a function of double-precision values and their genes, ``(G,)``."""
     n, n_genes = x.shape
-    total = np.zeros(n_genes)
-    if not sparse.issparse(x):
+    total, n_stored = np.zeros((2, n_genes))
+    if sparse.issparse(x):
+        x = x.tocsr()
+        if not x.has_canonical_format:
+            x = x.copy()
+            x.sum_duplicates()
+        for stored in _blocks(x.nnz, 1):
+            values, genes = x.data[stored].astype(np.float64), x.indices[stored]
+            total += np.bincount(genes, function(values, genes), n_genes)
+            n_stored += np.bincount(genes, minlength=n_genes)
+    else:
+        # Cell after cell and without the zeros, so that sums are rounded as those of sparse cells.
         for rows in _blocks(n, n_genes):
-            block = np.asarray(x[rows], dtype=np.float64)
-            total += function(block, slice(None)).sum(axis=0, dtype=np.float64)
-        return total / n
-    x, n_stored = x.tocsr(), np.zeros(n_genes)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    for stored in _blocks(x.nnz, 1):
-        values, genes = x.data[stored].astype(np.float64), x.indices[stored]
-        total += np.bincount(genes, function(values, genes), n_genes)
-        n_stored += np.bincount(genes, minlength=n_genes)
+            block = np.ascontiguousarray(x[rows], dtype=np.float64)
+            is_stored = block != 0
+            total += np.where(is_stored, function(block, slice(None)), 0.0).sum(axis=0)
+            n_stored += is_stored.sum(axis=0)
     # All values that are not stored are 0.
     return (total + (n - n_stored) * function(np.zeros(n_genes), slice(None))) / n
 

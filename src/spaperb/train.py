@@ -220,13 +220,8 @@ class StopOnNonFinite(lightning.Callback):
     ) -> None:
         """Remember the first weights."""
         self.n_good = 0
-        self._keep(pl_module)
-
-    def on_train_epoch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Forget the losses of the epoch before."""
         self._losses: list[torch.Tensor] = []
+        self._keep(pl_module)
 
     def on_train_batch_end(
         self,
@@ -256,6 +251,7 @@ class StopOnNonFinite(lightning.Callback):
         is_finite = torch.stack([losses.isfinite().all(), *(w.isfinite().all() for w in weights)])
         if is_finite.all():
             self.n_good += 1
+            self._losses.clear()
             self._keep(pl_module)
             return
         pl_module.load_state_dict(self._weights)
@@ -269,6 +265,13 @@ class StopOnNonFinite(lightning.Callback):
             f"too high (it is {rate:g}; `plan_kwargs={{'lr': ...}}`), expression that is not log-normalised (its "
             f"largest value is {x.max():g}), or low precision (it is {trainer.precision})."
         )
+
+    def teardown(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
+    ) -> None:
+        """Let the copy of the weights go: the model keeps its trainer, and that its callbacks."""
+        self._weights.clear()
+        self._losses.clear()
 
     def _keep(self, pl_module: lightning.LightningModule) -> None:
         self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
