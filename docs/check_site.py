@@ -32,7 +32,8 @@ LOOK = r"""() => {
         links: all("a[href]").map(a => a.href),
         images: all("img").filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
         formulas: all(".math")
-            .filter(m => !m.querySelector("mjx-container") || m.querySelector("mjx-merror, [data-mjx-error]"))
+            // MathJax shows a macro that it does not know in red.
+            .filter(m => !m.querySelector("mjx-container") || m.querySelector("mjx-merror, [style*='color: red']"))
             .map(m => m.textContent),
         tex: prose.textContent.match(/\$\$|\\[([]|\\[a-zA-Z]+\{/g) ?? [],
         markup: all(".problematic, .system-message").map(e => e.textContent),

@@ -45,14 +45,12 @@ if os.environ.get("READTHEDOCS"):
             "torch": "docs.pytorch.org/docs/stable",
         }.items()
     }
-packages = (
-    "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scvi sklearn torch"
-)
+packages = "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scanpy scipy scvi sklearn torch"
 nitpick_ignore_regex = [
     ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
     (
         "py:class",
-        "FloatArray|How|IntArray",
+        "FloatArray|How|IntArray|Tensors",
     ),  # fields of named tuples, whose types autodoc leaves unread
 ]
 

@@ -1,7 +1,9 @@
 """Nothing hidden reaches a method, failures are recorded, and finished folds are kept."""
 
+import gc
 import json
 import os
+import weakref
 
 import joblib
 import numpy as np
@@ -139,6 +141,20 @@ def test_spaperb_is_a_method():
     pd.testing.assert_frame_equal(results.drop(columns="seconds"), again.drop(columns="seconds"))
     by_seed = results[results["metric"] == "mse_mean"].groupby("seed")["value"].first()
     assert by_seed.nunique() == 2
+
+
+def test_cells_of_finished_folds_are_let_go():
+    cells = []
+
+    class Watched(SpaPerb):
+        def fit(self, adata, **setup):
+            cells.append(weakref.ref(adata))
+            return super().fit(adata, **setup)
+
+    benchmark(small_cells(), {"model": Watched({"max_epochs": 1}, **SMALL_MODEL)}, **SETTINGS)
+    gc.collect()
+    assert len(cells) == 3
+    assert not any(cell() is not None for cell in cells)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,20 @@ def test_cells_that_are_all_the_same(value, convert):
     np.testing.assert_array_equal(contexts.treatments[0].shifts, 0)
 
 
+def test_equally_near_cells_of_low_rank():
+    """Whole numbers of few genes: many cells are the same, and fewer components than genes say all."""
+    adata = small_cells(n_genes=8)
+    x = (adata.X.toarray() > 1).astype(np.float32)
+    x[:, 4:] = 0
+    _, *others = context_arrays(adata)
+    first, *again = (
+        Contexts.of(convert(x), *others) for convert in (np.asarray, sparse.csr_matrix, np.asarray)
+    )
+    for other in again:
+        for cells, expected in zip(other.cells, first.cells, strict=True):
+            np.testing.assert_array_equal(cells, expected)
+
+
 def test_shifts_and_their_sampling_variance(one_unpaired):
     contexts = Contexts.of(*context_arrays(one_unpaired))
     x, obs = one_unpaired.X.toarray().astype(float), one_unpaired.obs

@@ -106,6 +106,8 @@ class SpaPerb:
         self.model = SpaPerbModel(adata, **self.model_kwargs)
         with _quiet():
             self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
+        # Or scvi-tools keeps the cells of every fold until the process ends.
+        self.model.deregister_manager(adata)
         return self
 
     def predict(self, adata_control: AnnData) -> np.ndarray:

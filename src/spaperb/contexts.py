@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ N_COMPONENTS = 30
 N_NEIGHBORS = 50
 MIN_MEASURED = 3
 """Fewer cells in a condition measure no shift, unless there are no better contexts: one has no variance at all."""
+EXACT_VALUES = 1_000_000
+"""Values of control cells, dense, up to which components are computed exactly: within a second."""
 SAME = 1e-12
 """Cells whose variance is less, in squares of the mean, are the same."""
 MAX_CELLS = 1000
@@ -189,12 +192,14 @@ class Contexts:
         some = x[np.concatenate(rows)]
         # No more components than the data have, so that tiny data have at least one.
         n_components = max(1, min(N_COMPONENTS, min(some.shape) - 1))
-        # ARPACK finds no component of cells that are all the same, but for rounding.
+        # ARPACK finds no component of cells that are all the same but for rounding, and makes up those that cells of a lower
+        # rank lack anew each time, so that chance says which of equally near cells are the nearest.
         is_same = variance(some).max() <= SAME * (mean_expression(some) ** 2).max()
-        solver = "full" if is_same or n_components == min(some.shape) else "arpack"
+        is_small = n_components == min(some.shape) or math.prod(some.shape) <= EXACT_VALUES
+        solver = "full" if is_same or is_small else "arpack"
         pca = PCA(n_components, svd_solver=solver, random_state=0)
         pca.fit(some if solver == "arpack" else dense(some))
-        return cls(
+        contexts = cls(
             names=[names[c] for c in codes],
             control=[cells.control_profile(r) for r in control],
             treatments=[
@@ -204,8 +209,10 @@ class Contexts:
             ],
             center=pca.mean_,
             components=pca.components_,
-            cells=[pca.transform(x[r]) for r in rows],
+            cells=[],
         )
+        contexts.cells = [contexts.project(x[r]) for r in rows]
+        return contexts
 
     def without(self, context: int, perturbation: int | None) -> Contexts:
         """Forget what was measured of a perturbation in a context, or all that was measured there."""

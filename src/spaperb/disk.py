@@ -118,6 +118,8 @@ def _read(store: Any, path: Path, scratch: str | Path | None) -> AnnData:
 def _mapped(name: str, elem: Any, path: Path, scratch: str | Path | None) -> Expression:
     """Map a matrix of a file."""
     encoding = elem.attrs.get("encoding-type", "array" if hasattr(elem, "dtype") else "group")
+    if encoding == "null":  # how some versions of anndata write that there is no X
+        return None
     if encoding == "array":
         return _map(elem, elem.dtype, path, scratch)
     if encoding != "csr_matrix":
@@ -153,6 +155,7 @@ def _map(array: Any, dtype: npt.DTypeLike, path: Path, scratch: str | Path | Non
 
 def _for_any_row(array: np.memmap) -> np.memmap:
     """Keep the system from reading on where a row ends: its 128 kB are ten times what a cell takes, and are read in vain."""
+    mapping: Any = array.base
     if hasattr(mmap, "MADV_RANDOM"):
-        array.base.madvise(mmap.MADV_RANDOM)
+        mapping.madvise(mmap.MADV_RANDOM)
     return array

@@ -2,7 +2,7 @@
 
 An exported model is one safetensors file. Its tensors are the networks' weights and the arrays of what training learned; its metadata holds a JSON text with
 everything else (registry, gene names, settings, history), in which an array is the name of its tensor, and a checksum of both. JSON knows fewer kinds of
-values than Python, so that every JSON object here is a value of another kind, by its only key: see :func:`_encode`.
+values than Python, so that every JSON object here is a value of another kind, by its only key: see ``_encode``.
 """
 
 from __future__ import annotations
