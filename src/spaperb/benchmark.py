@@ -93,7 +93,8 @@ class SpaPerb:
         **setup: Any,
     ) -> SpaPerb:
         """Set up and train a model; pairs are within ``labels_key``, whatever is held out."""
-        scvi.settings.seed = seed
+        with _quiet():
+            scvi.settings.seed = seed
         SpaPerbModel.setup_anndata(
             adata,
             condition_key=condition_key,
@@ -449,11 +450,15 @@ def _write(row: dict[str, Any], file: Path | None) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's notes on the machine out of a benchmark's output."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep Lightning's notes on the seed and the machine out of a benchmark's output."""
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
