@@ -104,6 +104,7 @@ PAGES = {
     "../CONTRIBUTING": "contributing",
     "../benchmarks/accuracy/README": "accuracy",
     "../benchmarks/speed/README": "speed",
+    "../benchmarks/reliability/README": "reliability",
 }
 
 

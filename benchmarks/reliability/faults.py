@@ -1,0 +1,461 @@
+"""Kill it, fill its disk, quarrel over its files.
+
+    python benchmarks/reliability/faults.py
+
+Linux; as root it also fills and write-protects a small file system in memory. Simulated cells, small models, on the processor. Moments are drawn
+with a seeded generator, uniformly from the time that an undisturbed run takes, 20 of each kind:
+
+- training is killed, once with quick checkpoints and once with large ones that take half of the time, and goes on from the last checkpoint in
+  a new process
+- `spaperb predict` and `spaperb benchmark` are killed while they write
+- a full disk, a limit of a file's size, a folder without rights; two processes that write one file
+
+Writes `faults.csv` beside this file: one row an attack.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import lightning
+import numpy as np
+import record
+import scvi
+import torch
+
+from spaperb import SpaPerbModel, datasets, pl
+from spaperb import __main__ as cli
+from spaperb.files import written_whole
+
+NOBODY = 65534
+PAUSE = 0.05
+"""Seconds before and after a file's content is written, so that kills fall between these steps too."""
+TRAININGS: dict[str, dict[str, Any]] = {
+    "small checkpoints": {"n_hidden": 32, "max_epochs": 30, "batch_size": 16},
+    "large checkpoints": {"n_hidden": 800, "max_epochs": 20, "batch_size": 1000},
+}
+PREDICT = ("--max-epochs", "1", "--objective", "published")
+BENCHMARK = ("--seeds", "0", "--min-cells", "20", "--methods", "no_change")
+
+Moments = Callable[[float], np.ndarray]
+"""Random moments of a time in seconds."""
+
+
+# In the attacked processes.
+
+
+def train(sender: Connection, folder: Path, kind: str, resume: bool) -> None:
+    """Train with checkpoints, and tell what came out."""
+    scvi.settings.seed = 0
+    adata = ad.read_h5ad(folder / "few.h5ad")
+    SpaPerbModel.setup_anndata(adata)
+    settings = dict(TRAININGS[kind])
+    model = SpaPerbModel(adata, objective="residual", n_hidden=settings.pop("n_hidden"))
+    checkpoint = folder / "training.ckpt"
+    sender.send(("start", None))
+    model.train(
+        **settings,
+        checkpoint=checkpoint,
+        ckpt_path=checkpoint if resume else None,
+        accelerator="cpu",
+        enable_progress_bar=False,
+    )
+    sender.send(("end", None))
+    weights = b"".join(w.numpy().tobytes() for w in model.module.state_dict().values())
+    predicted = model.predict_stimulated(inplace=False).tobytes()
+    sender.send(("result", hashlib.sha256(weights + predicted).hexdigest()))
+
+
+def command(
+    sender: Connection, *arguments: object, largest: int | None = None, user: int | None = None
+) -> None:
+    """Run the command, with a largest size of files or as another user; tell when it begins to write, and how it ended."""
+    if largest is not None:
+        limit_files(largest)
+    if user is not None:
+        os.setuid(user)
+
+    @contextmanager
+    def slow(path: Path, *, overwrite: bool) -> Iterator[Path]:
+        sender.send(("start", None))
+        with written_whole(path, overwrite=overwrite) as whole:
+            time.sleep(PAUSE)
+            yield whole
+            time.sleep(PAUSE)
+
+    cli.written_whole = pl.written_whole = slow
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main([str(argument) for argument in arguments])
+    sender.send(("end", None))
+    lines = [x for x in errors.getvalue().splitlines() if x.startswith("spaperb: error: ")]
+    sender.send(("result", (code, "\n".join(lines))))
+
+
+def limit_files(largest: int) -> None:
+    """Let no file of this process grow beyond a size."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, limits[1]))
+
+
+def write_letters(path: Path, letter: str, n: int, barrier: Any) -> None:
+    """Write one file again and again."""
+    barrier.wait()
+    for _ in range(n):
+        with written_whole(path, overwrite=True) as whole:
+            whole.write_text(letter * 1_000_000)
+
+
+# In the attacker.
+
+CONTEXT = get_context("forkserver")  # new processes with the imports done
+CONTEXT.set_forkserver_preload(["spaperb.__main__"])
+
+
+class Child:
+    """A process that tells when it starts and ends what is attacked."""
+
+    def __init__(self, target: Callable[..., None], *arguments: object, **options: Any):
+        self.receiver, sender = CONTEXT.Pipe(duplex=False)
+        self.process = CONTEXT.Process(target=target, args=(sender, *arguments), kwargs=options)
+        self.process.start()
+        sender.close()
+        self.said: dict[str, Any] = {}
+
+    def wait_for(self, word: str) -> float:
+        """Wait until it says a word, or is gone."""
+        while word not in self.said:
+            try:
+                name, value = self.receiver.recv()
+            except (EOFError, OSError):
+                break
+            self.said[name] = value
+        return time.perf_counter()
+
+    def kill_after(self, seconds: float) -> bool:
+        """Kill it a while after its start; whether it had not ended by then."""
+        start = self.wait_for("start")
+        time.sleep(max(0, start + seconds - time.perf_counter()))
+        self.process.kill()
+        self.finish()
+        return "end" not in self.said
+
+    def finish(self) -> Any:
+        """Wait until it is gone; what came out."""
+        self.wait_for("result")
+        self.process.join()
+        return self.said.get("result")
+
+
+def undisturbed(target: Callable[..., None], *arguments: object) -> tuple[float, Any]:
+    """Seconds from start to end, and what came out."""
+    child = Child(target, *arguments)
+    start = child.wait_for("start")
+    seconds = child.wait_for("end") - start
+    return seconds, child.finish()
+
+
+def leftovers(folder: Path) -> int:
+    """Remove what killed writers leave, and count it."""
+    found = list(folder.glob(".spaperb-*"))
+    for path in found:
+        shutil.rmtree(path)
+    return len(found)
+
+
+def kill_training(folder: Path, kind: str, moments: Moments) -> dict[str, Any]:
+    """Kill training at random moments, and go on from its last checkpoint."""
+    checkpoint = folder / "training.ckpt"
+    seconds, expected = undisturbed(train, folder, kind, False)
+    outcomes, n_left = [], 0
+    for moment in moments(seconds):
+        checkpoint.unlink(missing_ok=True)
+        was_running = Child(train, folder, kind, False).kill_after(moment)
+        n_left += leftovers(folder)
+        resume = checkpoint.exists()
+        _, found = undisturbed(train, folder, kind, resume)
+        how = "resumed" if resume else "began anew (no checkpoint yet)"
+        same = "same result" if found == expected else "another result"
+        outcomes.append(f"{how}, {same}" if was_running else "ended before the kill")
+        print(f"{moment:.2f} of {seconds:.2f} s: {outcomes[-1]}", flush=True)
+    checkpoint.unlink(missing_ok=True)
+    good = {"resumed, same result", "began anew (no checkpoint yet), same result"}
+    good |= {"ended before the kill"}
+    return record.row(f"SIGKILL in training, {kind}", outcomes, good, left_folders=n_left)
+
+
+def is_prediction(path: Path, expected: np.ndarray) -> bool:
+    """Whether a file is a whole output of ``spaperb predict``."""
+    try:
+        layer = ad.read_h5ad(path).layers[cli.LAYER]
+    except Exception as error:  # noqa: BLE001  a torn file may fail to be read in any way
+        print(f"{path} cannot be read: {error}")
+        return False
+    return np.array_equal(layer, expected)
+
+
+def kill_predict(folder: Path, with_old: bool, moments: Moments) -> dict[str, Any]:
+    """Kill ``spaperb predict`` while it writes."""
+    output = folder / "out.h5ad"
+    arguments = ("predict", folder / "cells.h5ad", *PREDICT, "--overwrite", "--output", output)
+    seconds, _ = undisturbed(command, *arguments)
+    expected = ad.read_h5ad(output).layers[cli.LAYER]
+    outcomes, n_left = [], 0
+    for moment in moments(1.5 * seconds):
+        output.unlink(missing_ok=True)
+        if with_old:
+            output.write_text("old")
+        Child(command, *arguments).kill_after(moment)
+        n_left += leftovers(folder)
+        if not output.exists():
+            outcomes.append("no file")
+        elif output.read_bytes() == b"old":
+            outcomes.append("old file")
+        else:
+            outcomes.append("new file" if is_prediction(output, expected) else "torn file")
+    output.unlink(missing_ok=True)
+    attack = f"SIGKILL while predict writes, {'an old file there' if with_old else 'no file yet'}"
+    good = {"old file" if with_old else "no file", "new file"}
+    return record.row(attack, outcomes, good, left_folders=n_left)
+
+
+def kill_benchmark(folder: Path, moments: Moments) -> dict[str, Any]:
+    """Kill ``spaperb benchmark`` while it writes its tables and figures."""
+    output = folder / "bench"
+    arguments = ("benchmark", folder / "few.h5ad", "--output", output, *BENCHMARK)
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in output.glob("*.*")}
+
+    undisturbed(command, *arguments)
+    old = files()
+    undisturbed(command, *arguments, "mean_shift")
+    seconds, _ = undisturbed(command, *arguments, "mean_shift")  # finished folds are read
+    new = files()
+    outcomes, n_left = [], 0
+    for moment in moments(seconds):
+        for name, content in old.items():
+            (output / name).write_bytes(content)
+        Child(command, *arguments, "mean_shift").kill_after(moment)
+        n_left += leftovers(output)
+        found = files()
+        whole = all(found[name] in (old[name], new[name]) for name in old)
+        n_new = sum(found[name] == new[name] for name in old)
+        outcomes.append(f"{n_new} of {len(old)} files new, the others old" if whole else "torn")
+    shutil.rmtree(output)
+    good = set(outcomes) - {"torn"}
+    return record.row(
+        "SIGKILL while benchmark writes tables and figures", outcomes, good, left_folders=n_left
+    )
+
+
+def refused(folder: Path, output: Path, words: str, **options: int) -> str:
+    """Predict to where nothing can be written, and say what came of it and of the old file."""
+    arguments = ("predict", folder / "cells.h5ad", *PREDICT, "--overwrite", "--output", output)
+    child = Child(command, *arguments, **options)
+    code, error = child.finish() or (None, "")
+    old = output.read_bytes() == b"old" if output.exists() else None
+    left = [path.name for path in output.parent.glob(".spaperb-*")]
+    crashed = child.process.exitcode != 0
+    if code == 1 and error.endswith(words) and not left and old is not False and not crashed:
+        return "clear error, " + ("old file intact" if old else "nothing written")
+    return f"exit code {code}, crashed: {crashed}, {error!r}, old file intact: {old}, left beside it {left}"
+
+
+@contextmanager
+def file_system(folder: Path, options: str) -> Iterator[Path]:
+    """Mount a small file system in memory."""
+    place = folder / "mounted"
+    place.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def full_disk(folder: Path, size: int) -> dict[str, Any]:
+    """Write to disks with too little space for the file."""
+    outcomes = []
+    for share in np.linspace(0.05, 0.95, 10):
+        with file_system(folder, f"size={int(share * size) + 4096}") as place:
+            (place / "out.h5ad").write_text("old")
+            outcomes.append(refused(folder, place / "out.h5ad", "No space left on device"))
+    return record.row("full disk", outcomes, {"clear error, old file intact"})
+
+
+def limited_size(folder: Path, size: int) -> dict[str, Any]:
+    """Write where files may not become as large."""
+    outcomes = []
+    place = folder / "limited"
+    place.mkdir()
+    for share in np.linspace(0.05, 0.95, 10):
+        (place / "out.h5ad").write_text("old")
+        largest = int(share * size)
+        outcomes.append(refused(folder, place / "out.h5ad", "File too large", largest=largest))
+    return record.row("file-size limit", outcomes, {"clear error, old file intact"})
+
+
+def no_rights(folder: Path) -> dict[str, Any]:
+    """Write to a read-only file system, and to another user's folder."""
+    outcomes = []
+    words = "Read-only file system. Choose another folder."
+    with file_system(folder, "size=1m") as place:
+        (place / "out.h5ad").write_text("old")
+        subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+        outcomes.append(refused(folder, place / "out.h5ad", words))
+        outcomes.append(refused(folder, place / "new.h5ad", words))
+        subprocess.run(["mount", "-o", "remount,rw", place], check=True)
+    place = folder / "locked"
+    place.mkdir()
+    (place / "out.h5ad").write_text("old")
+    place.chmod(0o555)
+    folder.chmod(0o755)
+    words = "Permission denied. Choose another folder."
+    outcomes.append(refused(folder, place / "out.h5ad", words, user=NOBODY))
+    good = {"clear error, old file intact", "clear error, nothing written"}
+    return record.row("folder without rights to write", outcomes, good)
+
+
+class LimitSize(lightning.Callback):
+    """Let files become no larger than half a checkpoint from an epoch on."""
+
+    def __init__(self, checkpoint: Path, epoch: int):
+        self.checkpoint, self.epoch = checkpoint, epoch
+
+    def on_train_epoch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Count epochs."""
+        if trainer.current_epoch == self.epoch:
+            self.old = self.checkpoint.read_bytes()
+            limit_files(len(self.old) // 2)
+
+
+def limited_checkpoint(folder: Path) -> dict[str, Any]:
+    """Let the disk fill up between two checkpoints."""
+    outcomes = []
+    checkpoint = folder / "training.ckpt"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    adata = ad.read_h5ad(folder / "few.h5ad")
+    for epoch in range(1, 6):
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata)
+        limit = LimitSize(checkpoint, epoch)
+        try:
+            model.train(9, checkpoint=checkpoint, callbacks=[limit], enable_progress_bar=False)
+            outcome = "no error"
+        except OSError as error:
+            outcome = (
+                "clear error"
+                if "could not be written, and is as it was" in str(error)
+                else str(error)
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        intact = (
+            checkpoint.read_bytes() == limit.old and torch.load(checkpoint)["epoch"] == epoch - 1
+        )
+        outcomes.append(f"{outcome}, checkpoint before {'intact' if intact else 'torn'}")
+        checkpoint.unlink()
+    good = {"clear error, checkpoint before intact"}
+    return record.row("file-size limit between two checkpoints", outcomes, good)
+
+
+def two_writers(folder: Path) -> dict[str, Any]:
+    """Write one file from two processes, and read it all the while."""
+    path, n = folder / "letters.txt", 100
+    path.write_text("a" * 1_000_000)
+    barrier = CONTEXT.Barrier(3)
+    writers = [
+        CONTEXT.Process(target=write_letters, args=(path, letter, n, barrier)) for letter in "ab"
+    ]
+    for writer in writers:
+        writer.start()
+    barrier.wait()
+    outcomes = []
+    while any(writer.is_alive() for writer in writers):
+        text = path.read_text()
+        whole = len(text) == 1_000_000 and len(set(text)) == 1
+        outcomes.append("one writer's file, whole" if whole else "mixed or torn")
+    failed = sum(writer.exitcode != 0 for writer in writers)
+    attack = f"two processes write one file {n} times each, and a third reads"
+    outcomes += ["a writer failed"] * failed
+    return record.row(attack, outcomes, {"one writer's file, whole"})
+
+
+def two_commands(folder: Path, overwrite: bool) -> dict[str, Any]:
+    """Run ``spaperb predict`` twice at once to one file."""
+    output = folder / "out.h5ad"
+    options = ["--overwrite"] if overwrite else []
+    arguments = ("predict", folder / "cells.h5ad", *PREDICT, "--output", output, *options)
+    undisturbed(command, *arguments)
+    expected = ad.read_h5ad(output).layers[cli.LAYER]
+    outcomes = []
+    for _ in range(5):
+        output.unlink()
+        children = [Child(command, *arguments) for _ in range(2)]
+        ends = sorted(child.finish() for child in children)
+        codes = [code for code, _ in ends]
+        file = "whole file" if is_prediction(output, expected) else "torn file"
+        clear = "was made by another process" in ends[1][1]
+        outcomes.append(f"exit codes {codes}, {file}" + (", clear error" if clear else ""))
+    output.unlink()
+    good = "exit codes [0, 0], whole file"
+    if not overwrite:
+        good = "exit codes [0, 1], whole file, clear error"
+    how = "with" if overwrite else "without"
+    return record.row(f"two commands write one file, {how} --overwrite", outcomes, {good})
+
+
+def main() -> None:
+    """Run all attacks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="kills of each kind")
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+
+    def moments(seconds: float) -> np.ndarray:
+        return rng.uniform(0, seconds, args.kills)
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        for name, n_cells, n_genes in (("few", 60, 100), ("cells", 300, 1000)):
+            cells = datasets.simulated(n_cell_types=3, n_cells=n_cells, n_genes=n_genes)
+            cells.layers.clear()
+            cells.write_h5ad(folder / f"{name}.h5ad")
+        output = ("--output", folder / "out.h5ad")
+        undisturbed(command, "predict", folder / "cells.h5ad", *PREDICT, *output)
+        size = (folder / "out.h5ad").stat().st_size
+        attacks: list[Callable[[], dict[str, Any]]] = [
+            *(lambda kind=kind: kill_training(folder, kind, moments) for kind in TRAININGS),
+            lambda: kill_predict(folder, True, moments),
+            lambda: kill_predict(folder, False, moments),
+            lambda: kill_benchmark(folder, moments),
+            lambda: limited_size(folder, size),
+            lambda: limited_checkpoint(folder),
+            lambda: two_writers(folder),
+            lambda: two_commands(folder, True),
+            lambda: two_commands(folder, False),
+        ]
+        if os.geteuid() == 0:
+            attacks += [lambda: full_disk(folder, size), lambda: no_rights(folder)]
+        record.write("faults", [attack() for attack in attacks])
+
+
+if __name__ == "__main__":
+    main()
