@@ -227,12 +227,13 @@ class TestCheckpoint:
         ids=["at the end of an epoch", "in the middle of one"],
     )
     def test_lightnings_checkpoints(self, tmp_path, monkeypatch, when, step, same):
-        monkeypatch.chdir(tmp_path)  # scvi-tools adds a checkpoint of its own
-        saved = ModelCheckpoint("saved", "{step}", save_top_k=-1, **when)
+        # Where scvi-tools adds a checkpoint of its own.
+        monkeypatch.setattr(scvi.settings, "logging_dir", str(tmp_path / "scvi"))
+        saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **when)
         whole, resumed = self.model(), self.model()
         arguments = {"max_epochs": 6, "batch_size": 16, **QUIET}
         whole.train(callbacks=[saved], enable_checkpointing=True, **arguments)
-        resumed.train(ckpt_path=f"saved/step={step}.ckpt", **arguments)
+        resumed.train(ckpt_path=tmp_path / f"step={step}.ckpt", **arguments)
         assert resumed.trainer.global_step == whole.trainer.global_step
         assert torch.equal(weights(resumed), weights(whole)) == same
 
