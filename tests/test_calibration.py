@@ -1,5 +1,8 @@
 """Intervals that hold where nothing was measured, the table they stand in, and its picture."""
 
+import itertools
+
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from helpers import QUIET, SMALL_MODEL, snapshot, train_small
 
 from spaperb import SpaPerbModel, datasets, pl
 from spaperb.benchmark import Task, make_fold
-from spaperb.calibration import MAX_LEFT_OUT, Calibration
+from spaperb.calibration import MAX_LEFT_OUT, calibrate
 from spaperb.contexts import Contexts
 from spaperb.populations import mean_expression
 from spaperb.response import Response
@@ -200,7 +203,7 @@ def test_the_cost_is_bounded():
     x = rng.poisson(1.0, (len(labels), 20)).astype("f4") + arms[:, None]
     contexts = Contexts.of(x, arms, labels, list(range(n_types)))
     response = Response(contexts, [(0,)], [0])
-    assert len(Calibration.of(response, whole_contexts=True).errors) == MAX_LEFT_OUT
+    assert len(calibrate(response)["alone"].errors) == MAX_LEFT_OUT
 
 
 def names_at_random(cells):
@@ -231,7 +234,82 @@ def test_intervals_of_a_type_in_which_nothing_was_measured():
     assert min(coverage) > 0.7
 
 
-def test_unseen_combinations_are_warned_of(fold):
+def test_silent_genes_do_not_make_the_others_seem_sure(fold):
+    rest = np.r_[:5]
+
+    def widths(n_genes):
+        cells = fold.train[:, :n_genes].copy()
+        cells.X = cells.X.toarray()
+        cells.X[:, len(rest) :] = 0
+        with pytest.warns(UserWarning, match="type_0"):
+            model = fit(cells, network_share=0.0)
+        table = model.predict_response(cells).set_index("gene").loc[cells.var_names[rest]]
+        return half_width(table), model.calibration_["alone"]["errors"].shape[1]
+
+    (few, n_of_few), (many, n_of_many) = widths(6), widths(200)
+    assert n_of_few == n_of_many == len(rest)
+    assert 0.8 < np.median(many / few) < 1.25
+
+
+def test_a_left_out_change_without_sampling_variance():
+    """Genes of zero variance once were certain, and made the quantile endless."""
+    rng = np.random.default_rng(0)
+    n_types, n_cells, n_genes = 8, 10, 40
+    labels = np.repeat(np.arange(n_types), 2 * n_cells)
+    arms = np.tile(np.repeat([0, 1], n_cells), n_types)
+    x = rng.poisson(2.0, (len(labels), n_genes)).astype("f4")
+    # a fifth of the genes is expressed in one type alone, and in all its cells alike
+    for gene in range(n_types):
+        x[:, gene] = labels == gene
+    contexts = Contexts.of(x, arms, labels, list(range(n_types)))
+    assert calibrate(Response(contexts, [(0,)], [0]))["alone"].quantile(0.9) < 3
+
+
+def combinations_of(n_types, seed):
+    """Six perturbations and their fifteen pairs, nearly additive, in cells of some types."""
+    rng = np.random.default_rng(seed)
+    n_cells, n_genes = 40, 80
+    singles = list("ABCDEF")
+    names = [*singles, *map("+".join, itertools.combinations(singles, 2))]
+    base = rng.gamma(2.0, 0.5, (n_types, n_genes))
+    effects = {p: rng.normal(0, 0.6, n_genes) * (rng.random(n_genes) < 0.3) for p in singles}
+    x, obs = [], []
+    for t in range(n_types):
+        for name in ["control", *names]:
+            parts = [effects[p] for p in name.split("+") if p in effects]
+            change = sum(parts) + rng.normal(0, 0.1 * len(parts), n_genes) if parts else 0.0
+            x.append(rng.poisson(base[t] * np.exp(change), (n_cells, n_genes)))
+            obs += [(name, f"type_{t}")] * n_cells
+    cells = ad.AnnData(
+        np.log1p(np.concatenate(x)).astype("f4"),
+        pd.DataFrame(obs, columns=["condition", "cell_type"]).astype("category"),
+    )
+    cells.obs_names = cells.obs_names.astype(str)
+    return cells
+
+
+def test_intervals_of_combinations_whose_parts_were_measured():
+    """Learned from measured combinations; tighter than those of a change of which nothing is known."""
+    coverage, ratios = [], []
+    for seed in range(2):
+        cells = combinations_of(3, seed)
+        hidden = ["A+B", "C+D", "E+F"]
+        model = fit(cells[~cells.obs["condition"].isin(hidden)].copy())
+        of_type = cells[cells.obs["cell_type"] == "type_0"]
+        control = of_type[of_type.obs["condition"] == "control"].copy()
+        for pair in hidden:
+            real = of_type[of_type.obs["condition"] == pair].X
+            table = model.predict_response(control, pair).set_index("gene").loc[cells.var_names]
+            change = real.mean(0) - control.X.mean(0)
+            coverage.append(((table["lower"] <= change) & (change <= table["upper"])).mean())
+            noise = np.sqrt((real.var(0) + control.X.var(0)) / len(real))
+            ratios.append(np.median(half_width(table) / (1.645 * noise)))
+    assert 0.8 < np.mean(coverage) < 0.97
+    assert min(coverage) > 0.7
+    assert np.mean(ratios) < 2.5
+
+
+def test_unseen_combinations_without_an_example_are_warned_of(fold):
     cells = names_at_random(fold.train.copy())
     with pytest.warns(UserWarning, match="type_0"):
         model = fit(cells)

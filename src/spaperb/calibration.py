@@ -1,8 +1,9 @@
 """How far a predicted change may be off: intervals from predictions of measured changes without them.
 
 Each measured change (of at most twenty, at random) is left out in turn and predicted by everything that is left: for contexts
-that were never stimulated with all that was measured in its context left out, for others without the one change. With the errors e_sg, the sampling variances v_sg of the measured changes and the
-scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale::
+that were never stimulated with all that was measured in its context left out, for others without the one change, and for combinations
+that were never measured, but whose parts were, without one such combination. With the errors e_sg of the genes that some training cell expresses, the
+sampling variances v_sg of the measured changes and the scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale::
 
     E[e_sg^2] - v_sg = c_0 + c_1 scale_sg^2,    c_0, c_1 >= 0 by least squares, each over scale^2,
     u_sg^2 = v_sg + c_0 + c_1 scale_sg^2,       q = quantile of |e_sg| / u_sg at the level,
@@ -23,13 +24,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import nnls
 from scvi.utils import track
 
 from spaperb._types import FloatArray
-from spaperb.contexts import Profile
+from spaperb.contexts import Contexts, Profile
 from spaperb.perturbations import Target
-from spaperb.response import Change, Response, Subject
+from spaperb.response import Change, Response, Sample, Situation, Subject
 
 MAX_LEFT_OUT = 20
 """Changes that are left out: each costs a fit of the response."""
@@ -40,9 +42,41 @@ HOMOSCEDASTIC = 0.01
 FLOOR = 1e-9
 
 
+def calibrate(response: Response) -> dict[Situation, Calibration]:
+    """Calibrate each situation that at least three measured changes can be put into, with a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If not even contexts in which nothing was measured are one of them.
+    """
+    contexts = response.contexts
+    # One dose of a perturbation, the highest, stands for all.
+    last = {
+        (s.context, contexts.treatments[s.treatment].perturbation): s for s in response.samples
+    }
+    shared = [s for s in last.values() if len(contexts.treatments[s.treatment].paired) > 1]
+    if len(shared) < MIN_LEFT_OUT:
+        raise ValueError(
+            f"Intervals are learned from contexts with a measured change that another context has too, "
+            f"and need at least {MIN_LEFT_OUT} of them; there are {len(shared)}."
+        )
+    calibrations: dict[Situation, Calibration] = {
+        "alone": Calibration.of(response, shared, "alone")
+    }
+    is_single = len({t.perturbation for t in contexts.treatments}) == 1
+    calibrations["beside"] = (
+        calibrations["alone"] if is_single else Calibration.of(response, shared, "beside")
+    )
+    composed = [s for s in last.values() if response.is_composed(s)]
+    if len(composed) >= MIN_LEFT_OUT:
+        calibrations["combined"] = Calibration.of(response, composed, "combined")
+    return calibrations
+
+
 @dataclass
 class Calibration:
-    """Errors of left-out changes, S of them.
+    """Errors of left-out changes, S of them, at the G genes that some training cell expresses.
 
     Attributes
     ----------
@@ -55,46 +89,39 @@ class Calibration:
     scales: FloatArray
 
     @classmethod
-    def of(cls, response: Response, whole_contexts: bool) -> Calibration:
-        """Leave measured changes out, with a progress bar.
+    def of(cls, response: Response, samples: list[Sample], situation: Situation) -> Calibration:
+        """Leave measured changes out, of more than twenty as many at random, with a progress bar.
 
         Parameters
         ----------
         response
             The response of the training contexts.
-        whole_contexts
-            Whether to leave out the other perturbations of a change's context too.
-
-        Raises
-        ------
-        ValueError
-            If fewer than three can be predicted without them.
+        samples
+            The changes.
+        situation
+            What is left in their contexts when they are predicted.
         """
         contexts = response.contexts
-        # One dose of a perturbation, the highest, stands for all.
-        last = {
-            (s.context, contexts.treatments[s.treatment].perturbation): s for s in response.samples
-        }
-        possible = [s for s in last.values() if len(contexts.treatments[s.treatment].paired) > 1]
-        if len(possible) < MIN_LEFT_OUT:
-            raise ValueError(
-                f"Intervals are learned from contexts with a measured change that another context has too, "
-                f"and need at least {MIN_LEFT_OUT} of them; there are {len(possible)}."
-            )
-        if len(possible) > MAX_LEFT_OUT:
-            some = np.random.default_rng(0).choice(len(possible), MAX_LEFT_OUT, replace=False)
-            possible = [possible[i] for i in np.sort(some)]
+        if len(samples) > MAX_LEFT_OUT:
+            some = np.random.default_rng(0).choice(len(samples), MAX_LEFT_OUT, replace=False)
+            samples = [samples[i] for i in np.sort(some)]
+        # Genes without a value are predicted without an error, and would make all others seem as sure.
+        expressed = _expressed(contexts)
         errors, variances, scales = [], [], []
-        for sample in track(possible, description="Calibrating"):
+        for sample in track(samples, description="Calibrating"):
             treatment, k = contexts.treatments[sample.treatment], sample.context
-            left_out = None if whole_contexts else treatment.perturbation
+            left_out = None if situation == "alone" else treatment.perturbation
             without = Response(contexts.without(k, left_out), response.parts, response.singles)
             subject = Subject(contexts.control[k], contexts.cells[k], k)
-            target = Target("", treatment.perturbation, (), treatment.dose)
-            predicted = without.predict(subject, target)
-            errors.append(treatment.shifts[sample.place] - predicted.mean)
-            variances.append(treatment.variances[sample.place])
-            scales.append(predicted.scale)
+            parts = response.parts[treatment.perturbation]
+            number = None if situation == "combined" else treatment.perturbation
+            predicted = without.predict(subject, Target("", number, parts, treatment.dose))
+            noise = np.maximum(
+                treatment.variances[sample.place], _least(treatment.n[sample.place])
+            )
+            errors.append((treatment.shifts[sample.place] - predicted.mean)[expressed])
+            variances.append(noise[expressed])
+            scales.append(predicted.scale[expressed])
         return cls(np.array(errors), np.array(variances), np.array(scales))
 
     def half_width(
@@ -114,8 +141,7 @@ class Calibration:
             The context's distance over the largest usual one.
         """
         stimulated = change.weights @ np.array([p.variance for p in change.references])
-        # Of a gene in none of n cells, one in n + 1 may have it.
-        least = 1 / control.n**2
+        least = _least(control.n)
         noise = np.maximum((control.variance + stimulated) / control.n, least)
         error = self._error(self._coefficients(slice(None)), change.scale)
         # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
@@ -128,9 +154,7 @@ class Calibration:
         ratios = [
             np.abs(self.errors[s])
             / np.sqrt(
-                self.variances[s]
-                + self._error(self._coefficients(every != s), self.scales[s])
-                + FLOOR
+                self.variances[s] + self._error(self._coefficients(every != s), self.scales[s])
             )
             for s in every
         ]
@@ -146,3 +170,15 @@ class Calibration:
     @staticmethod
     def _error(c: FloatArray, scale: FloatArray) -> FloatArray:
         return c[0] + c[1] * scale**2
+
+
+def _least(n: int) -> float:
+    """Least sampling variance of a mean over n cells: of a gene in none of them, one in n + 1 may have it."""
+    return 1 / n**2
+
+
+def _expressed(contexts: Contexts) -> npt.NDArray[np.bool_]:
+    """Genes that some training cell expresses, or all if none does, ``(G,)``."""
+    profiles = [*contexts.control, *(p for t in contexts.treatments for p in t.stimulated)]
+    expressed = np.any([p.detection > 0 for p in profiles], axis=0)
+    return expressed if expressed.any() else ~expressed

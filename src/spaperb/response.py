@@ -38,7 +38,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
@@ -70,6 +70,11 @@ MIN_DISTANCES = 3
 """Fewer distances of training contexts do not tell what is usual."""
 MAX_SHIFTS = 200
 """Shifts that a regression learns from; of more, as many at random."""
+
+
+Situation = Literal["alone", "beside", "combined"]
+"""What was measured in a context whose change is predicted: nothing; other perturbations, or the change itself; or, of a
+combination that was not, all its parts."""
 
 
 class Sample(NamedTuple):
@@ -497,18 +502,22 @@ class Response:
         samples: list[Sample] = []
         descriptions: list[Description] = []
         for sample in self.samples:
-            treatment = self.contexts.treatments[sample.treatment]
-            parts = self.parts[treatment.perturbation]
-            measured = {self._perturbation(s) for s in self.of_context[sample.context]}
-            if len(parts) == 1 or not measured.issuperset(parts) or len(samples) == MAX_SHIFTS:
+            if not self.is_composed(sample) or len(samples) == MAX_SHIFTS:
                 continue
-            k = sample.context
+            treatment, k = self.contexts.treatments[sample.treatment], sample.context
+            parts = self.parts[treatment.perturbation]
             subject = Subject(self.contexts.control[k], self.contexts.cells[k], k)
             changes = [self.at_dose(subject, part, treatment.dose) for part in parts]
             common = self._common(subject, treatment.dose)
             descriptions.append(describe_combination(common, changes, subject.profile))
             samples.append(sample)
         return Regression(descriptions, *self._measurements(samples), np.ones(2))
+
+    def is_composed(self, sample: Sample) -> bool:
+        """Whether a measured shift is that of a combination, all of whose parts were measured in its context too."""
+        parts = self.parts[self._perturbation(sample)]
+        measured = {self._perturbation(s) for s in self.of_context[sample.context]}
+        return len(parts) > 1 and measured.issuperset(parts)
 
     def _describe(self, sample: Sample, contexts: bool, perturbations: bool) -> Description:
         """Describe a measured shift without it."""

@@ -12,6 +12,7 @@ from spaperb._types import IntArray
 from spaperb.calibration import Calibration
 from spaperb.contexts import Profile
 from spaperb.prediction import Query
+from spaperb.response import Situation
 from spaperb.transfer import MAX_PROFILE_CELLS, CellChange
 
 PSEUDOCOUNT = 0.01
@@ -23,7 +24,7 @@ def response_table(
     codes: IntArray,
     query: Query,
     changes: Mapping[int, CellChange],
-    calibrations: Mapping[bool, Calibration],
+    calibrations: Mapping[Situation, Calibration],
     var_names: Sequence[str],
     level: float,
 ) -> pd.DataFrame:
@@ -41,7 +42,7 @@ def response_table(
     changes
         Change of each context.
     calibrations
-        What makes the intervals, for contexts in which nothing was measured and for those in which something was.
+        What makes the intervals, by what was measured in a context.
     var_names
         Gene names, ``(G,)``.
     level
@@ -60,8 +61,8 @@ def response_table(
             * _columns(
                 Profile.of(query.rows(rows[codes[rows] == code][:MAX_PROFILE_CELLS])),
                 changes[int(code)],
-                calibrations[changes[int(code)].is_stimulated],
-                quantiles[changes[int(code)].is_stimulated],
+                calibrations[changes[int(code)].situation],
+                quantiles[changes[int(code)].situation],
             )
             for code in np.unique(codes[rows])
         )

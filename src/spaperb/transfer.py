@@ -28,7 +28,7 @@ from spaperb.detection import Detection, even_numbers
 from spaperb.pairing import CONTROL
 from spaperb.perturbations import Target
 from spaperb.prediction import Cells, Query
-from spaperb.response import Change, Response, Subject
+from spaperb.response import Change, Response, Situation, Subject
 from spaperb.validation import listed, warn
 
 MAX_PROFILE_CELLS = 10_000
@@ -57,8 +57,8 @@ class CellChange(NamedTuple):
     control: Profile
     response: Change
     distance: float
-    is_stimulated: bool
-    """Whether some perturbation was measured in the context."""
+    situation: Situation
+    """What was measured in the context."""
 
 
 @dataclass
@@ -265,8 +265,12 @@ class Transfer:
         change = response.mean + share * (network_change - response.mean)
         detection = Detection.of(response.references, subject.profile, change, response.weights)
         distance = self._distance(subject, target)
-        is_stimulated = subject.number in self.response.of_context
-        return CellChange(change, detection, subject.profile, response, distance, is_stimulated)
+        situation: Situation = (
+            "alone" if subject.number not in self.response.of_context else "beside"
+        )
+        if target.number is None and distance == 0:
+            situation = "combined"
+        return CellChange(change, detection, subject.profile, response, distance, situation)
 
     def _distance(self, subject: Subject, target: Target) -> float:
         perturbations = target.parts if target.number is None else (target.number,)
