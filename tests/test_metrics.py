@@ -27,6 +27,7 @@ def cells(seed: int, n_genes: int = 12, shift: float = 0.0) -> tuple[np.ndarray,
 
 
 PREDICTED, REAL, CONTROL = cells(0, shift=0.8)
+PROJECTION = populations.fit_projection(CONTROL)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -204,10 +205,9 @@ class TestProperties:
 class TestInputs:
     @pytest.mark.parametrize("convert", [sparse.csr_matrix, sparse.csc_array, np.float32])
     def test_sparse_and_single_precision(self, convert):
-        projection = populations.fit_projection(CONTROL)
-        expected = metrics.score(PREDICTED, REAL, CONTROL, projection)
+        expected = metrics.score(PREDICTED, REAL, CONTROL, PROJECTION)
         arrays = (convert(x) for x in (PREDICTED, REAL, CONTROL))
-        result = metrics.score(*arrays, projection)
+        result = metrics.score(*arrays, PROJECTION)
         assert result == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
     def test_sums_are_in_double_precision(self):
@@ -217,10 +217,9 @@ class TestInputs:
             np.testing.assert_allclose(populations.mean_expression(matrix), expected, rtol=1e-12)
 
     def test_blocks_do_not_change_the_scores(self, monkeypatch):
-        projection = populations.fit_projection(CONTROL)
-        expected = metrics.score(PREDICTED, REAL, CONTROL, projection)
+        expected = metrics.score(PREDICTED, REAL, CONTROL, PROJECTION)
         monkeypatch.setattr(populations, "BLOCK_VALUES", 100)
-        result = metrics.score(PREDICTED, REAL, CONTROL, projection)
+        result = metrics.score(PREDICTED, REAL, CONTROL, PROJECTION)
         assert result == pytest.approx(expected)
 
     @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ class TestInputs:
     def test_wrong_populations(self, change, match):
         arrays = {"predicted": PREDICTED, "real": REAL, "control": CONTROL, **change}
         with pytest.raises(ValueError, match=match):
-            metrics.evaluate(**arrays)
+            metrics.evaluate(**arrays, projection=PROJECTION)
 
     def test_cells_that_are_all_the_same_have_no_bandwidth(self):
         with pytest.raises(ValueError, match="all the same"):
@@ -245,10 +244,12 @@ class TestInputs:
 
 class TestEvaluate:
     def test_table(self):
-        table = metrics.evaluate(PREDICTED, REAL, CONTROL)
+        table = metrics.evaluate(PREDICTED, REAL, CONTROL, PROJECTION)
         assert table["metric"].tolist() == list(metrics.HIGHER_IS_BETTER)
         assert list(table.columns) == ["metric", "value", "floor", "ceiling", "scaled"]
-        pd.testing.assert_frame_equal(table, metrics.evaluate(PREDICTED, REAL, CONTROL))
+        pd.testing.assert_frame_equal(
+            table, metrics.evaluate(PREDICTED, REAL, CONTROL, PROJECTION)
+        )
         rows = table.set_index("metric")
         expected = (rows["value"] - rows["floor"]) / (rows["ceiling"] - rows["floor"])
         chosen = ["pearson_delta", "mse_mean", "energy_distance", "mmd"]
@@ -256,13 +257,12 @@ class TestEvaluate:
         assert np.isnan(rows.loc["variance_ratio", "scaled"])
 
     def test_floor_is_no_change_and_scaled_0(self):
-        table = metrics.evaluate(CONTROL, REAL, CONTROL).set_index("metric")
+        table = metrics.evaluate(CONTROL, REAL, CONTROL, PROJECTION).set_index("metric")
         np.testing.assert_array_equal(table["value"], table["floor"])
         assert table.loc["mse_mean", "scaled"] == 0
 
     def test_ceiling_is_the_mean_over_random_halves(self):
-        projection = populations.fit_projection(CONTROL)
-        few = metrics.ceiling(REAL, CONTROL, projection, n_splits=2, seed=1)
+        few = metrics.ceiling(REAL, CONTROL, PROJECTION, n_splits=2, seed=1)
         rng = np.random.default_rng(1)
         scores = []
         for _ in range(2):

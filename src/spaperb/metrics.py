@@ -26,8 +26,6 @@ from sklearn.preprocessing import StandardScaler
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.populations import (
     Projection,
-    dense,
-    fit_projection,
     mean_expression,
     mean_of_pairs,
     median_distance,
@@ -362,7 +360,7 @@ def evaluate(
     predicted: Expression,
     real: Expression,
     control: Expression,
-    projection: Projection | None = None,
+    projection: Projection,
     n_splits: int = N_SPLITS,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -377,8 +375,8 @@ def evaluate(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations, :func:`~spaperb.populations.fit_projection` of the training
-        cells; ``None`` fits it to the control and real cells given.
+        Components for the distances between populations: :func:`~spaperb.populations.fit_projection` of the training
+        cells. Components of the few cells that are judged here can turn the order of two predictions around.
     n_splits
         Number of random splits of the real cells for the ceiling.
     seed
@@ -396,9 +394,6 @@ def evaluate(
         If the arrays have different genes, fewer than two cells, or NaN or infinite values.
     """
     check_populations(predicted=predicted, real=real, control=control)
-    if projection is None:
-        both = np.concatenate([dense(control), dense(real)])
-        projection = fit_projection(both)
     judge = _Judge.of(real, control, projection)
     table = pd.DataFrame(
         {
