@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from scipy import sparse
 
 from spaperb import pl
@@ -101,6 +102,10 @@ class TestUmap:
         names = [text.get_text() for text in ax.get_legend().get_texts()]
         assert names == ["control (18)", "predicted (17)"]
 
+    def test_more_populations_than_colours(self):
+        with pytest.raises(ValueError, match="9 populations, and colours of 8"):
+            pl.umap(dict.fromkeys("abcdefghi", CONTROL))
+
     def test_seed(self):
         first, second = (
             pl.umap({"control": CONTROL}, seed=1).collections[0].get_offsets() for _ in range(2)
@@ -130,8 +135,10 @@ class TestLatent:
         assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a (8)", "b (12)"]
 
     def test_more_groups_than_colours(self):
-        ax = pl.latent(self.Z, self.DELTA, [f"type {i // 2}" for i in range(20)])
-        assert len(ax.texts) == 10
+        names = [f"type {i}" for i in range(10)]
+        ax = pl.latent(self.Z, self.DELTA, np.repeat(names, 2))
+        assert len([text for text in ax.texts if isinstance(text, Annotation)]) == 10
+        assert [text.get_text() for text in ax.texts if text.get_text()] == names
 
     def test_arrays_of_different_cells(self):
         with pytest.raises(ValueError, match=r"same cells.*\(20, 5\), \(19, 5\) and \(20,\)"):

@@ -6,6 +6,7 @@ Without ``ax`` a plot opens a figure of its own, with matplotlib's settings, whi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,7 @@ def umap(
     Parameters
     ----------
     populations
-        Log-normalised expression of each population, ``(n_cells, G)``, by its name.
+        Log-normalised expression of each population, ``(n_cells, G)``, by its name; eight at most.
     title
         Title of the plot.
     seed
@@ -303,7 +304,17 @@ def umap(
         Axes to draw on.
     save
         File to save the figure to.
+
+    Raises
+    ------
+    ValueError
+        If there are more populations than colours that can be told apart.
     """
+    if len(populations) > len(PALETTE):
+        raise ValueError(
+            f"There are {len(populations)} populations, and colours of {len(PALETTE)} can be told apart. Leave some out, or use "
+            "scanpy.pl.umap."
+        )
     ax = _axes(ax, 6, 4.5)
     cells = ad.concat(
         {name: ad.AnnData(sparse.csr_matrix(x)) for name, x in populations.items()},
@@ -345,7 +356,8 @@ def latent(
 ) -> Axes:
     """Draw control cells in the latent space, and where the stimulus takes each group: from its mean along its mean shift.
 
-    On the first two principal components of the cells before and after their shift.
+    On the first two principal components of the cells before and after their shift. More than seven groups share colours, and are
+    named where their arrows end too.
 
     Parameters
     ----------
@@ -377,10 +389,8 @@ def latent(
     pca = PCA(2, random_state=0).fit(np.concatenate([z, z + z_delta]))
     before, after = pca.transform(z), pca.transform(z + z_delta)
     names = np.unique(groups)
-    colors = colormaps["cividis"](np.linspace(0, 1, len(names)))
-    if len(names) < len(PALETTE):
-        colors = np.array(PALETTE[1:])[: len(names)]
-    for name, color in zip(names, colors, strict=True):
+    colors = PALETTE[1:]
+    for name, color in zip(names, itertools.cycle(colors), strict=False):
         of_group = groups == name
         x, y = before[of_group].T
         ax.scatter(x, y, s=6, color=color, linewidths=0, alpha=0.5, rasterized=True)
@@ -392,9 +402,11 @@ def latent(
             arrowprops={"arrowstyle": "-|>", "color": "black", "fc": color, "linewidth": 1.2},
         )
     # Annotations do not stretch the axes.
-    ends = [after[groups == name].mean(axis=0) for name in names]
+    ends = np.array([after[groups == name].mean(axis=0) for name in names])
     ax.update_datalim(ends)
     ax.autoscale_view()
+    if len(names) > len(colors):
+        _label(ax, ends[:, 0], ends[:, 1], names.tolist(), np.arange(len(names)))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     shares = pca.explained_variance_ratio_
     ax.set(xlabel=f"latent PC 1 ({shares[0]:.0%})", ylabel=f"latent PC 2 ({shares[1]:.0%})")
