@@ -54,6 +54,20 @@ def test_kl_warm_up_can_be_asked_for():
     assert SpaPerbTrainingPlan(SpaPerbModule(5, n_hidden=4), n_epochs_kl_warmup=4).kl_weight == 0
 
 
+def test_mixed_precision_is_the_same_but_for_rounding(adata):
+    predicted = []
+    for precision in (None, "bf16-mixed"):
+        scvi.settings.seed = 0
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, objective="residual", response=False, **SMALL_MODEL)
+        model.train(5, batch_size=16, precision=precision, **QUIET)
+        assert weights(model).isfinite().all()
+        assert model.module.decoder.output.weight.dtype == torch.float32
+        predicted.append(model.predict_stimulated(adata, inplace=False))
+    assert not np.array_equal(*predicted)
+    np.testing.assert_allclose(*predicted, atol=0.05)
+
+
 class Interrupt(lightning.Callback):
     """Press Ctrl-C in the second epoch."""
 

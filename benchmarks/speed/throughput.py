@@ -249,6 +249,9 @@ def contestants(scgen: str | None) -> dict[str, Callable[[ad.AnnData], float]]:
         "bare loop": bare,
         "spaperb, dense": functools.partial(spaperb, is_sparse=False),
         "spaperb, CSR": functools.partial(spaperb, is_sparse=True),
+        "spaperb, CSR, bfloat16": functools.partial(
+            spaperb, is_sparse=True, precision="bf16-mixed"
+        ),
         "scVI": scvi_model,
     }
     if scgen:
