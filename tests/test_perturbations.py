@@ -257,6 +257,19 @@ class TestPrediction:
         query.write_h5ad(tmp_path / "cells.h5ad")
         assert "spaperb_IL1A_B" in ad.read_h5ad(tmp_path / "cells.h5ad").layers
 
+    def test_no_layer_takes_the_place_of_another(self, data):
+        cells = data.copy()
+        names = {"A": "C/D", "B": "C_D"}
+        cells.obs["condition"] = cells.obs["condition"].cat.rename_categories(names)
+        with pytest.warns(UserWarning, match="taken for one perturbation"):
+            model = fit(cells)
+        query = control_of(cells)
+        for name in names.values():
+            with pytest.raises(ValueError, match=r"share the layer spaperb_C_D.*`key_added=`"):
+                model.predict_stimulated(query, name)
+            assert model.predict_stimulated(query, name, inplace=False).shape == query.shape
+            model.predict_stimulated(query, name, key_added=f"of {len(query.layers)}")
+
     def test_saved_and_loaded(self, data, model, tmp_path):
         model.save(tmp_path / "model")
         loaded = SpaPerbModel.load(tmp_path / "model", adata=False)

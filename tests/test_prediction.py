@@ -214,6 +214,9 @@ class TestNewData:
             trained.predict_stimulated(query)
 
     def test_no_sample(self, trained, query):
+        for size in (0, -5):
+            with pytest.raises(ValueError, match=f"`batch_size` must be at least 1; it is {size}"):
+                trained.predict_stimulated(query, batch_size=size)
         with pytest.raises(ValueError, match="`n_samples` must be at least 1; it is 0"):
             trained.predict_stimulated(query, n_samples=0)
 

@@ -24,7 +24,7 @@ from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
-from spaperb.calibration import Calibration
+from spaperb.calibration import Calibration, calibrate
 from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
 from spaperb.disk import is_on_disk
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
@@ -41,7 +41,8 @@ from spaperb.prediction import (
     predict_rows,
     select_rows,
 )
-from spaperb.saving import Exported, check_pickle, is_saved, read_export, write_export
+from spaperb.response import Situation
+from spaperb.saving import SavingMixin
 from spaperb.tables import response_table
 from spaperb.train import (
     SpaPerbTrainingPlan,
@@ -78,7 +79,7 @@ RESIDUAL_MINIBATCHES = 600
 """Minibatches that the residual objective is trained on, about: chosen with the other settings on inner folds."""
 
 
-class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
+class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
     """Predict stimulated cells from control cells.
 
     SpaPerb learns from control and stimulated cells of some cell types (patients, studies) and
@@ -174,7 +175,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         )
         # What training learned of the contexts; `load` puts the saved values here.
         self.transfer_: dict[str, Any] = {}
-        self.calibration_: dict[str, Any] = {}
+        self.calibration_: dict[Situation, Any] = {}
         self._transfer: Transfer | None = None
         # Without data there is nothing to look at, and `load` puts the saved values here.
         self.expression_kind_: tuple[bool, ...] = ()
@@ -556,6 +557,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         adata, query, target = self._query(adata, perturbation, dose)
         if n_samples < 1:
             raise ValueError(f"`n_samples` must be at least 1; it is {n_samples}.")
+        if (chunk_size := settings.batch_size if batch_size is None else batch_size) < 1:
+            raise ValueError(f"`batch_size` must be at least 1; it is {chunk_size}.")
         if sample:
             if n_samples > 1:
                 raise ValueError("Counts are drawn once: `sample=True` needs `n_samples=1`.")
@@ -565,7 +568,7 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 "Latent vectors are computed at once, and expression is on disk. Leave out `latent=True`, or load the "
                 "cells, `adata.to_memory()`."
             )
-        if key_added is None:
+        if inplace and key_added is None:
             key_added = self._layer_name(target) + ("_counts" if sample else "")
         rows = select_rows(indices, adata.n_obs)
         is_nonnegative = ExpressionKind(*self.expression_kind_).nonnegative
@@ -584,7 +587,6 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             else None,
             latent=latent,
         )
-        chunk_size = batch_size or settings.batch_size
         predicted: Any
         if on_disk:
             predicted = predict_lazily(predictor, query, rows, chunk_size)
@@ -663,17 +665,27 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
 
     def _layer_name(self, target: Target) -> str:
         """Name of the layer of a perturbation."""
-        name = target.name if len(self.perturbations) > 1 else "stimulated"
+
+        def without_slash(name: Any) -> str:
+            # HDF5 takes a slash for a folder.
+            return str(name).replace("/", "_")
+
+        name = without_slash(target.name)
+        if name in [without_slash(other) for other in self.perturbations if other != target.name]:
+            raise ValueError(
+                f"{target.name} and another perturbation would share the layer spaperb_{name}, since a name of a layer "
+                "cannot hold a slash. Name the layer, `key_added=`."
+            )
+        name = name if len(self.perturbations) > 1 else "stimulated"
         dose = "" if target.dose is None else f"_{target.dose:.12g}"
-        # HDF5 takes a slash for a folder.
-        return f"spaperb_{name}{dose}".replace("/", "_")
+        return f"spaperb_{name}{dose}"
 
     def calibrate(self) -> None:
         """Learn how far predicted changes may be off, for the intervals of :meth:`predict_response`.
 
         Leaves measured changes of the training data out, one at a time and twenty at most, and predicts them
-        from the rest (:mod:`spaperb.calibration`), with several perturbations once more with whole contexts left out. Each costs a
-        fit of the response: a second or two for ten contexts and 2,000 genes, half a minute for hundreds of perturbations.
+        from the rest (:mod:`spaperb.calibration`): whole contexts, with several perturbations single changes too, and combinations where at
+        least three were measured whose parts were too. Each costs a fit of the response: a second or two for ten contexts and 2,000 genes, half a minute for hundreds of perturbations.
         :meth:`predict_response` calls it when it is needed; call it before :meth:`~scvi.model.base.BaseModelClass.save` to save its result with the model.
 
         Raises
@@ -689,11 +701,8 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
                 "Intervals belong to the response learned across genes, which this model was made without "
                 '(`response=False`). Use `objective="residual"` or `response=True`.'
             )
-        response = self._learned().response
-        alone = Calibration.of(response, whole_contexts=True)
-        is_single = len({t.perturbation for t in response.contexts.treatments}) == 1
-        beside = alone if is_single else Calibration.of(response, whole_contexts=False)
-        self.calibration_ = {"alone": vars(alone), "beside": vars(beside)}
+        calibrations = calibrate(self._learned().response)
+        self.calibration_ = {name: vars(calibration) for name, calibration in calibrations.items()}
 
     def predict_response(
         self,
@@ -762,15 +771,15 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
         wanted = np.unique(codes[np.concatenate(list(groups.values()))])
         network_change = self._network_change(query)
         changes = transfer.changes(query, codes, wanted, is_control, target, network_change)
-        if target.number is None:
+        calibrations = {name: Calibration(**state) for name, state in self.calibration_.items()}
+        is_composed = {change.situation for change in changes.values()} == {"combined"}
+        if target.number is None and not (is_composed and "combined" in calibrations):
             warn(
-                f"{target.name} was never measured. Its intervals hold the errors of its parts' changes, but not those "
-                "of composing them, and are too narrow."
+                f"{target.name} was never measured. How well changes compose is learned from three measured combinations or more, "
+                "and for cells in which all parts were measured; without that the intervals are those of a single perturbation that was never "
+                "measured, and may be too narrow."
             )
-        calibrations = {
-            is_stimulated: Calibration(**self.calibration_[name])
-            for is_stimulated, name in ((False, "alone"), (True, "beside"))
-        }
+        calibrations.setdefault("combined", calibrations["beside"])
         var_names = self.get_var_names()
         return response_table(groups, codes, query, changes, calibrations, var_names, level)
 
@@ -844,120 +853,6 @@ class SpaPerbModel(VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
             seed,
             how,
         )
-
-    def export(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
-
-        It holds the networks, what training learned of the contexts, the calibration, the registry, the names of genes, cell types and
-        perturbations, and the history: all that predicting takes, and no cells. It is one safetensors file, with a JSON text in its metadata,
-        and reading it runs nothing.
-
-        Parameters
-        ----------
-        path
-            The file, by custom ``*.safetensors``.
-        overwrite
-            Whether to replace a file that is there.
-
-        Raises
-        ------
-        FileExistsError
-            If a file is there and ``overwrite`` is not set.
-        TypeError
-            If the registry holds what JSON cannot (dates as conditions, say).
-        """
-        attributes = {k: v for k, v in vars(self).items() if is_saved(k)}
-        weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
-        content = Exported(weights, attributes)
-        write_export(Path(path), content, version("spaperb"), overwrite)
-
-    @classmethod
-    def load_exported(cls, path: str | Path) -> SpaPerbModel:
-        """Load a model written by :meth:`export`, without data: to predict new cells on the CPU (else see ``to_device``).
-
-        Parameters
-        ----------
-        path
-            The file.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no file.
-        ValueError
-            If the file is no exported model of this class, was damaged or changed since it was written, or was written by a later version with
-            another format.
-        """
-        weights, attributes = read_export(Path(path))
-        try:
-            registry, init = attributes["registry_"], attributes["init_params_"]
-            if (found := registry["model_name"]) != cls.__name__:
-                raise ValueError(f"it holds a {found}, not a {cls.__name__}")
-            # Without memory of their own: the sizes are the file's word, and the weights have to fit them first.
-            with torch.device("meta"):
-                module_kwargs = init["kwargs"]["module_kwargs"]
-                model = cls(registry=registry, **init["non_kwargs"], **module_kwargs)
-            tensors = {name: torch.tensor(array) for name, array in weights.items()}
-            model.module.load_state_dict(tensors, assign=True)
-            for name in filter(is_saved, attributes):
-                setattr(model, name, attributes[name])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(f"{path} does not describe a {cls.__name__}: {error}.") from error
-        model.module.eval()
-        return model
-
-    @classmethod
-    def load(
-        cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any
-    ) -> SpaPerbModel:
-        """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`, to go on with.
-
-        The file is a pickle, which could run code: it is looked through first, and refused if it holds anything but numbers, text and tables. For
-        sharing use :meth:`export`.
-
-        Parameters
-        ----------
-        dir_path
-            Folder that the model was saved to.
-        *args, **kwargs
-            Further arguments of :meth:`scvi.model.base.BaseModelClass.load`, ``adata`` first;
-            ``adata=False`` loads the model without data, to predict new cells.
-        prefix
-            Prefix of the file names.
-
-        Raises
-        ------
-        ValueError
-            If there is no model file, it cannot be read, it holds more than data, it holds another model, or ``adata.X`` is sparse
-            and without a value.
-        """
-        path = Path(dir_path) / f"{prefix or ''}model.pt"
-        if kwargs.get("backup_url") is not None:
-            raise ValueError(
-                "`backup_url` is not supported: a file that comes from there would be unpickled unseen. Download it, then load it."
-            )
-        if path.is_file():
-            check_pickle(path)
-        try:
-            return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
-        except ValueError as error:
-            if "minified" in str(error):
-                raise ValueError(
-                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose expression was taken out. Load "
-                    "with `adata=False` to predict other cells, or with a dense X: adata.X = adata.X.toarray()."
-                ) from error
-            if "different class" not in str(error):
-                raise
-            found = cls.load_registry(str(dir_path), prefix=prefix)["model_name"]
-            raise ValueError(
-                f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
-            ) from error
-
-    @staticmethod
-    def load_registry(dir_path: str, prefix: str | None = None) -> dict:
-        """Load the registry of a model saved by :meth:`~scvi.model.base.BaseModelClass.save`; see :meth:`load`."""
-        check_pickle(Path(dir_path) / f"{prefix or ''}model.pt")
-        return BaseModelClass.load_registry(str(dir_path), prefix=prefix)
 
     def _validate_anndata(
         self, adata: AnnData | None = None, *args: Any, **kwargs: Any

@@ -10,8 +10,8 @@ from torch.distributions import Normal
 BATCH_NORM_MOMENTUM = 0.1
 """PyTorch's default. scvi-tools' 0.01 needs hundreds of minibatches before the running statistics
 describe the data, and a few thousand cells give only some ten minibatches an epoch."""
-
-
+MAX_LOG_VAR = 40.0
+"""Beyond it, and below its negative, the posterior's deviation would be infinite or 0 in single precision: for cells unlike any in training."""
 LEAST_DOSE = 1e-30
 """Has the effect of none, and a logarithm."""
 
@@ -57,10 +57,6 @@ def hidden_layers(
             elif isinstance(module, nn.Dropout):
                 block[i] = Dropout(dropout_rate)
     return layers
-
-
-MAX_LOG_VAR = 40.0
-"""Beyond it, and below its negative, the posterior's deviation would be infinite or 0 in single precision: for cells unlike any in training."""
 
 
 class Encoder(nn.Module):

@@ -236,8 +236,10 @@ class Predictor:
         if self.latent or self.respond is None:
             rngs = [_cell_rng(self.seed, sample, row) for row in cells.rows]
             module = self.module
-            eps = None if self.give_mean else _draw(rngs, "standard_normal", module.n_latent)
-            v_delta = None if module.v_delta is not None else _draw(rngs, "random", module.n_input)
+            eps = None if self.give_mean else _noise(rngs, "standard_normal", module.n_latent)
+            v_delta = (
+                None if module.v_delta is not None else _noise(rngs, "random", module.n_input)
+            )
             batch = None if cells.batches is None else torch.from_numpy(cells.batches)
             x = torch.from_numpy(cells.x)
             decoded = _decode(module, self.e, x=x, v_delta=v_delta, eps=eps, batch=batch)
@@ -364,6 +366,6 @@ def _cell_rng(seed: int, sample: int, row: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, sample, int(row)]))
 
 
-def _draw(rngs: list[np.random.Generator], kind: str, n: int) -> torch.Tensor:
+def _noise(rngs: list[np.random.Generator], kind: str, n: int) -> torch.Tensor:
     """Random numbers of each cell, ``(n_cells, n)``."""
     return torch.from_numpy(np.stack([getattr(rng, kind)(n, dtype=np.float32) for rng in rngs]))

@@ -12,14 +12,16 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+from scvi.model.base import BaseModelClass
 
 from spaperb.files import written_whole
 from spaperb.validation import listed
@@ -70,6 +72,122 @@ class Exported(NamedTuple):
     """State of the networks, by name."""
     attributes: dict[str, Any]
     """Attributes of the model that are saved, by name."""
+
+
+class SavingMixin(BaseModelClass):
+    """What a model does with files beside scvi-tools' ``save``."""
+
+    def export(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
+
+        It holds the networks, what training learned of the contexts, the calibration, the registry, the names of genes, cell types and
+        perturbations, and the history: all that predicting takes, and no cells. It is one safetensors file, with a JSON text in its metadata,
+        and reading it runs nothing.
+
+        Parameters
+        ----------
+        path
+            The file, by custom ``*.safetensors``.
+        overwrite
+            Whether to replace a file that is there.
+
+        Raises
+        ------
+        FileExistsError
+            If a file is there and ``overwrite`` is not set.
+        TypeError
+            If the registry holds what JSON cannot (dates as conditions, say).
+        """
+        attributes = {k: v for k, v in vars(self).items() if is_saved(k)}
+        weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
+        content = Exported(weights, attributes)
+        write_export(Path(path), content, version("spaperb"), overwrite)
+
+    @classmethod
+    def load_exported(cls, path: str | Path) -> Self:
+        """Load a model written by :meth:`export`, without data: to predict new cells on the CPU (else see ``to_device``).
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no file.
+        ValueError
+            If the file is no exported model of this class, was damaged or changed since it was written, or was written by a later version with
+            another format.
+        """
+        weights, attributes = read_export(Path(path))
+        try:
+            registry, init = attributes["registry_"], attributes["init_params_"]
+            if (found := registry["model_name"]) != cls.__name__:
+                raise ValueError(f"it holds a {found}, not a {cls.__name__}")
+            # Without memory of their own: the sizes are the file's word, and the weights have to fit them first.
+            with torch.device("meta"):
+                module_kwargs = init["kwargs"]["module_kwargs"]
+                model = cls(registry=registry, **init["non_kwargs"], **module_kwargs)
+            tensors = {name: torch.tensor(array) for name, array in weights.items()}
+            model.module.load_state_dict(tensors, assign=True)
+            for name in filter(is_saved, attributes):
+                setattr(model, name, attributes[name])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} does not describe a {cls.__name__}: {error}.") from error
+        model.module.eval()
+        return model
+
+    @classmethod
+    def load(cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any) -> Self:
+        """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`, to go on with.
+
+        The file is a pickle, which could run code: it is looked through first, and refused if it holds anything but numbers, text and tables. For
+        sharing use :meth:`export`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved to.
+        *args, **kwargs
+            Further arguments of :meth:`scvi.model.base.BaseModelClass.load`, ``adata`` first;
+            ``adata=False`` loads the model without data, to predict new cells.
+        prefix
+            Prefix of the file names.
+
+        Raises
+        ------
+        ValueError
+            If there is no model file, it cannot be read, it holds more than data, it holds another model, or ``adata.X`` is sparse
+            and without a value.
+        """
+        path = Path(dir_path) / f"{prefix or ''}model.pt"
+        if kwargs.get("backup_url") is not None:
+            raise ValueError(
+                "`backup_url` is not supported: a file that comes from there would be unpickled unseen. Download it, then load it."
+            )
+        if path.is_file():
+            check_pickle(path)
+        try:
+            return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
+        except ValueError as error:
+            if "minified" in str(error):
+                raise ValueError(
+                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose expression was taken out. Load "
+                    "with `adata=False` to predict other cells, or with a dense X: adata.X = adata.X.toarray()."
+                ) from error
+            if "different class" not in str(error):
+                raise
+            found = cls.load_registry(str(dir_path), prefix=prefix)["model_name"]
+            raise ValueError(
+                f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
+            ) from error
+
+    @staticmethod
+    def load_registry(dir_path: str, prefix: str | None = None) -> dict:
+        """Load the registry of a model saved by :meth:`~scvi.model.base.BaseModelClass.save`; see :meth:`load`."""
+        check_pickle(Path(dir_path) / f"{prefix or ''}model.pt")
+        return BaseModelClass.load_registry(str(dir_path), prefix=prefix)
 
 
 def is_saved(name: str) -> bool:
