@@ -262,7 +262,8 @@ def test_a_left_out_change_without_sampling_variance():
     for gene in range(n_types):
         x[:, gene] = labels == gene
     contexts = Contexts.of(x, arms, labels, list(range(n_types)))
-    assert calibrate(Response(contexts, [(0,)], [0]))["alone"].quantile(0.9) < 3
+    quantiles = calibrate(Response(contexts, [(0,)], [0]))["alone"].quantiles(0.9)
+    assert quantiles.values.max() < 4
 
 
 def combinations_of(n_types, seed):

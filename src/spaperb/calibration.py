@@ -5,10 +5,11 @@ that were never stimulated with all that was measured in its context left out, f
 that were never measured, but whose parts were, without one such combination. With the errors e_sg of the genes that some training cell expresses, the
 sampling variances v_sg of the measured changes and the scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale::
 
-    E[e_sg^2] - v_sg = c_0 + c_1 scale_sg^2,    c_0, c_1 >= 0 by least squares, each over scale^2,
-    u_sg^2 = v_sg + c_0 + c_1 scale_sg^2,       q = quantile of |e_sg| / u_sg at the level,
+    u_sg^2 = v_sg + c_0 + c_1 scale_sg^2,       c_0, c_1 >= 0 with the greatest likelihood of e ~ N(0, u^2),
+    q(scale) = quantile of |e_sg| / u_sg at the level, in each tenth of the genes by scale,
 
-where u of each left-out change has c of the others, so that q is what a new context needs. The interval of a new change is
+where u of each left-out change has c of the others, so that q is what a new context needs. Errors have longer tails where
+changes are large, and a q of their own lets intervals hold as often there as elsewhere. The interval of a new change is
 R +- q u. For its v it has the number of control cells in both conditions: it says where an experiment of that size would find the
 mean change. Where a change was measured, c_0 + c_1 scale^2 and the measurement's variance combine as independent errors do. A context that is farther
 from the training contexts than any of these is from the others gets an interval that is wider in proportion.
@@ -16,12 +17,14 @@ from the training contexts than any of these is from the others gets an interval
 References
 ----------
 Lei et al. (2018), Distribution-free predictive inference for regression, Journal of the American Statistical Association 113, 1094-1111.
+
+Vovk (2012), Conditional validity of inductive conformal predictors, Proceedings of Machine Learning Research 25, 475-490.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +32,7 @@ from scipy.optimize import nnls
 from scvi.utils import track
 
 from spaperb._types import FloatArray
-from spaperb.contexts import Contexts, Profile
+from spaperb.contexts import Profile
 from spaperb.perturbations import Target
 from spaperb.response import Change, Response, Sample, Situation, Subject
 
@@ -37,9 +40,23 @@ MAX_LEFT_OUT = 20
 """Changes that are left out: each costs a fit of the response."""
 MIN_LEFT_OUT = 3
 """Fewer say nothing of how errors vary from context to context."""
-HOMOSCEDASTIC = 0.01
-"""Added to scale^2 where squared errors are divided by it."""
+N_STRATA = 10
+MIN_STRATUM = 50
+"""Genes of left-out changes in a stratum at least, unless there is only one."""
+N_ROUNDS = 20
+"""Least squares whose weights are those of the round before; the likelihood no longer changes after ten."""
 FLOOR = 1e-9
+
+
+class Quantiles(NamedTuple):
+    """q, known at some scales, ``(n_strata,)`` each."""
+
+    scales: FloatArray
+    values: FloatArray
+
+    def at(self, scale: FloatArray) -> FloatArray:
+        """Interpolate q."""
+        return np.interp(scale, self.scales, self.values)
 
 
 def calibrate(response: Response) -> dict[Situation, Calibration]:
@@ -106,7 +123,8 @@ class Calibration:
             some = np.random.default_rng(0).choice(len(samples), MAX_LEFT_OUT, replace=False)
             samples = [samples[i] for i in np.sort(some)]
         # Genes without a value are predicted without an error, and would make all others seem as sure.
-        expressed = _expressed(contexts)
+        profiles = [*contexts.control, *(p for t in contexts.treatments for p in t.stimulated)]
+        expressed = _expressed(profiles)
         errors, variances, scales = [], [], []
         for sample in track(samples, description="Calibrating"):
             treatment, k = contexts.treatments[sample.treatment], sample.context
@@ -116,16 +134,15 @@ class Calibration:
             parts = response.parts[treatment.perturbation]
             number = None if situation == "combined" else treatment.perturbation
             predicted = without.predict(subject, Target("", number, parts, treatment.dose))
-            noise = np.maximum(
-                treatment.variances[sample.place], _least(treatment.n[sample.place])
-            )
+            least = _least(profiles, treatment.n[sample.place])
+            noise = np.maximum(treatment.variances[sample.place], least)
             errors.append((treatment.shifts[sample.place] - predicted.mean)[expressed])
             variances.append(noise[expressed])
             scales.append(predicted.scale[expressed])
         return cls(np.array(errors), np.array(variances), np.array(scales))
 
     def half_width(
-        self, change: Change, control: Profile, quantile: float, distance: float
+        self, change: Change, control: Profile, quantiles: Quantiles, distance: float
     ) -> FloatArray:
         """Half of the width of a change's interval, ``(G,)``.
 
@@ -135,50 +152,62 @@ class Calibration:
             The change.
         control
             Profile of the context's control cells.
-        quantile
-            q, of :meth:`quantile`.
+        quantiles
+            q, of :meth:`quantiles`.
         distance
             The context's distance over the largest usual one.
         """
         stimulated = change.weights @ np.array([p.variance for p in change.references])
-        least = _least(control.n)
+        least = _least([control, *change.references], control.n)
         noise = np.maximum((control.variance + stimulated) / control.n, least)
         error = self._error(self._coefficients(slice(None)), change.scale)
         # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
         error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
-        return quantile * max(1.0, distance) * np.sqrt(noise + error)
+        return quantiles.at(change.scale) * max(1.0, distance) * np.sqrt(noise + error)
 
-    def quantile(self, level: float) -> float:
-        """Q at a level: of the errors over their u, with c of the other changes."""
+    def quantiles(self, level: float) -> Quantiles:
+        """Q at a level: of the errors over their u, with c of the other changes, by scale."""
         every = np.arange(len(self.errors))
         ratios = [
             np.abs(self.errors[s])
             / np.sqrt(
-                self.variances[s] + self._error(self._coefficients(every != s), self.scales[s])
+                self.variances[s]
+                + self._error(self._coefficients(every != s), self.scales[s])
+                + FLOOR
             )
             for s in every
         ]
-        return float(np.quantile(ratios, level))
+        ratio, scale = np.ravel(ratios), self.scales.ravel()
+        n_strata = int(np.clip(scale.size // MIN_STRATUM, 1, N_STRATA))
+        strata = np.array_split(np.argsort(scale, kind="stable"), n_strata)
+        return Quantiles(
+            np.array([np.median(scale[genes]) for genes in strata]),
+            np.array([np.quantile(ratio[genes], level) for genes in strata]),
+        )
 
     def _coefficients(self, of: Any) -> FloatArray:
-        """c_0 and c_1, ``(2,)``."""
-        squares = (self.errors[of] ** 2 - self.variances[of]).ravel()
-        scale2 = self.scales[of].ravel() ** 2
-        weight = 1 / (scale2 + HOMOSCEDASTIC)
-        return nnls(np.column_stack([weight, scale2 * weight]), squares * weight)[0]
+        """c_0 and c_1, ``(2,)``, by Fisher scoring: least squares of e^2 - v, each over u^2 of the round before."""
+        variance, scale2 = self.variances[of].ravel() + FLOOR, self.scales[of].ravel() ** 2
+        squares = self.errors[of].ravel() ** 2 - variance
+        basis = np.column_stack([np.ones_like(scale2), scale2])
+        c = np.array([0.0, 1.0])
+        for _ in range(N_ROUNDS):
+            u2 = variance + basis @ c
+            c = nnls(basis / u2[:, None], squares / u2)[0]
+        return c
 
     @staticmethod
     def _error(c: FloatArray, scale: FloatArray) -> FloatArray:
         return c[0] + c[1] * scale**2
 
 
-def _least(n: int) -> float:
-    """Least sampling variance of a mean over n cells: of a gene in none of them, one in n + 1 may have it."""
-    return 1 / n**2
+def _least(profiles: list[Profile], n: int) -> FloatArray:
+    """Least sampling variance of each gene's mean over n cells, ``(G,)``: in none of them, it may be in one of n + 1, at its usual level."""
+    mean, detection = np.sum([(p.mean, p.detection) for p in profiles], axis=0)
+    return (np.divide(mean, detection, where=detection > 0, out=np.ones_like(mean)) / n) ** 2
 
 
-def _expressed(contexts: Contexts) -> npt.NDArray[np.bool_]:
+def _expressed(profiles: list[Profile]) -> npt.NDArray[np.bool_]:
     """Genes that some training cell expresses, or all if none does, ``(G,)``."""
-    profiles = [*contexts.control, *(p for t in contexts.treatments for p in t.stimulated)]
     expressed = np.any([p.detection > 0 for p in profiles], axis=0)
     return expressed if expressed.any() else ~expressed

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spaperb._types import IntArray
-from spaperb.calibration import Calibration
+from spaperb.calibration import Calibration, Quantiles
 from spaperb.contexts import Profile
 from spaperb.prediction import Query
 from spaperb.response import Situation
@@ -53,7 +53,7 @@ def response_table(
     pandas.DataFrame
         See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
-    quantiles = {key: calibration.quantile(level) for key, calibration in calibrations.items()}
+    quantiles = {key: calibration.quantiles(level) for key, calibration in calibrations.items()}
     tables = []
     for name, rows in groups.items():
         table = sum(
@@ -73,7 +73,7 @@ def response_table(
 
 
 def _columns(
-    control: Profile, change: CellChange, calibration: Calibration, quantile: float
+    control: Profile, change: CellChange, calibration: Calibration, quantiles: Quantiles
 ) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
     return pd.DataFrame(
@@ -81,7 +81,7 @@ def _columns(
             "mean_control": control.mean,
             "mean_change": change.mean,
             "half_width": calibration.half_width(
-                change.response, control, quantile, change.distance
+                change.response, control, quantiles, change.distance
             ),
             "responding": change.detection.responding(control),
             "distance": change.distance,
