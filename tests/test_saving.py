@@ -82,6 +82,10 @@ class TestExport:
             n for name, s in shapes.items() for n in s if "weights" in name
         }
 
+    def test_others_may_read_it_as_any_file(self, exported, tmp_path):
+        (tmp_path / "any").touch()
+        assert exported.stat().st_mode == (tmp_path / "any").stat().st_mode
+
     def test_a_file_that_is_there_is_kept_unless_told(self, trained, copy):
         before = copy.read_bytes()
         with pytest.raises(FileExistsError):

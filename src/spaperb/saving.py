@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from scvi.model.base import BaseModelClass
 
 from spaperb.files import written_whole
@@ -221,7 +221,8 @@ def write_export(path: Path, model: Exported, version: str, overwrite: bool) -> 
     text = json.dumps({"format": FORMAT, "version": version, "attributes": attributes})
     metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
     with written_whole(path, overwrite=overwrite) as whole:
-        save_file(tensors, whole, metadata)
+        # Not by safetensors' own writing, whose file nobody else may read.
+        whole.write_bytes(save(tensors, metadata))
 
 
 def read_export(path: Path) -> Exported:
