@@ -257,6 +257,16 @@ class TestPrediction:
         query.write_h5ad(tmp_path / "cells.h5ad")
         assert "spaperb_IL1A_B" in ad.read_h5ad(tmp_path / "cells.h5ad").layers
 
+    def test_names_that_are_numbers(self, data):
+        cells = data[data.obs["condition"].isin(["control", "A", "B"])].copy()
+        numbers = cells.obs["condition"].map({"control": 0.0, "A": 1.5, "B": -2.0})
+        cells.obs["condition"] = numbers.astype(float)
+        model = fit(cells, {"control": 0.0})
+        query = cells[cells.obs["condition"] == 0].copy()
+        for name in (1.5, -2.0):
+            model.predict_stimulated(query, name)
+        assert layer_names(query) == ["spaperb_1.5", "spaperb_-2.0"]
+
     def test_no_layer_takes_the_place_of_another(self, data):
         cells = data.copy()
         names = {"A": "C/D", "B": "C_D"}

@@ -665,13 +665,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
 
     def _layer_name(self, target: Target) -> str:
         """Name of the layer of a perturbation."""
-
-        def without_slash(name: Any) -> str:
-            # HDF5 takes a slash for a folder.
-            return str(name).replace("/", "_")
-
-        name = without_slash(target.name)
-        if name in [without_slash(other) for other in self.perturbations if other != target.name]:
+        # HDF5 takes a slash for a folder.
+        name = target.name.replace("/", "_")
+        others = {str(other) for other in self.perturbations} - {target.name}
+        if name in {other.replace("/", "_") for other in others}:
             raise ValueError(
                 f"{target.name} and another perturbation would share the layer spaperb_{name}, since a name of a layer "
                 "cannot hold a slash. Name the layer, `key_added=`."
