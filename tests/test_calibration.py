@@ -208,7 +208,7 @@ def test_the_cost_is_bounded():
 
 def names_at_random(cells):
     """The same stimulus by three names."""
-    names = cells.obs["condition"].astype(object).to_numpy()
+    names = cells.obs["condition"].astype(object).to_numpy(copy=True)
     stimulated = np.flatnonzero(names == "stimulated")
     names[stimulated] = np.random.default_rng(0).choice(["A", "B", "C"], len(stimulated))
     cells.obs["condition"] = pd.Categorical(names)

@@ -193,7 +193,7 @@ class TestPrediction:
         """Where "A+B" does less than A and B, "A+C" is predicted to do less than A and C."""
         cells = data.copy()
         x, rng = cells.X, np.random.default_rng(1)
-        names = cells.obs["condition"].astype(object).to_numpy()
+        names = cells.obs["condition"].astype(object).to_numpy(copy=True)
         as_c = np.flatnonzero(names == "A")[::2]
         x[as_c, 20:30] += 1 + 0.1 * rng.random((len(as_c), 10)).astype("f4")
         x[as_c, :10] -= 1
@@ -359,7 +359,7 @@ class TestSetup:
 
     def test_a_thousand_perturbations(self):
         cells = small_cells(n_cell_types=2, n_cells=2000, n_genes=20)
-        names = cells.obs["condition"].astype(object).to_numpy()
+        names = cells.obs["condition"].astype(object).to_numpy(copy=True)
         stimulated = np.flatnonzero(names == "stimulated")
         names[stimulated] = [f"p{i % 1000}" for i in range(len(stimulated))]
         cells.obs["condition"] = pd.Categorical(names)

@@ -94,7 +94,7 @@ class TestContextOfACell:
 
     def test_missing_labels_are_filled_by_neighbours(self, model, split):
         control = split[1].copy()
-        labels = control.obs["cell_type"].astype(object).to_numpy()
+        labels = control.obs["cell_type"].astype(object).to_numpy(copy=True)
         labels[:5] = None
         codes = model._transfer.codes(query_of(model, control), labels)
         assert (codes[5:] == model._transfer.contexts.names.index("type_0")).all()

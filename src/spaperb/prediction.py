@@ -13,7 +13,6 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
-from torch.nn.functional import pad
 
 from spaperb._types import Expression
 from spaperb.disk import as_dask, in_memory
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
 PROGRESS_FROM_CHUNKS = 20
 """Shorter predictions take under a few seconds and show no progress bar."""
 BLOCK = 128
-"""Cells that pass the networks together on a processor, whose matrix products round otherwise with other numbers of rows."""
+"""Cells that pass the networks together on a processor, whose matrix products round otherwise with other numbers of rows, and some
+processors' by the place of a row too."""
 
 
 class Cells(NamedTuple):
@@ -242,25 +242,41 @@ class Predictor:
             )
             batch = None if cells.batches is None else torch.from_numpy(cells.batches)
             x = torch.from_numpy(cells.x)
-            decoded = _decode(module, self.e, x=x, v_delta=v_delta, eps=eps, batch=batch)
+            inputs = {"x": x, "v_delta": v_delta, "eps": eps, "batch": batch}
+            decoded = _decode(module, self.e, cells.rows, inputs)
         if self.respond is not None:
             decoded["px_stim"] = self.respond(cells, sample)
         return Prediction(**decoded)
 
 
 def _decode(
-    module: SpaPerbModule, e: torch.Tensor | None, **inputs: torch.Tensor | None
+    module: SpaPerbModule,
+    e: torch.Tensor | None,
+    rows: np.ndarray,
+    inputs: dict[str, torch.Tensor | None],
 ) -> dict[str, np.ndarray]:
-    """Pass cells through the networks, on a processor in blocks of one size, so that the size of a chunk shows nowhere."""
+    """Pass cells through the networks.
+
+    On a processor in blocks of one size, each cell at the place in its block that its row gives it, so that
+    neither the size of a chunk nor the choice of the other cells shows in a last digit.
+    """
+    if module.device.type == "cpu":
+        size, place = BLOCK, rows % BLOCK
+        # Cells of one place go into one block after another.
+        slots = place + BLOCK * pd.Series(place).groupby(place).cumcount().to_numpy()
+    else:
+        size, slots = len(rows), np.arange(len(rows))
+    at, n_slots = torch.from_numpy(slots), -(-(slots.max() + 1) // size) * size
     given = {name: values for name, values in inputs.items() if values is not None}
-    n = len(given["x"])
-    size = BLOCK if module.device.type == "cpu" else n
-    padded = [pad(values, (0, 0, 0, -n % size)).split(size) for values in given.values()]
+    padded = [
+        values.new_zeros(n_slots, values.shape[1]).index_copy(0, at, values).split(size)
+        for values in given.values()
+    ]
     blocks = [
         module.predict(e=e, **dict(zip(given, block, strict=True)))
         for block in zip(*padded, strict=True)
     ]
-    return {key: torch.cat([b[key] for b in blocks])[:n].cpu().numpy() for key in blocks[0]}
+    return {key: torch.cat([b[key] for b in blocks]).cpu()[at].numpy() for key in blocks[0]}
 
 
 def predict_rows(

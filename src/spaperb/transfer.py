@@ -387,7 +387,7 @@ class Transfer:
             numbers = {name: k for k, name in enumerate(self.contexts.names)}
             for label in named.dropna().unique():
                 numbers.setdefault(label, len(numbers))
-            codes = named.map(numbers).fillna(-1).to_numpy(dtype=np.int64)
+            codes = named.map(numbers).fillna(-1).to_numpy(dtype=np.int64, copy=True)
         unknown = np.flatnonzero(codes < 0)
         for start in range(0, len(unknown), MAX_CELLS):
             some = unknown[start : start + MAX_CELLS]
