@@ -2,16 +2,16 @@
 
 Each measured change (of at most twenty, at random) is left out in turn and predicted by everything that is left: for contexts
 that were never stimulated with all that was measured in its context left out, for others without the one change, and for combinations
-that were never measured, but whose parts were, without one such combination. With the errors e_sg of the genes that some training cell expresses, the
-sampling variances v_sg of the measured changes and the scales of :mod:`spaperb.response`, the error that is not sampling noise is a function of the gene's scale::
+that were never measured, but whose parts were, without one such combination. With the errors e_sg of the genes that some cell expresses, the sampling
+variances v_sg of the measured changes, the variances of their cells sigma_sg^2 = n_s v_sg, and the scales of :mod:`spaperb.response`::
 
-    u_sg^2 = v_sg + c_0 + c_1 scale_sg^2,       c_0, c_1 >= 0 with the greatest likelihood of e ~ N(0, u^2),
+    u_sg^2 = v_sg + c_0 sigma_sg^2 + c_1 scale_sg^2,    c_0, c_1 >= 0 with the greatest likelihood of e ~ N(0, u^2),
     q(scale) = quantile of |e_sg| / u_sg at the level, in each tenth of the genes by scale,
 
 where u of each left-out change has c of the others, so that q is what a new context needs. Errors have longer tails where
 changes are large, and a q of their own lets intervals hold as often there as elsewhere. The interval of a new change is
 R +- q u. For its v it has the number of control cells in both conditions: it says where an experiment of that size would find the
-mean change. Where a change was measured, c_0 + c_1 scale^2 and the measurement's variance combine as independent errors do. A context that is farther
+mean change. Where a change was measured, c_0 sigma^2 + c_1 scale^2 and the measurement's variance combine as independent errors do. A context that is farther
 from the training contexts than any of these is from the others gets an interval that is wider in proportion.
 
 References
@@ -24,14 +24,14 @@ Vovk (2012), Conditional validity of inductive conformal predictors, Proceedings
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 from scvi.utils import track
 
-from spaperb._types import FloatArray
+from spaperb._types import FloatArray, IntArray
 from spaperb.contexts import Profile
 from spaperb.perturbations import Target
 from spaperb.response import Change, Response, Sample, Situation, Subject
@@ -93,17 +93,20 @@ def calibrate(response: Response) -> dict[Situation, Calibration]:
 
 @dataclass
 class Calibration:
-    """Errors of left-out changes, S of them, at the G genes that some training cell expresses.
+    """Errors of left-out changes, S of them.
 
     Attributes
     ----------
     errors, variances, scales
         Error, sampling variance of the measured change, and scale, ``(S, G)``.
+    sizes
+        Cells in the smaller condition of each, ``(S,)``.
     """
 
     errors: FloatArray
     variances: FloatArray
     scales: FloatArray
+    sizes: IntArray
 
     @classmethod
     def of(cls, response: Response, samples: list[Sample], situation: Situation) -> Calibration:
@@ -122,10 +125,7 @@ class Calibration:
         if len(samples) > MAX_LEFT_OUT:
             some = np.random.default_rng(0).choice(len(samples), MAX_LEFT_OUT, replace=False)
             samples = [samples[i] for i in np.sort(some)]
-        # Genes without a value are predicted without an error, and would make all others seem as sure.
-        profiles = [*contexts.control, *(p for t in contexts.treatments for p in t.stimulated)]
-        expressed = _expressed(profiles)
-        errors, variances, scales = [], [], []
+        errors, variances, scales, sizes = [], [], [], []
         for sample in track(samples, description="Calibrating"):
             treatment, k = contexts.treatments[sample.treatment], sample.context
             left_out = None if situation == "alone" else treatment.perturbation
@@ -134,12 +134,11 @@ class Calibration:
             parts = response.parts[treatment.perturbation]
             number = None if situation == "combined" else treatment.perturbation
             predicted = without.predict(subject, Target("", number, parts, treatment.dose))
-            least = _least(profiles, treatment.n[sample.place])
-            noise = np.maximum(treatment.variances[sample.place], least)
-            errors.append((treatment.shifts[sample.place] - predicted.mean)[expressed])
-            variances.append(noise[expressed])
-            scales.append(predicted.scale[expressed])
-        return cls(np.array(errors), np.array(variances), np.array(scales))
+            errors.append(treatment.shifts[sample.place] - predicted.mean)
+            variances.append(treatment.variances[sample.place])
+            scales.append(predicted.scale)
+            sizes.append(treatment.n[sample.place])
+        return cls(*map(np.array, (errors, variances, scales, sizes)))
 
     def half_width(
         self, change: Change, control: Profile, quantiles: Quantiles, distance: float
@@ -160,24 +159,22 @@ class Calibration:
         stimulated = change.weights @ np.array([p.variance for p in change.references])
         least = _least([control, *change.references], control.n)
         noise = np.maximum((control.variance + stimulated) / control.n, least)
-        error = self._error(self._coefficients(slice(None)), change.scale)
+        error = _basis(noise * control.n, change.scale) @ self._coefficients(self._expressed)
         # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
         error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
         return quantiles.at(change.scale) * max(1.0, distance) * np.sqrt(noise + error)
 
     def quantiles(self, level: float) -> Quantiles:
         """Q at a level: of the errors over their u, with c of the other changes, by scale."""
-        every = np.arange(len(self.errors))
-        ratios = [
-            np.abs(self.errors[s])
-            / np.sqrt(
-                self.variances[s]
-                + self._error(self._coefficients(every != s), self.scales[s])
-                + FLOOR
-            )
-            for s in every
-        ]
-        ratio, scale = np.ravel(ratios), self.scales.ravel()
+        expressed = self._expressed
+        ratios, scales = [], []
+        for s, genes in enumerate(expressed):
+            others = expressed & (np.arange(len(expressed)) != s)[:, None]
+            basis = _basis(self.sizes[s] * self.variances[s], self.scales[s])
+            u2 = self.variances[s] + basis @ self._coefficients(others) + FLOOR
+            ratios.append((np.abs(self.errors[s]) / np.sqrt(u2))[genes])
+            scales.append(self.scales[s][genes])
+        ratio, scale = np.concatenate(ratios), np.concatenate(scales)
         n_strata = int(np.clip(scale.size // MIN_STRATUM, 1, N_STRATA))
         strata = np.array_split(np.argsort(scale, kind="stable"), n_strata)
         return Quantiles(
@@ -185,29 +182,33 @@ class Calibration:
             np.array([np.quantile(ratio[genes], level) for genes in strata]),
         )
 
-    def _coefficients(self, of: Any) -> FloatArray:
-        """c_0 and c_1, ``(2,)``, by Fisher scoring: least squares of e^2 - v, each over u^2 of the round before."""
-        variance, scale2 = self.variances[of].ravel() + FLOOR, self.scales[of].ravel() ** 2
-        squares = self.errors[of].ravel() ** 2 - variance
-        basis = np.column_stack([np.ones_like(scale2), scale2])
+    @property
+    def _expressed(self) -> npt.NDArray[np.bool_]:
+        """Genes that some cell of each change expresses, ``(S, G)``; all if none does.
+
+        The others are predicted without an error, and would make all seem as sure.
+        """
+        expressed = self.variances > 0
+        return expressed if expressed.any() else ~expressed
+
+    def _coefficients(self, of: npt.NDArray[np.bool_]) -> FloatArray:
+        """c_0 and c_1 of some genes, ``(2,)``, by Fisher scoring: least squares of e^2 - v, each over u^2 of the round before."""
+        variance = self.variances[of] + FLOOR
+        squares = self.errors[of] ** 2 - variance
+        basis = _basis((self.sizes[:, None] * self.variances)[of], self.scales[of])
         c = np.array([0.0, 1.0])
         for _ in range(N_ROUNDS):
             u2 = variance + basis @ c
             c = nnls(basis / u2[:, None], squares / u2)[0]
         return c
 
-    @staticmethod
-    def _error(c: FloatArray, scale: FloatArray) -> FloatArray:
-        return c[0] + c[1] * scale**2
+
+def _basis(of_cells: FloatArray, scale: FloatArray) -> FloatArray:
+    """What the error that is not sampling noise is made of: variance of cells and squared scale, ``(G, 2)``."""
+    return np.column_stack([of_cells, scale**2])
 
 
 def _least(profiles: list[Profile], n: int) -> FloatArray:
     """Least sampling variance of each gene's mean over n cells, ``(G,)``: in none of them, it may be in one of n + 1, at its usual level."""
     mean, detection = np.sum([(p.mean, p.detection) for p in profiles], axis=0)
     return (np.divide(mean, detection, where=detection > 0, out=np.ones_like(mean)) / n) ** 2
-
-
-def _expressed(profiles: list[Profile]) -> npt.NDArray[np.bool_]:
-    """Genes that some training cell expresses, or all if none does, ``(G,)``."""
-    expressed = np.any([p.detection > 0 for p in profiles], axis=0)
-    return expressed if expressed.any() else ~expressed
