@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -258,11 +257,12 @@ def _train_and_predict(
 def _write(adata: AnnData, output: Path, overwrite: bool) -> None:
     """Write an .h5ad file, in memory first: HDF5 crashes the process where a disk is full."""
     adata.strings_to_categoricals()
-    content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+    with h5py.File("cells", "w", driver="core", backing_store=False) as file:
         ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+        file.flush()
+        content = file.id.get_file_image()
     with written_whole(output, overwrite=overwrite) as path:
-        path.write_bytes(content.getbuffer())
+        path.write_bytes(content)
 
 
 def _scores(
