@@ -50,8 +50,8 @@ nitpick_ignore_regex = [
     ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
     (
         "py:class",
-        "FloatArray|How|IntArray|Tensors",
-    ),  # fields of named tuples, whose types autodoc leaves unread
+        "AnnOrMuData|FloatArray|How|IntArray|Tensors",
+    ),  # fields of named tuples, whose types autodoc leaves unread, and a type of scvi-tools' own signatures
 ]
 
 # Notebooks are committed with their outputs.
