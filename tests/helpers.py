@@ -1,5 +1,8 @@
 """Small simulated cells and a small model of them, for every test."""
 
+import os
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import scvi
@@ -75,3 +78,13 @@ def context_arrays(adata: ad.AnnData) -> tuple:
     arms = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
     labels = adata.obs["cell_type"].cat
     return adata.X, arms, labels.codes.to_numpy().astype(int), list(labels.categories)
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)

@@ -226,7 +226,7 @@ class TestFiles:
         trained.save(tmp_path / "model")
         file = tmp_path / "model" / "model.pt"
         file.write_bytes(file.read_bytes()[:size])
-        with pytest.raises(ValueError, match=r"model\.pt could not be read as a model file"):
+        with pytest.raises(ValueError, match=r"model\.pt could not be read"):
             SpaPerbModel.load(tmp_path / "model", adata=False)
 
     def test_model_of_another_class(self, adata, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, small_cells, weights
+from helpers import QUIET, SMALL_MODEL, Trap, small_cells, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spaperb import SpaPerbModel
@@ -278,3 +278,16 @@ class TestCheckpoint:
     def test_absent_file(self, path):
         with pytest.raises(FileNotFoundError, match=r"training\.ckpt"):
             self.model().train(1, ckpt_path=path, **QUIET)
+
+    def test_a_trap_is_refused_and_does_not_go_off(self, path, tmp_path):
+        self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
+        torch.save({**torch.load(path), "x": Trap(tmp_path / "mark")}, path)
+        with pytest.raises(ValueError, match=r"training\.ckpt holds more than data.*mkdir"):
+            self.model().train(2, ckpt_path=path, **QUIET)
+        assert not (tmp_path / "mark").exists()
+
+    def test_a_truncated_file(self, path):
+        self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"training\.ckpt could not be read"):
+            self.model().train(2, ckpt_path=path, **QUIET)

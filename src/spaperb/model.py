@@ -342,7 +342,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         ------
         ValueError
             If the model has no data, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch, or the checkpoint is of training with other cells.
+            stopping has no validation pairs to watch, or the checkpoint is of training with other cells, is damaged, or holds
+            more than data (it is a pickle, which could run code, and is looked through first).
         FloatingPointError
             If the loss or a weight became NaN or infinite.
         OSError

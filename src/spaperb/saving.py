@@ -276,18 +276,22 @@ def check_pickle(path: Path) -> None:
     Raises
     ------
     ValueError
-        If the file names what no saved model does, which could be code, or cannot be read.
+        If the file names what no saved model or state of training does, which could be code, or cannot be read.
+    FileNotFoundError
+        If there is none.
     """
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except FileNotFoundError:
+        raise
     except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{path} could not be read as a model file: {error}. If it is truncated or damaged, copy or save it again."
+            f"{path} could not be read: {error}. If it is truncated or damaged, copy or save it again."
         ) from error
     if code := sorted(names - PICKLED):
         raise ValueError(
-            f"{path} holds more than data: it calls {listed(np.array(code))}, and loading it could run that. Ask whoever made "
-            "it for an export (`model.export`), which cannot hold code."
+            f"{path} holds more than data: it calls {listed(np.array(code))}, and loading it could run that. Models are shared "
+            "as exports (`model.export`), which cannot hold code."
         )
 
 

@@ -21,6 +21,7 @@ from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner
 
 from spaperb.files import written_whole
+from spaperb.saving import check_pickle
 from spaperb.validation import warn
 
 TorchOptimizerCreator = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
@@ -168,13 +169,15 @@ class SpaPerbTrainRunner(TrainRunner):
     Parameters
     ----------
     *args, **kwargs
-        As for :class:`scvi.train.TrainRunner`.
+        As for :class:`scvi.train.TrainRunner`. What ``ckpt_path`` names is looked through before Lightning unpickles it.
     checkpoint
         File for the state of training; ``None`` for none.
     """
 
     def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.ckpt_path is not None:
+            check_pickle(Path(self.ckpt_path))
         if checkpoint is not None:
             # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its own.
             self.trainer.callbacks.append(SaveTraining(Path(checkpoint)))
