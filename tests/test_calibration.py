@@ -261,8 +261,8 @@ def test_a_left_out_change_without_sampling_variance():
     for gene in range(n_types):
         x[:, gene] = labels == gene
     contexts = Contexts.of(x, arms, labels, list(range(n_types)))
-    quantiles = calibrate(Response(contexts, [(0,)], [0]))["alone"].quantiles(0.9)
-    assert quantiles.values.max() < 4
+    intervals = calibrate(Response(contexts, [(0,)], [0]))["alone"].intervals(0.9)
+    assert intervals.quantiles.max() < 4
 
 
 def combinations_of(n_types, seed):

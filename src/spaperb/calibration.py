@@ -48,15 +48,33 @@ N_ROUNDS = 20
 FLOOR = 1e-9
 
 
-class Quantiles(NamedTuple):
-    """q, known at some scales, ``(n_strata,)`` each."""
+class Intervals(NamedTuple):
+    """What makes intervals of one level: c, ``(2,)``, and q at some scales, ``(n_strata,)`` each."""
 
+    coefficients: FloatArray
     scales: FloatArray
-    values: FloatArray
+    quantiles: FloatArray
 
-    def at(self, scale: FloatArray) -> FloatArray:
-        """Interpolate q."""
-        return np.interp(scale, self.scales, self.values)
+    def half_width(self, change: Change, control: Profile, distance: float) -> FloatArray:
+        """Half of the width of a change's interval, ``(G,)``.
+
+        Parameters
+        ----------
+        change
+            The change.
+        control
+            Profile of the context's control cells.
+        distance
+            The context's distance over the largest usual one.
+        """
+        stimulated = change.weights @ np.array([p.variance for p in change.references])
+        least = _least([control, *change.references], control.n)
+        noise = np.maximum((control.variance + stimulated) / control.n, least)
+        error = _basis(noise * control.n, change.scale) @ self.coefficients
+        # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
+        error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
+        q = np.interp(change.scale, self.scales, self.quantiles)
+        return q * max(1.0, distance) * np.sqrt(noise + error)
 
 
 def calibrate(response: Response) -> dict[Situation, Calibration]:
@@ -140,32 +158,8 @@ class Calibration:
             sizes.append(treatment.n[sample.place])
         return cls(*map(np.array, (errors, variances, scales, sizes)))
 
-    def half_width(
-        self, change: Change, control: Profile, quantiles: Quantiles, distance: float
-    ) -> FloatArray:
-        """Half of the width of a change's interval, ``(G,)``.
-
-        Parameters
-        ----------
-        change
-            The change.
-        control
-            Profile of the context's control cells.
-        quantiles
-            q, of :meth:`quantiles`.
-        distance
-            The context's distance over the largest usual one.
-        """
-        stimulated = change.weights @ np.array([p.variance for p in change.references])
-        least = _least([control, *change.references], control.n)
-        noise = np.maximum((control.variance + stimulated) / control.n, least)
-        error = _basis(noise * control.n, change.scale) @ self._coefficients(self._expressed)
-        # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
-        error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
-        return quantiles.at(change.scale) * max(1.0, distance) * np.sqrt(noise + error)
-
-    def quantiles(self, level: float) -> Quantiles:
-        """Q at a level: of the errors over their u, with c of the other changes, by scale."""
+    def intervals(self, level: float) -> Intervals:
+        """Intervals of a level: c of all changes; q of the errors over their u, with c of the other changes, by scale."""
         expressed = self._expressed
         ratios, scales = [], []
         for s, genes in enumerate(expressed):
@@ -177,7 +171,8 @@ class Calibration:
         ratio, scale = np.concatenate(ratios), np.concatenate(scales)
         n_strata = int(np.clip(scale.size // MIN_STRATUM, 1, N_STRATA))
         strata = np.array_split(np.argsort(scale, kind="stable"), n_strata)
-        return Quantiles(
+        return Intervals(
+            self._coefficients(expressed),
             np.array([np.median(scale[genes]) for genes in strata]),
             np.array([np.quantile(ratio[genes], level) for genes in strata]),
         )

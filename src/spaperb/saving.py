@@ -101,7 +101,7 @@ class SavingMixin(BaseModelClass):
         attributes = {k: v for k, v in vars(self).items() if is_saved(k)}
         weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
         content = Exported(weights, attributes)
-        write_export(Path(path), content, version("spaperb"), overwrite)
+        write_export(Path(path), content, overwrite)
 
     @classmethod
     def load_exported(cls, path: str | Path) -> Self:
@@ -195,7 +195,7 @@ def is_saved(name: str) -> bool:
     return name.endswith("_") and not name.startswith("_")
 
 
-def write_export(path: Path, model: Exported, version: str, overwrite: bool) -> None:
+def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     """Write a model.
 
     Parameters
@@ -204,8 +204,6 @@ def write_export(path: Path, model: Exported, version: str, overwrite: bool) -> 
         The file.
     model
         The model.
-    version
-        Version of the package that writes.
     overwrite
         Whether to replace a file that is there.
 
@@ -218,7 +216,8 @@ def write_export(path: Path, model: Exported, version: str, overwrite: bool) -> 
     """
     tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
     attributes = _encode(model.attributes, tensors, "attributes")
-    text = json.dumps({"format": FORMAT, "version": version, "attributes": attributes})
+    content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
+    text = json.dumps(content)
     metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
     with written_whole(path, overwrite=overwrite) as whole:
         # Not by safetensors' own writing, whose file nobody else may read.

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from spaperb._types import IntArray
-from spaperb.calibration import Calibration, Quantiles
+from spaperb.calibration import Calibration, Intervals
 from spaperb.contexts import Profile
 from spaperb.prediction import Query
 from spaperb.response import Situation
@@ -53,7 +53,7 @@ def response_table(
     pandas.DataFrame
         See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
-    quantiles = {key: calibration.quantiles(level) for key, calibration in calibrations.items()}
+    intervals = {key: calibration.intervals(level) for key, calibration in calibrations.items()}
     tables = []
     for name, rows in groups.items():
         table = sum(
@@ -61,8 +61,7 @@ def response_table(
             * _columns(
                 Profile.of(query.rows(rows[codes[rows] == code][:MAX_PROFILE_CELLS])),
                 changes[int(code)],
-                calibrations[changes[int(code)].situation],
-                quantiles[changes[int(code)].situation],
+                intervals[changes[int(code)].situation],
             )
             for code in np.unique(codes[rows])
         )
@@ -72,17 +71,13 @@ def response_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(
-    control: Profile, change: CellChange, calibration: Calibration, quantiles: Quantiles
-) -> pd.DataFrame:
+def _columns(control: Profile, change: CellChange, intervals: Intervals) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
     return pd.DataFrame(
         {
             "mean_control": control.mean,
             "mean_change": change.mean,
-            "half_width": calibration.half_width(
-                change.response, control, quantiles, change.distance
-            ),
+            "half_width": intervals.half_width(change.response, control, change.distance),
             "responding": change.detection.responding(control),
             "distance": change.distance,
         }
