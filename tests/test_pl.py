@@ -172,6 +172,10 @@ class TestHistory:
         ax = pl.history({"train_loss": HISTORY["train_loss"]})
         assert [line.get_label() for line in ax.lines] == ["training"]
 
+    def test_an_empty_one(self):
+        with pytest.raises(ValueError, match="no epoch was trained"):
+            pl.history({})
+
     def test_a_term_that_was_not_logged(self):
         with pytest.raises(ValueError, match="'elbow' was not logged; there are: loss, kl_local"):
             pl.history(HISTORY, "elbow")

@@ -262,6 +262,17 @@ class TestCheckpoint:
         assert torch.equal(weights(resumed), weights(whole))
         assert resumed.is_trained
 
+    def test_training_that_had_ended_has_nothing_left_to_do(self, path):
+        """It may have been killed after its last checkpoint, before the model was saved."""
+        whole, resumed = self.model(), self.model()
+        whole.train(2, batch_size=16, checkpoint=path, **QUIET)
+        resumed.train(2, batch_size=16, ckpt_path=path, **QUIET)
+        assert torch.equal(weights(resumed), weights(whole))
+        np.testing.assert_array_equal(
+            resumed.predict_stimulated(inplace=False), whole.predict_stimulated(inplace=False)
+        )
+        assert not resumed.history
+
     def test_an_epoch_that_was_cut_short_is_not_saved(self, path):
         model = self.model()
         with pytest.warns(UserWarning, match="interrupted in epoch 2"):

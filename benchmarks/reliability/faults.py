@@ -189,12 +189,13 @@ def kill_training(folder: Path, kind: str, moments: Moments) -> dict[str, Any]:
         resume = checkpoint.exists()
         _, found = undisturbed(train, folder, kind, resume)
         how = "resumed" if resume else "began anew (no checkpoint yet)"
+        if not was_running:
+            how = "had ended, resumed from its last checkpoint"
         same = "same result" if found == expected else "another result"
-        outcomes.append(f"{how}, {same}" if was_running else "ended before the kill")
+        outcomes.append(f"{how}, {same}")
         print(f"{moment:.2f} of {seconds:.2f} s: {outcomes[-1]}", flush=True)
     checkpoint.unlink(missing_ok=True)
-    good = {"resumed, same result", "began anew (no checkpoint yet), same result"}
-    good |= {"ended before the kill"}
+    good = {outcome for outcome in outcomes if outcome.endswith("same result")}
     return record.row(f"SIGKILL in training, {kind}", outcomes, good, left_folders=n_left)
 
 

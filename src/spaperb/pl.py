@@ -440,15 +440,17 @@ def history(
     Raises
     ------
     ValueError
-        If the term was not logged.
+        If the term was not logged, or nothing was.
     """
-    ax = _axes(ax, 5, 3.5)
+    if not history:
+        raise ValueError("The history is empty: no epoch was trained since the model was made.")
     names = {"training": f"{term}_train", "validation": f"{term}_validation"}
     if term == "loss":
         names = {"training": "train_loss", "validation": "validation_loss"}
     if not (logged := {label: key for label, key in names.items() if key in history}):
         known = sorted({key.removesuffix("_train") for key in history if key.endswith("_train")})
         raise ValueError(f"{term!r} was not logged; there are: {', '.join(['loss', *known])}.")
+    ax = _axes(ax, 5, 3.5)
     for (label, key), color in zip(logged.items(), PALETTE[1:], strict=False):
         values = history[key].iloc[:, 0].astype(float)
         ax.plot(values.index + 1, values, color=color, label=label)

@@ -218,12 +218,15 @@ class StopOnNonFinite(lightning.Callback):
         Epochs that ended well.
     """
 
+    def __init__(self) -> None:
+        self.n_good = 0
+        self._losses: list[torch.Tensor] = []
+        self._weights: dict[str, torch.Tensor] = {}
+
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Remember the first weights."""
-        self.n_good = 0
-        self._losses: list[torch.Tensor] = []
+        """Remember the first weights; not reached where a checkpoint is of the last epoch."""
         self._keep(pl_module)
 
     def on_train_batch_end(
