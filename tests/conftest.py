@@ -3,9 +3,6 @@
 import os
 from pathlib import Path
 
-# One thread a process, or tests that run side by side wait for each other; read when the libraries are imported.
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-
 import anndata as ad
 import matplotlib as mpl
 import pytest

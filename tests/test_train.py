@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, Trap, small_cells, weights
+from helpers import QUIET, SMALL_MODEL, Trap, small_cells, train_small, weights
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spaperb import SpaPerbModel
@@ -129,8 +129,10 @@ class TestNonFinite:
 
     def test_training_ends_and_the_last_good_weights_stay(self, model):
         loose = LetLoose()
+        before = signal.getsignal(signal.SIGINT)
         with pytest.raises(FloatingPointError, match=r"in epoch 3, at .*weights of epoch 2 again"):
             model.train(9, batch_size=16, callbacks=[loose], **QUIET)
+        assert signal.getsignal(signal.SIGINT) is before
         assert torch.equal(weights(model), loose.before)
         assert not model.module.training
         assert np.isfinite(model.predict_stimulated(inplace=False)).all()
@@ -159,6 +161,53 @@ class TestNonFinite:
 
         with pytest.raises(FloatingPointError, match="at its last step"):
             model.train(1, batch_size=16, callbacks=[Spoil()], **QUIET)
+
+
+class Fail(lightning.Callback):
+    """An error of somebody else's, in the second epoch."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("of somebody else's")
+
+
+class TestOtherErrors:
+    @pytest.fixture
+    def model(self, adata) -> SpaPerbModel:
+        model = train_small(adata, objective="residual")
+        model.predict_response(model.adata)
+        assert model.calibration_
+        return model
+
+    def test_before_training_nothing_is_lost(self, model, tmp_path):
+        before = weights(model), model.transfer_, model.calibration_, model.history
+        with pytest.raises(FileNotFoundError):
+            model.train(2, ckpt_path=tmp_path / "none.ckpt", **QUIET)
+        after = weights(model), model.transfer_, model.calibration_, model.history
+        assert torch.equal(before[0], after[0])
+        assert before[1:] == after[1:]
+        assert model.is_trained
+        assert not model.module.training
+
+    def test_while_training_what_was_learned_of_the_old_weights_goes(self, model):
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(RuntimeError, match="of somebody else's"):
+            model.train(3, batch_size=16, callbacks=[Fail()], **QUIET)
+        assert signal.getsignal(signal.SIGINT) is before
+        assert not model.module.training
+        assert not model.calibration_
+        found = model.predict_stimulated(inplace=False)
+        model._transfer = model._learn_contexts()
+        np.testing.assert_array_equal(found, model.predict_stimulated(inplace=False))
+
+
+@pytest.mark.parametrize("max_epochs", [0, -1])
+def test_at_least_one_epoch(adata, max_epochs):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **SMALL_MODEL)
+    with pytest.raises(ValueError, match=f"must be at least 1; it is {max_epochs}"):
+        model.train(max_epochs, **QUIET)
+    assert not model.is_trained
 
 
 class KeepCheckpoint(lightning.Callback):
@@ -272,6 +321,8 @@ class TestCheckpoint:
             resumed.predict_stimulated(inplace=False), whole.predict_stimulated(inplace=False)
         )
         assert not resumed.history
+        resumed.train(2, batch_size=16, **QUIET)
+        assert len(resumed.history["train_loss"]) == 2
 
     def test_an_epoch_that_was_cut_short_is_not_saved(self, path):
         model = self.model()
@@ -279,12 +330,79 @@ class TestCheckpoint:
             model.train(9, batch_size=16, checkpoint=path, callbacks=[Interrupt()], **QUIET)
         assert torch.load(path)["epoch"] == 0
 
-    def test_other_cells_are_refused(self, path):
+    @pytest.mark.parametrize(
+        ("change", "others"),
+        [
+            (lambda adata: adata[1:].copy(), "cells"),
+            (lambda adata: adata[::-1].copy(), "cells"),
+            (lambda adata: adata[:, ::-1].copy(), "genes"),
+            (lambda adata: adata[::-1, :20].copy(), "cells, genes"),
+        ],
+        ids=["fewer cells", "their order", "order of genes", "both"],
+    )
+    def test_other_data_are_refused(self, path, change, others):
         self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
-        other = small_cells(n_cells=25)
-        SpaPerbModel.setup_anndata(other)
-        with pytest.raises(ValueError, match="training with 120 cells, and there are 150 now"):
-            SpaPerbModel(other, **SMALL_MODEL).train(2, ckpt_path=path, **QUIET)
+        model = train_small(change(small_cells()), objective="published")
+        before = weights(model)
+        with pytest.raises(ValueError, match=rf"training with other {others}\. Go on with"):
+            model.train(4, ckpt_path=path, **QUIET)
+        assert torch.equal(weights(model), before)
+        assert model.is_trained
+        assert not model.module.training
+
+    @pytest.mark.parametrize(
+        "settings", [{"objective": "residual"}, {"n_hidden": 8}, {"kl_weight": 1.0}], ids=str
+    )
+    def test_another_model_is_refused(self, path, settings):
+        self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
+        model = SpaPerbModel(self.model().adata, **{**SMALL_MODEL, **settings})
+        before = weights(model)
+        with pytest.raises(ValueError, match=r"training with other settings\. Go on with"):
+            model.train(2, ckpt_path=path, **QUIET)
+        assert torch.equal(weights(model), before)
+        assert not model.is_trained
+
+    def test_more_epochs_than_asked_for_are_refused(self, path):
+        self.model().train(3, batch_size=16, checkpoint=path, **QUIET)
+        model = self.model()
+        with pytest.raises(ValueError, match="of epoch 3, and `max_epochs` is 2"):
+            model.train(2, ckpt_path=path, **QUIET)
+        assert not model.is_trained
+
+    def test_going_on_twice(self, path):
+        arguments = {"batch_size": 16, "checkpoint": path, **QUIET}
+        whole = self.model()
+        whole.train(5, **arguments)
+        scvi.settings.seed = 0
+        self.model().train(1, **arguments)
+        for max_epochs in (3, 5):
+            resumed = self.model()
+            resumed.train(max_epochs, ckpt_path=path, **arguments)
+        assert torch.equal(weights(resumed), weights(whole))
+
+    def test_numbers_of_numpy(self, path):
+        arguments = {
+            "batch_size": np.int64(16),
+            "plan_kwargs": {"lr": np.float64(1e-3)},
+            "early_stopping_patience": np.int64(3),
+            **QUIET,
+        }
+        scvi.settings.seed = np.int64(1)
+        self.model().train(1, checkpoint=path, **arguments)
+        resumed = self.model()
+        resumed.train(2, ckpt_path=path, **arguments)
+        assert len(resumed.history["train_loss"]) == 1
+
+    def test_nan_in_the_first_epoch_that_goes_on(self, path):
+        self.model().train(2, batch_size=16, checkpoint=path, **QUIET)
+        resumed = self.model()
+        with pytest.raises(FloatingPointError, match=r"epoch 3, .*weights of epoch 2 again"):
+            resumed.train(9, batch_size=16, ckpt_path=path, callbacks=[LetLoose()], **QUIET)
+        assert resumed.is_trained
+
+    def test_a_folder(self, tmp_path):
+        with pytest.raises(IsADirectoryError, match="Give the path of a file"):
+            self.model().train(1, checkpoint=tmp_path, **QUIET)
 
     def test_absent_file(self, path):
         with pytest.raises(FileNotFoundError, match=r"training\.ckpt"):

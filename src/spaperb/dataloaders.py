@@ -193,21 +193,10 @@ class PairedDataSplitter(DataSplitter):
         """Return the split and the seed of the pairs, for a checkpoint."""
         parts = (self.train_idx, self.val_idx, self.test_idx)
         split = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
-        return {"n_obs": len(self.arms), "split": split, "seed": self.seed}
+        return {"split": split, "seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the split and the seed of a checkpoint.
-
-        Raises
-        ------
-        ValueError
-            If it was made with other cells.
-        """
-        if state_dict["n_obs"] != len(self.arms):
-            raise ValueError(
-                f"The checkpoint is of training with {state_dict['n_obs']} cells, and there are {len(self.arms)} now. "
-                "Go on with the AnnData that training began with."
-            )
+        """Take the split and the seed of a checkpoint."""
         self.train_idx, self.val_idx, self.test_idx = (
             part.numpy() for part in state_dict["split"]
         )

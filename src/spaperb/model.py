@@ -341,9 +341,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Raises
         ------
         ValueError
-            If the model has no data, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch, or the checkpoint is of training with other cells, is damaged, or holds
-            more than data (it is a pickle, which could run code, and is looked through first).
+            If the model has no data, there is no epoch, there are fewer than two pairs in a minibatch, or early
+            stopping has no validation pairs to watch, or the checkpoint is of training with other cells, genes or settings or of
+            more epochs, is damaged, or holds more than data (it is a pickle, which could run code, and is looked through first).
+            The model is as it was then.
         FloatingPointError
             If the loss or a weight became NaN or infinite.
         OSError
@@ -359,6 +360,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "SpaPerb trains on pairs that it draws itself and takes no `datamodule`. Pass the "
                 "AnnData to SpaPerbModel, and loader options as `datasplitter_kwargs`."
             )
+        if max_epochs is not None and max_epochs < 1:
+            raise ValueError(f"`max_epochs` must be at least 1; it is {max_epochs}.")
         if self.module.objective == "residual":
             if max_epochs is None:
                 minibatches = max(1, self.adata.n_obs / (2 * batch_size))
@@ -368,26 +371,34 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         # A model and its trainer hold each other, so models that were let go are in memory until Python's collector comes
         # by, which it does rarely: after a hundred trainings, say.
         gc.collect()
-        finite = StopOnNonFinite()
-        callbacks = [*(kwargs.pop("callbacks", None) or []), finite, StopOnInterrupt()]
+        finite, interrupt = StopOnNonFinite(), StopOnInterrupt()
+        callbacks = [*(kwargs.pop("callbacks", None) or []), finite, interrupt]
+        was_trained = self.is_trained
+        if not self.history:
+            self.is_trained_ = (
+                False  # scvi-tools appends to a history, and only to the terms that it has
+            )
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
         try:
-            super().train(
-                max_epochs=max_epochs,
-                batch_size=batch_size,
-                early_stopping=early_stopping,
-                early_stopping_monitor=early_stopping_monitor,
-                checkpoint=checkpoint,
-                ckpt_path=ckpt_path,
-                callbacks=callbacks,
-                **kwargs,
-            )
-        except FloatingPointError:
+            with interrupt:
+                super().train(
+                    max_epochs=max_epochs,
+                    batch_size=batch_size,
+                    early_stopping=early_stopping,
+                    early_stopping_monitor=early_stopping_monitor,
+                    checkpoint=checkpoint,
+                    ckpt_path=ckpt_path,
+                    callbacks=callbacks,
+                    **kwargs,
+                )
+        except BaseException as error:
             self.module.eval()
-            if finite.n_good > 0:
+            self.is_trained_ = was_trained
+            if finite.has_begun:
+                self._transfer, self.transfer_, self.calibration_ = None, {}, {}
+            if isinstance(error, FloatingPointError) and finite.n_good > 0:
                 self.is_trained_ = True
-            self._transfer, self.transfer_, self.calibration_ = None, {}, {}
             raise
         if self.response:
             self._transfer = self._learn_contexts()

@@ -443,7 +443,9 @@ def history(
         If the term was not logged, or nothing was.
     """
     if not history:
-        raise ValueError("The history is empty: no epoch was trained since the model was made.")
+        raise ValueError(
+            "The history is empty: no epoch was trained, or none was left to train after a checkpoint."
+        )
     names = {"training": f"{term}_train", "validation": f"{term}_validation"}
     if term == "loss":
         names = {"training": "train_loss", "validation": "validation_loss"}

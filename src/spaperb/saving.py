@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -264,18 +264,20 @@ def read_export(path: Path) -> Exported:
     return Exported(weights, attributes)
 
 
-def check_pickle(path: Path) -> None:
+def check_pickle(path: Path, known: Set[str] = PICKLED) -> None:
     """Read which names a file of ``torch.save`` calls up, without unpickling it, and refuse any that is not data.
 
     Parameters
     ----------
     path
         The file.
+    known
+        Names that it may call up, beside those that PyTorch itself takes for safe.
 
     Raises
     ------
     ValueError
-        If the file names what no saved model or state of training does, which could be code, or cannot be read.
+        If the file names another, which could be code, or cannot be read.
     FileNotFoundError
         If there is none.
     """
@@ -287,7 +289,7 @@ def check_pickle(path: Path) -> None:
         raise ValueError(
             f"{path} could not be read: {error}. If it is truncated or damaged, copy or save it again."
         ) from error
-    if code := sorted(names - PICKLED):
+    if code := sorted(names - known):
         raise ValueError(
             f"{path} holds more than data: it calls {listed(np.array(code))}, and loading it could run that. Models are shared "
             "as exports (`model.export`), which cannot hold code."

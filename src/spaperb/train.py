@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import lightning
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner
 
-from spaperb.files import written_whole
+from spaperb.dataloaders import PairedDataSplitter
+from spaperb.files import check_writable, written_whole
 from spaperb.saving import check_pickle
 from spaperb.validation import warn
 
@@ -51,6 +57,11 @@ class SpaPerbTrainingPlan(TrainingPlan):
         Epochs over which the KL term reaches its weight; the published objective has no warm-up.
     **kwargs
         Further arguments of :class:`scvi.train.TrainingPlan`.
+
+    Attributes
+    ----------
+    identity
+        What training has in common with every training that goes on from its checkpoints, by name.
 
     Raises
     ------
@@ -85,6 +96,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             paired=True,
             **kwargs,
         )
+        self.identity: dict[str, str] = {}
         self._resumed: dict[str, Any] | None = None
 
     def get_optimizer_creator(self) -> TorchOptimizerCreator:
@@ -124,14 +136,33 @@ class SpaPerbTrainingPlan(TrainingPlan):
         at_epoch_end = self.trainer.is_last_batch
         monitored = self.trainer.callback_metrics.get(self.lr_scheduler_metric)
         checkpoint["spaperb"] = {
+            "identity": self.identity,
             "random_states": _random_states(self.device),
             # A learning rate that falls on a plateau is set after the checkpoint of its epoch.
             "monitored": monitored if at_epoch_end and self.reduce_lr_on_plateau else None,
         }
+        for name in checkpoint.keys() - {"state_dict"}:
+            checkpoint[name] = _plain(checkpoint[name])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep that until training starts."""
+        """Keep that until training starts.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is of other training, or of more epochs; nothing was taken from it then.
+        """
         self._resumed = checkpoint.get("spaperb")
+        found = (self._resumed or {}).get("identity", {})
+        if others := [name for name, own in self.identity.items() if found.get(name) != own]:
+            raise ValueError(
+                f"The checkpoint is of training with other {', '.join(others)}. Go on with a new model of the AnnData, and with "
+                "the settings, that training began with."
+            )
+        if (epoch := checkpoint["epoch"] + 1) > self.trainer.max_epochs:
+            raise ValueError(
+                f"The checkpoint is of epoch {epoch}, and `max_epochs` is {self.trainer.max_epochs}."
+            )
 
     def on_train_start(self) -> None:
         """Go on where the checkpoint was made."""
@@ -145,6 +176,20 @@ class SpaPerbTrainingPlan(TrainingPlan):
             self.trainer.should_stop = True
         _set_random_states(self._resumed["random_states"])
         self._resumed = None
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy's numbers into Python's, which PyTorch reads without calling anything."""
+    match value:
+        case np.generic():
+            return value.item()
+        case dict():
+            return {key: _plain(v) for key, v in value.items()}
+        case list():
+            return [_plain(v) for v in value]
+        case tuple():
+            return tuple(_plain(v) for v in value)
+    return value
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -176,11 +221,29 @@ class SpaPerbTrainRunner(TrainRunner):
 
     def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.training_plan.identity = _identity(self.model, self.data_splitter)
         if self.ckpt_path is not None:
-            check_pickle(Path(self.ckpt_path))
+            check_pickle(Path(self.ckpt_path), known=frozenset())
         if checkpoint is not None:
+            check_writable(Path(checkpoint))
             # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its own.
             self.trainer.callbacks.append(SaveTraining(Path(checkpoint)))
+
+
+def _identity(model: BaseModelClass, splitter: PairedDataSplitter) -> dict[str, str]:
+    """Digests of cells and genes, and the settings of the model."""
+    adata, settings = splitter.adata_manager.adata, model.init_params_
+    settings = {**settings["non_kwargs"], **settings["kwargs"]["module_kwargs"]}
+    return {
+        "cells": _digest(adata.obs_names, splitter.arms, splitter.labels),
+        "genes": _digest(adata.var_names),
+        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
+    }
+
+
+def _digest(*columns: npt.ArrayLike) -> str:
+    hashes = [pd.util.hash_array(np.asarray(column)) for column in columns]
+    return hashlib.sha256(np.concatenate(hashes).tobytes()).hexdigest()
 
 
 class SaveTraining(Checkpoint):
@@ -216,17 +279,22 @@ class StopOnNonFinite(lightning.Callback):
     ----------
     n_good
         Epochs that ended well.
+    has_begun
+        Whether weights may be others than before.
     """
 
     def __init__(self) -> None:
         self.n_good = 0
+        self.has_begun = False
         self._losses: list[torch.Tensor] = []
         self._weights: dict[str, torch.Tensor] = {}
 
     def on_train_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Remember the first weights; not reached where a checkpoint is of the last epoch."""
+        """Remember the first weights, of a checkpoint if training goes on from one."""
+        self.has_begun = True
+        self.n_good = trainer.current_epoch
         self._keep(pl_module)
 
     def on_train_batch_end(
@@ -283,17 +351,20 @@ class StopOnNonFinite(lightning.Callback):
         self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
 
 
-class StopOnInterrupt(lightning.Callback):
+class StopOnInterrupt(lightning.Callback, AbstractContextManager[None]):
     """End training after the current minibatch at Ctrl-C, as if that had been its last; a second Ctrl-C ends all at once.
 
-    Lightning alone would leave the interpreter, and the model untrained.
+    Lightning alone would leave the interpreter, and the model untrained. Training runs within it as a context, which gives Ctrl-C back
+    however training ends; Lightning's own hooks are not called after an error.
     """
+
+    def __init__(self) -> None:
+        self._before: Any = None
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Take over Ctrl-C, where there is one: in the main thread of the only process."""
-        self._before: Any = None
         if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
 
             def stop(number: int, frame: FrameType | None) -> None:
@@ -306,9 +377,7 @@ class StopOnInterrupt(lightning.Callback):
 
             self._before = signal.signal(signal.SIGINT, stop)
 
-    def teardown(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Give Ctrl-C back."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
