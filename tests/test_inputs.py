@@ -137,6 +137,7 @@ def _examine(case: Case, whole: ad.AnnData) -> str:
         return clear(error, handed)
     if case.query["views"]:
         check_unchanged(untouched, whole)
+    assert not (accepted := flaws_of(handed)), f"Not refused: {accepted}"
     check_prediction(handed, query)
     try:
         check_table(handed, query)
@@ -360,6 +361,32 @@ def check_table(handed: Handed, query: ad.AnnData) -> None:
         expected = np.maximum(expected, 0) if model.expression_kind_[0] else expected
         scale = np.abs(x).max(initial=1)
         np.testing.assert_allclose(changed, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+def flaws_of(handed: Handed) -> list[str]:
+    """What no answer may be given to."""
+    case, train, model, query, asked = handed
+    is_negative = [(_expression(cells, case) < 0).any() for cells in (train, query)]
+    flaws = {
+        "a view to train on": case.flaw == "a view to train on",
+        "repeated genes": not train.var_names.is_unique,
+        "missing genes": not set(train.var_names) <= set(query.var_names),
+        "not finite": _is_not_finite(handed),
+        "not numbers": case.cells["dtype"] in ("c8", "O"),
+        "missing values": case.flaw == "missing values",
+        "one condition": train.obs[CONDITION].astype(object).nunique() == 1,
+        "nothing to pair": _strata(handed).empty,
+        "negative values": is_negative == [False, True],
+        "an unknown perturbation": asked["perturbation"] == "never measured",
+        "several perturbations": asked["perturbation"] is None and len(model.perturbations) > 1,
+        "no dose": case.columns["doses"] is not None and asked["dose"] is None,
+        "a dose for a model without": case.columns["doses"] is None and asked["dose"] is not None,
+        "counts drawn twice": asked["sample"] and asked["n_samples"] > 1,
+        "counts of a model without": asked["sample"]
+        and (not model.response or setup_arguments(case)["counts_layer"] is None),
+        "latent vectors of cells on disk": asked["latent"] and case.query["storage"] == "dask",
+    }
+    return [about for about, is_so in flaws.items() if is_so]
 
 
 def clear(error: Exception, handed: Handed) -> str:

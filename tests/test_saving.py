@@ -72,15 +72,32 @@ class TestExport:
             expected = model.predict_response(query, dose=dose)
             pd.testing.assert_frame_equal(loaded.predict_response(query, dose=dose), expected)
 
-    def test_it_holds_no_cells_and_is_there_to_be_looked_at(self, exported, trained):
+    def test_it_is_there_to_be_looked_at(self, exported):
         with safe_open(exported, framework="numpy") as file:
             content = json.loads(file.metadata()["spaperb"])
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+            shape = file.get_slice("weights.encoder.mu.weight").get_shape()
         assert content["format"] == saving.FORMAT
-        assert shapes["weights.encoder.mu.weight"] == [4, 16]
-        assert trained.adata.n_obs not in {
-            n for name, s in shapes.items() for n in s if "weights" in name
+        assert shape == [4, 16]
+
+    def test_of_cells_it_holds_components_alone(self, tmp_path):
+        adata = small_cells(n_cells=25, n_genes=40)
+        model = train_small(adata, objective="residual")
+        model.calibrate()
+        model.export(tmp_path / "model.safetensors")
+        with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+            text = file.metadata()["spaperb"]
+        of_cells = {
+            name
+            for name, shape in shapes.items()
+            if len(shape) == 2 and shape[0] >= 25 and "weights" not in name
         }
+        components = {name for name in of_cells if ".contexts.cells." in name}
+        assert [shapes[name] for name in components] == 3 * [[25, 30]]
+        assert [shapes[name] for name in of_cells - components] == [
+            [30, 40]
+        ]  # the components' own
+        assert not [name for name in adata.obs_names if f'"{name}"' in text]
 
     def test_others_may_read_it_as_any_file(self, exported, tmp_path):
         (tmp_path / "any").touch()

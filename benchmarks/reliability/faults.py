@@ -3,7 +3,7 @@
     python benchmarks/reliability/faults.py
 
 Linux; as root it also fills and write-protects a small file system in memory. Simulated cells, small models, on the processor. Moments are drawn
-with a seeded generator, uniformly from the time that an undisturbed run takes, 20 of each kind:
+with a seeded generator, uniformly from the time that an undisturbed run takes (to train, or to write), 20 of each kind:
 
 - training is killed, once with quick checkpoints and once with large ones that take half of the time, and goes on from the last checkpoint in
   a new process
@@ -17,14 +17,17 @@ import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,8 +54,18 @@ TRAININGS: dict[str, dict[str, Any]] = {
 PREDICT = ("--max-epochs", "1", "--objective", "published")
 BENCHMARK = ("--seeds", "0", "--min-cells", "20", "--methods", "no_change")
 
-Moments = Callable[[float], np.ndarray]
-"""Random moments of a time in seconds."""
+
+@dataclass
+class Moments:
+    """Random moments, n of them for each kind of attack."""
+
+    n: int
+    rng: np.random.Generator
+
+    def __call__(self, seconds: float) -> Iterator[float]:
+        """Draw some from a time in seconds."""
+        while True:
+            yield self.rng.uniform(0, seconds)
 
 
 # In the attacked processes.
@@ -60,7 +73,8 @@ Moments = Callable[[float], np.ndarray]
 
 def train(sender: Connection, folder: Path, kind: str, resume: bool) -> None:
     """Train with checkpoints, and tell what came out."""
-    scvi.settings.seed = 0
+    # With another seed nothing but the checkpoint leads to the same result.
+    scvi.settings.seed = 1 if resume else 0
     adata = ad.read_h5ad(folder / "few.h5ad")
     SpaPerbModel.setup_anndata(adata)
     settings = dict(TRAININGS[kind])
@@ -152,7 +166,10 @@ class Child:
         time.sleep(max(0, start + seconds - time.perf_counter()))
         self.process.kill()
         self.finish()
-        return "end" not in self.said
+        was_running = "end" not in self.said
+        if "start" not in self.said or (was_running and self.process.exitcode != -signal.SIGKILL):
+            raise RuntimeError(f"The attacked process failed by itself: {self.process.exitcode}.")
+        return was_running
 
     def finish(self) -> Any:
         """Wait until it is gone; what came out."""
@@ -166,7 +183,9 @@ def undisturbed(target: Callable[..., None], *arguments: object) -> tuple[float,
     child = Child(target, *arguments)
     start = child.wait_for("start")
     seconds = child.wait_for("end") - start
-    return seconds, child.finish()
+    if (result := child.finish()) is None:
+        raise RuntimeError(f"{target.__name__} failed undisturbed.")
+    return seconds, result
 
 
 def leftovers(folder: Path) -> int:
@@ -182,12 +201,12 @@ def kill_training(folder: Path, kind: str, moments: Moments) -> dict[str, Any]:
     checkpoint = folder / "training.ckpt"
     seconds, expected = undisturbed(train, folder, kind, False)
     outcomes, n_left = [], 0
-    for moment in moments(seconds):
+    for moment in itertools.islice(moments(seconds), moments.n):
         checkpoint.unlink(missing_ok=True)
         was_running = Child(train, folder, kind, False).kill_after(moment)
         n_left += leftovers(folder)
         resume = checkpoint.exists()
-        _, found = undisturbed(train, folder, kind, resume)
+        found = Child(train, folder, kind, resume).finish()
         how = "resumed" if resume else "began anew (no checkpoint yet)"
         if not was_running:
             how = "had ended, resumed from its last checkpoint"
@@ -216,12 +235,14 @@ def kill_predict(folder: Path, with_old: bool, moments: Moments) -> dict[str, An
     seconds, _ = undisturbed(command, *arguments)
     expected = ad.read_h5ad(output).layers[cli.LAYER]
     outcomes, n_left = [], 0
-    for moment in moments(1.5 * seconds):
+    while len(outcomes) < moments.n:
         output.unlink(missing_ok=True)
         if with_old:
             output.write_text("old")
-        Child(command, *arguments).kill_after(moment)
+        was_writing = Child(command, *arguments).kill_after(next(moments(seconds)))
         n_left += leftovers(folder)
+        if not was_writing:
+            continue
         if not output.exists():
             outcomes.append("no file")
         elif output.read_bytes() == b"old":
@@ -248,11 +269,14 @@ def kill_benchmark(folder: Path, moments: Moments) -> dict[str, Any]:
     seconds, _ = undisturbed(command, *arguments, "mean_shift")  # finished folds are read
     new = files()
     outcomes, n_left = [], 0
-    for moment in moments(seconds):
+    while len(outcomes) < moments.n:
         for name, content in old.items():
             (output / name).write_bytes(content)
-        Child(command, *arguments, "mean_shift").kill_after(moment)
+        attacked = Child(command, *arguments, "mean_shift")
+        was_writing = attacked.kill_after(next(moments(seconds)))
         n_left += leftovers(output)
+        if not was_writing:
+            continue
         found = files()
         whole = all(found[name] in (old[name], new[name]) for name in old)
         n_new = sum(found[name] == new[name] for name in old)
@@ -428,10 +452,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="kills of each kind")
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-
-    def moments(seconds: float) -> np.ndarray:
-        return rng.uniform(0, seconds, args.kills)
+    moments = Moments(args.kills, np.random.default_rng(0))
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

@@ -72,3 +72,5 @@ if __name__ == "__main__":
     table.to_csv(HERE / "inputs.csv", index=False)
     print(table.to_string(index=False))
     print(f"{len(cases)} cases, the longest took {longest:.1f} seconds.")
+    if any(counts[name] for name in wrong):
+        sys.exit("An attack succeeded.")

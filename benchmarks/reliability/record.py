@@ -47,5 +47,7 @@ def write(name: str, rows: Iterable[Mapping[str, Any]]) -> None:
     table["machine"] = machine.describe()
     table.to_csv(HERE / f"{name}.csv", index=False, float_format="%.4g")
     print(table.drop(columns="machine").to_string(index=False))
+    if (table["tries"] == 0).any():
+        sys.exit("An attack was never tried.")
     if ((table["passed"] < table["tries"]) & ~known).any():
         sys.exit("An attack succeeded.")
