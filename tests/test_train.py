@@ -1,7 +1,9 @@
+import copy
 import shutil
 import signal
 import threading
 
+import anndata as ad
 import lightning
 import numpy as np
 import pytest
@@ -87,6 +89,23 @@ def test_ctrl_c_leaves_a_usable_model(adata):
     assert not model.module.training
     assert len(model.history["train_loss"]) == 2
     assert np.isfinite(model.predict_stimulated(adata, inplace=False)).all()
+
+
+class InterruptSetup(lightning.Callback):
+    """Press Ctrl-C before there is anything to keep."""
+
+    def setup(self, trainer, pl_module, stage):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_is_given_back_however_early_it_comes(adata):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        model.train(2, callbacks=[InterruptSetup()], **QUIET)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not model.is_trained
 
 
 def test_ctrl_c_is_left_alone_in_other_threads(adata):
@@ -180,12 +199,11 @@ class TestOtherErrors:
         return model
 
     def test_before_training_nothing_is_lost(self, model, tmp_path):
-        before = weights(model), model.transfer_, model.calibration_, model.history
+        before = weights(model), copy.deepcopy((model.transfer_, model.calibration_))
         with pytest.raises(FileNotFoundError):
             model.train(2, ckpt_path=tmp_path / "none.ckpt", **QUIET)
-        after = weights(model), model.transfer_, model.calibration_, model.history
-        assert torch.equal(before[0], after[0])
-        assert before[1:] == after[1:]
+        assert torch.equal(weights(model), before[0])
+        np.testing.assert_equal((model.transfer_, model.calibration_), before[1])
         assert model.is_trained
         assert not model.module.training
 
@@ -333,34 +351,74 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("change", "others"),
         [
-            (lambda adata: adata[1:].copy(), "cells"),
-            (lambda adata: adata[::-1].copy(), "cells"),
-            (lambda adata: adata[:, ::-1].copy(), "genes"),
-            (lambda adata: adata[::-1, :20].copy(), "cells, genes"),
+            (lambda adata: adata[1:].copy(), "cells, expression"),
+            (lambda adata: adata[::-1].copy(), "cells, expression"),
+            (lambda adata: adata[:, ::-1].copy(), "genes, expression"),
+            (lambda adata: ad.AnnData(2 * adata.X, adata.obs, adata.var), "expression"),
         ],
-        ids=["fewer cells", "their order", "order of genes", "both"],
+        ids=["fewer cells", "their order", "order of genes", "their expression"],
     )
     def test_other_data_are_refused(self, path, change, others):
-        self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
-        model = train_small(change(small_cells()), objective="published")
-        before = weights(model)
+        self.model(objective="residual").train(1, batch_size=16, checkpoint=path, **QUIET)
+        model = train_small(change(small_cells()), objective="residual")
+        model.calibrate()
+        before = weights(model), copy.deepcopy((model.transfer_, model.calibration_))
+        n_epochs = len(model.history["train_loss"])
         with pytest.raises(ValueError, match=rf"training with other {others}\. Go on with"):
             model.train(4, ckpt_path=path, **QUIET)
-        assert torch.equal(weights(model), before)
+        assert torch.equal(weights(model), before[0])
+        np.testing.assert_equal((model.transfer_, model.calibration_), before[1])
+        assert len(model.history["train_loss"]) == n_epochs
         assert model.is_trained
         assert not model.module.training
 
     @pytest.mark.parametrize(
-        "settings", [{"objective": "residual"}, {"n_hidden": 8}, {"kl_weight": 1.0}], ids=str
+        ("settings", "other"),
+        [
+            ({"objective": "residual"}, "settings"),
+            ({"kl_weight": 1.0}, "settings"),
+            ({"n_hidden": 8}, "networks"),
+        ],
+        ids=str,
     )
-    def test_another_model_is_refused(self, path, settings):
+    def test_another_model_is_refused(self, path, settings, other):
         self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
         model = SpaPerbModel(self.model().adata, **{**SMALL_MODEL, **settings})
         before = weights(model)
-        with pytest.raises(ValueError, match=r"training with other settings\. Go on with"):
+        with pytest.raises(ValueError, match=rf"training with other {other}\. Go on with"):
             model.train(2, ckpt_path=path, **QUIET)
         assert torch.equal(weights(model), before)
         assert not model.is_trained
+
+    def test_the_same_model_in_other_words(self, path):
+        class Mine(SpaPerbModel):
+            def __init__(self, adata, *args, **kwargs):
+                super().__init__(adata, *args, **kwargs)
+
+        self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
+        adata = small_cells()
+        Mine.setup_anndata(adata)
+        model = Mine(adata, network_share=0.3, kl_weight=np.float32(0.5), **SMALL_MODEL)
+        model.train(2, batch_size=16, ckpt_path=path, **QUIET)
+        assert len(model.history["train_loss"]) == 1
+
+    def test_weights_alone_are_no_state_of_training(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(scvi.settings, "logging_dir", str(tmp_path / "scvi"))
+        saved = ModelCheckpoint(tmp_path, "weights", save_weights_only=True)
+        arguments = {"batch_size": 16, **QUIET}
+        self.model().train(1, callbacks=[saved], enable_checkpointing=True, **arguments)
+        with pytest.raises(ValueError, match="holds no state of SpaPerb's training"):
+            self.model().train(2, ckpt_path=tmp_path / "weights.ckpt", **arguments)
+
+    def test_a_flipped_byte_of_a_weight(self, path):
+        model = self.model()
+        model.train(1, batch_size=16, checkpoint=path, **QUIET)
+        content = bytearray(path.read_bytes())
+        weight = next(model.module.parameters()).detach().numpy().tobytes()
+        content[content.index(weight)] ^= 0xFF
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"could not be read: .* is not what was written"):
+            self.model().train(2, ckpt_path=path, **QUIET)
 
     def test_more_epochs_than_asked_for_are_refused(self, path):
         self.model().train(3, batch_size=16, checkpoint=path, **QUIET)

@@ -341,10 +341,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Raises
         ------
         ValueError
-            If the model has no data, there is no epoch, there are fewer than two pairs in a minibatch, or early
+            If the model has no data, ``max_epochs`` is below 1, there are fewer than two pairs in a minibatch, or early
             stopping has no validation pairs to watch, or the checkpoint is of training with other cells, genes or settings or of
             more epochs, is damaged, or holds more than data (it is a pickle, which could run code, and is looked through first).
-            The model is as it was then.
+            The model is then as it was before.
         FloatingPointError
             If the loss or a weight became NaN or infinite.
         OSError

@@ -149,6 +149,7 @@ class SpaPerbModule(BaseModuleClass):
         self.objective = objective
         self.criterion = CRITERIA[criterion]
         self.autoencoder_weight = autoencoder_weight
+        self.dropout_rate = dropout_rate
         self.n_batch = n_batch
         self.encoder = Encoder(n_input, n_latent, n_hidden, n_layers, dropout_rate, n_batch)
         n_perturbations = 1 if composition is None else composition.shape[1]
@@ -164,6 +165,16 @@ class SpaPerbModule(BaseModuleClass):
             "composition", torch.as_tensor(composition) if has_embedding else None
         )
         self.register_buffer("v_delta", torch.rand(n_input) if delta_noise == "fixed" else None)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What training depends on beside the shapes of the weights."""
+        weights = ("latent_weight", "reconstruction_weight", "kl_weight", "autoencoder_weight")
+        names = ("objective", "kl_on", "dropout_rate", *weights)
+        return {
+            "criterion": self.criterion.__name__,
+            **{name: getattr(self, name) for name in names},
+        }
 
     def _get_inference_input(
         self, tensors: dict[str, torch.Tensor], **kwargs: Any

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import pickle
+import zipfile
 from collections.abc import Callable, Set
 from importlib.metadata import version
 from pathlib import Path
@@ -81,8 +82,9 @@ class SavingMixin(BaseModelClass):
         """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
 
         It holds the networks, what training learned of the contexts, the calibration, the registry, the names of genes, cell types and
-        perturbations, and the history: all that predicting takes. Of cells it holds no expression and no names, but with the response learned
-        across genes, principal components of up to 1,000 control cells a cell type (at most 30 each), by which new cells are told apart.
+        perturbations, and the history: all that predicting takes. Of cells it holds no names, but with ``response``
+        the mean of each cell type, and up to 30 principal components of up to 1,000 control cells a type with their loadings, from which
+        expression can be computed back in part (in whole where cells are few).
         It is one safetensors file, with a JSON text in its metadata, and reading it runs nothing.
 
         Parameters
@@ -186,7 +188,22 @@ class SavingMixin(BaseModelClass):
 
     @staticmethod
     def load_registry(dir_path: str, prefix: str | None = None) -> dict:
-        """Load the registry of a model saved by :meth:`~scvi.model.base.BaseModelClass.save`; see :meth:`load`."""
+        """Load the registry of a model saved by :meth:`~scvi.model.base.BaseModelClass.save`.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that the model was saved to.
+        prefix
+            Prefix of the file names.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or holds more than data.
+        OSError
+            If there is none.
+        """
         check_pickle(Path(dir_path) / f"{prefix or ''}model.pt")
         return BaseModelClass.load_registry(str(dir_path), prefix=prefix)
 
@@ -278,15 +295,23 @@ def check_pickle(path: Path, known: Set[str] = PICKLED) -> None:
     Raises
     ------
     ValueError
-        If the file names another, which could be code, or cannot be read.
-    FileNotFoundError
-        If there is none.
+        If the file names another, which could be code, or is damaged.
+    OSError
+        If it cannot be opened.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            # PyTorch reads changed numbers without a word.
+            if (part := file.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{part} is not what was written")
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except FileNotFoundError:
-        raise
-    except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ValueError(
             f"{path} could not be read: {error}. If it is truncated or damaged, copy or save it again."
         ) from error

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning
 import numpy as np
@@ -21,14 +21,18 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner
 
 from spaperb.dataloaders import PairedDataSplitter
 from spaperb.files import check_writable, written_whole
+from spaperb.module import DOSE_KEY, SpaPerbModule
+from spaperb.populations import dense
 from spaperb.saving import check_pickle
 from spaperb.validation import warn
+
+N_LOOKED_AT = 100
+"""Cells whose expression tells whether training goes on with the same."""
 
 TorchOptimizerCreator = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 
@@ -96,7 +100,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             paired=True,
             **kwargs,
         )
-        self.identity: dict[str, str] = {}
+        self.identity: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
 
     def get_optimizer_creator(self) -> TorchOptimizerCreator:
@@ -150,14 +154,19 @@ class SpaPerbTrainingPlan(TrainingPlan):
         Raises
         ------
         ValueError
-            If the checkpoint is of other training, or of more epochs; nothing was taken from it then.
+            If the checkpoint holds no state of this class's training, or that of other training or of more epochs. Nothing was
+            taken from it then.
         """
-        self._resumed = checkpoint.get("spaperb")
-        found = (self._resumed or {}).get("identity", {})
+        if "spaperb" not in checkpoint or "optimizer_states" not in checkpoint:
+            raise ValueError(
+                "The checkpoint holds no state of SpaPerb's training. Go on from a file that `checkpoint=` wrote."
+            )
+        self._resumed = checkpoint["spaperb"]
+        found = self._resumed["identity"]
         if others := [name for name, own in self.identity.items() if found.get(name) != own]:
             raise ValueError(
-                f"The checkpoint is of training with other {', '.join(others)}. Go on with a new model of the AnnData, and with "
-                "the settings, that training began with."
+                f"The checkpoint was saved by training with other {', '.join(others)}. Go on with a new model of the same AnnData "
+                "and settings."
             )
         if (epoch := checkpoint["epoch"] + 1) > self.trainer.max_epochs:
             raise ValueError(
@@ -169,7 +178,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
         super().on_train_start()
         if self._resumed is None:
             return
-        if self._resumed["monitored"] is not None:
+        if self._resumed["monitored"] is not None and self.reduce_lr_on_plateau:
             self.lr_schedulers().step(self._resumed["monitored"])
         stopping = self.trainer.early_stopping_callback
         if stopping is not None and stopping.stopped_epoch > 0:
@@ -221,7 +230,7 @@ class SpaPerbTrainRunner(TrainRunner):
 
     def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.training_plan.identity = _identity(self.model, self.data_splitter)
+        self.training_plan.identity = _identity(self.training_plan.module, self.data_splitter)
         if self.ckpt_path is not None:
             check_pickle(Path(self.ckpt_path), known=frozenset())
         if checkpoint is not None:
@@ -230,14 +239,19 @@ class SpaPerbTrainRunner(TrainRunner):
             self.trainer.callbacks.append(SaveTraining(Path(checkpoint)))
 
 
-def _identity(model: BaseModelClass, splitter: PairedDataSplitter) -> dict[str, str]:
-    """Digests of cells and genes, and the settings of the model."""
-    adata, settings = splitter.adata_manager.adata, model.init_params_
-    settings = {**settings["non_kwargs"], **settings["kwargs"]["module_kwargs"]}
+def _identity(module: SpaPerbModule, splitter: PairedDataSplitter) -> dict[str, Any]:
+    """Digests of the data, and the settings of the model."""
+    manager = splitter.adata_manager
+    cells: list[npt.ArrayLike] = [manager.adata.obs_names, splitter.arms, splitter.labels]
+    if DOSE_KEY in manager.data_registry:
+        cells.append(np.ravel(manager.get_from_registry(DOSE_KEY)).astype(float))
+    some = dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[:N_LOOKED_AT])
     return {
-        "cells": _digest(adata.obs_names, splitter.arms, splitter.labels),
-        "genes": _digest(adata.var_names),
-        "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
+        "cells": _digest(*cells),
+        "genes": _digest(manager.adata.var_names),
+        "expression": _digest(some.ravel().astype(np.float32)),
+        "settings": module.settings,
+        "networks": {name: list(weight.shape) for name, weight in module.state_dict().items()},
     }
 
 
@@ -297,6 +311,15 @@ class StopOnNonFinite(lightning.Callback):
         self.n_good = trainer.current_epoch
         self._keep(pl_module)
 
+    def on_load_checkpoint(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Take note that the weights are those of a checkpoint by now."""
+        self.has_begun = True
+
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
@@ -351,21 +374,27 @@ class StopOnNonFinite(lightning.Callback):
         self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
 
 
-class StopOnInterrupt(lightning.Callback, AbstractContextManager[None]):
+class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrupt"]):
     """End training after the current minibatch at Ctrl-C, as if that had been its last; a second Ctrl-C ends all at once.
 
     Lightning alone would leave the interpreter, and the model untrained. Training runs within it as a context, which gives Ctrl-C back
-    however training ends; Lightning's own hooks are not called after an error.
+    however training ends: after an error Lightning calls no ``teardown``, and puts back the handler that it found, which is this one.
     """
 
     def __init__(self) -> None:
         self._before: Any = None
 
+    def __enter__(self) -> Self:
+        """Remember what Ctrl-C did, in the main thread; there is none in others."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.getsignal(signal.SIGINT)
+        return self
+
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Take over Ctrl-C, where there is one: in the main thread of the only process."""
-        if threading.current_thread() is threading.main_thread() and trainer.world_size == 1:
+        """Take over Ctrl-C, where there is one, of the only process."""
+        if self._before is not None and trainer.world_size == 1:
 
             def stop(number: int, frame: FrameType | None) -> None:
                 signal.signal(signal.SIGINT, self._before)
@@ -375,7 +404,7 @@ class StopOnInterrupt(lightning.Callback, AbstractContextManager[None]):
                     "is that of this moment. Press Ctrl-C again to end all at once."
                 )
 
-            self._before = signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGINT, stop)
 
     def __exit__(self, *error: object) -> None:
         """Give Ctrl-C back."""
