@@ -252,6 +252,16 @@ class TestPickles:
             SpaPerbModel.load(tmp_path, adata=False)
         assert not mark.exists()
 
+    def test_a_flipped_byte_of_a_weight(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.pt"
+        content = bytearray(file.read_bytes())
+        weight = next(trained.module.parameters()).detach().numpy().tobytes()
+        content[content.index(weight)] ^= 0xFF
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"could not be read: .* is not what was written"):
+            SpaPerbModel.load(tmp_path / "model", adata=False)
+
     def test_the_registry_alone_is_looked_through_too(self, trained, tmp_path):
         trained.save(tmp_path / "model")
         file = tmp_path / "model" / "model.pt"
