@@ -88,3 +88,11 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (str(self.mark),)
+
+
+def flip_byte_of_weight(path: Path, model: SpaPerbModel) -> None:
+    """Change a byte of a weight in a file that holds the model's."""
+    content = bytearray(path.read_bytes())
+    weight = next(model.module.parameters()).detach().numpy().tobytes()
+    content[content.index(weight)] ^= 0xFF
+    path.write_bytes(content)

@@ -365,18 +365,9 @@ def check_table(handed: Handed, query: ad.AnnData) -> None:
 
 def flaws_of(handed: Handed) -> list[str]:
     """What no answer may be given to."""
-    case, train, model, query, asked = handed
-    is_negative = [(_expression(cells, case) < 0).any() for cells in (train, query)]
-    flaws = {
-        "a view to train on": case.flaw == "a view to train on",
-        "repeated genes": not train.var_names.is_unique,
-        "missing genes": not set(train.var_names) <= set(query.var_names),
-        "not finite": _is_not_finite(handed),
-        "not numbers": case.cells["dtype"] in ("c8", "O"),
+    case, _, model, _, asked = handed
+    flaws = {about: REFUSALS[about][1](handed) for about in ALWAYS_REFUSED} | {
         "missing values": case.flaw == "missing values",
-        "one condition": train.obs[CONDITION].astype(object).nunique() == 1,
-        "nothing to pair": _strata(handed).empty,
-        "negative values": is_negative == [False, True],
         "an unknown perturbation": asked["perturbation"] == "never measured",
         "several perturbations": asked["perturbation"] is None and len(model.perturbations) > 1,
         "no dose": case.columns["doses"] is not None and asked["dose"] is None,
@@ -477,6 +468,17 @@ def _has_odd_doses(handed: Handed) -> bool:
     return any(not isinstance(dose, (int, float)) or dose < 0 for dose in doses)
 
 
+ALWAYS_REFUSED = (
+    "a view to train on",
+    "repeated genes",
+    "missing genes",
+    "not finite",
+    "not numbers",
+    "one condition",
+    "nothing to pair",
+    "negative values",
+)
+"""Errors that come whenever their reason is there; the others have further conditions."""
 REFUSALS: dict[str, tuple[str, Callable[[Handed], bool]]] = {
     "no genes": ("The AnnData is empty", lambda h: h.query.n_vars == 0),
     "a view to train on": ("is a view", lambda h: h.case.flaw == "a view to train on"),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import Trap, drop_layers, small_cells, train_small
+from helpers import Trap, drop_layers, flip_byte_of_weight, small_cells, train_small
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -255,10 +255,7 @@ class TestPickles:
     def test_a_flipped_byte_of_a_weight(self, trained, tmp_path):
         trained.save(tmp_path / "model")
         file = tmp_path / "model" / "model.pt"
-        content = bytearray(file.read_bytes())
-        weight = next(trained.module.parameters()).detach().numpy().tobytes()
-        content[content.index(weight)] ^= 0xFF
-        file.write_bytes(content)
+        flip_byte_of_weight(file, trained)
         with pytest.raises(ValueError, match=r"could not be read: .* is not what was written"):
             SpaPerbModel.load(tmp_path / "model", adata=False)
 

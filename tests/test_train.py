@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, Trap, small_cells, train_small, weights
+from helpers import (
+    QUIET,
+    SMALL_MODEL,
+    Trap,
+    flip_byte_of_weight,
+    small_cells,
+    train_small,
+    weights,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from spaperb import SpaPerbModel
@@ -413,10 +421,7 @@ class TestCheckpoint:
     def test_a_flipped_byte_of_a_weight(self, path):
         model = self.model()
         model.train(1, batch_size=16, checkpoint=path, **QUIET)
-        content = bytearray(path.read_bytes())
-        weight = next(model.module.parameters()).detach().numpy().tobytes()
-        content[content.index(weight)] ^= 0xFF
-        path.write_bytes(content)
+        flip_byte_of_weight(path, model)
         with pytest.raises(ValueError, match=r"could not be read: .* is not what was written"):
             self.model().train(2, ckpt_path=path, **QUIET)
 

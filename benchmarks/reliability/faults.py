@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import hashlib
 import io
-import itertools
 import os
 import resource
 import shutil
@@ -62,10 +61,9 @@ class Moments:
     n: int
     rng: np.random.Generator
 
-    def __call__(self, seconds: float) -> Iterator[float]:
-        """Draw some from a time in seconds."""
-        while True:
-            yield self.rng.uniform(0, seconds)
+    def __call__(self, seconds: float) -> float:
+        """Draw one from a time in seconds."""
+        return self.rng.uniform(0, seconds)
 
 
 # In the attacked processes.
@@ -201,7 +199,8 @@ def kill_training(folder: Path, kind: str, moments: Moments) -> dict[str, Any]:
     checkpoint = folder / "training.ckpt"
     seconds, expected = undisturbed(train, folder, kind, False)
     outcomes, n_left = [], 0
-    for moment in itertools.islice(moments(seconds), moments.n):
+    for _ in range(moments.n):
+        moment = moments(seconds)
         checkpoint.unlink(missing_ok=True)
         was_running = Child(train, folder, kind, False).kill_after(moment)
         n_left += leftovers(folder)
@@ -239,7 +238,7 @@ def kill_predict(folder: Path, with_old: bool, moments: Moments) -> dict[str, An
         output.unlink(missing_ok=True)
         if with_old:
             output.write_text("old")
-        was_writing = Child(command, *arguments).kill_after(next(moments(seconds)))
+        was_writing = Child(command, *arguments).kill_after(moments(seconds))
         n_left += leftovers(folder)
         if not was_writing:
             continue
@@ -273,7 +272,7 @@ def kill_benchmark(folder: Path, moments: Moments) -> dict[str, Any]:
         for name, content in old.items():
             (output / name).write_bytes(content)
         attacked = Child(command, *arguments, "mean_shift")
-        was_writing = attacked.kill_after(next(moments(seconds)))
+        was_writing = attacked.kill_after(moments(seconds))
         n_left += leftovers(output)
         if not was_writing:
             continue

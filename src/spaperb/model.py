@@ -375,9 +375,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         callbacks = [*(kwargs.pop("callbacks", None) or []), finite, interrupt]
         was_trained = self.is_trained
         if not self.history:
-            self.is_trained_ = (
-                False  # scvi-tools appends to a history, and only to the terms that it has
-            )
+            # Else scvi-tools would append to it, and only to the terms that it has.
+            self.is_trained_ = False
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
         try:
@@ -394,11 +393,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 )
         except BaseException as error:
             self.module.eval()
-            self.is_trained_ = was_trained
+            is_good = isinstance(error, FloatingPointError) and finite.n_good > 0
+            self.is_trained_ = was_trained or is_good
             if finite.has_begun:
                 self._transfer, self.transfer_, self.calibration_ = None, {}, {}
-            if isinstance(error, FloatingPointError) and finite.n_good > 0:
-                self.is_trained_ = True
             raise
         if self.response:
             self._transfer = self._learn_contexts()

@@ -26,7 +26,7 @@ from scvi.train import TrainingPlan, TrainRunner
 
 from spaperb.dataloaders import PairedDataSplitter
 from spaperb.files import check_writable, written_whole
-from spaperb.module import DOSE_KEY, SpaPerbModule
+from spaperb.module import DOSE_KEY
 from spaperb.populations import dense
 from spaperb.saving import check_pickle
 from spaperb.validation import warn
@@ -62,11 +62,6 @@ class SpaPerbTrainingPlan(TrainingPlan):
     **kwargs
         Further arguments of :class:`scvi.train.TrainingPlan`.
 
-    Attributes
-    ----------
-    identity
-        What training has in common with every training that goes on from its checkpoints, by name.
-
     Raises
     ------
     TypeError
@@ -100,7 +95,6 @@ class SpaPerbTrainingPlan(TrainingPlan):
             paired=True,
             **kwargs,
         )
-        self.identity: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
 
     def get_optimizer_creator(self) -> TorchOptimizerCreator:
@@ -135,12 +129,30 @@ class SpaPerbTrainingPlan(TrainingPlan):
             dataclasses.replace(loss_output, extra_metrics={}), metrics, mode
         )
 
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        """What training has in common with any that goes on from its checkpoints: digests of the data, and the settings of the model."""
+        splitter: PairedDataSplitter = self.trainer.datamodule
+        manager = splitter.adata_manager
+        cells: list[npt.ArrayLike] = [manager.adata.obs_names, splitter.arms, splitter.labels]
+        if DOSE_KEY in manager.data_registry:
+            cells.append(np.ravel(manager.get_from_registry(DOSE_KEY)).astype(float))
+        some = dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[:N_LOOKED_AT])
+        weights = self.module.state_dict()
+        return {
+            "cells": _digest(*cells),
+            "genes": _digest(manager.adata.var_names),
+            "expression": _digest(some.ravel().astype(np.float32)),
+            "settings": self.module.settings,
+            "networks": {name: list(weight.shape) for name, weight in weights.items()},
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what Lightning's checkpoints lack for the same result as without an interruption."""
         at_epoch_end = self.trainer.is_last_batch
         monitored = self.trainer.callback_metrics.get(self.lr_scheduler_metric)
         checkpoint["spaperb"] = {
-            "identity": self.identity,
+            "identity": self._identity,
             "random_states": _random_states(self.device),
             # A learning rate that falls on a plateau is set after the checkpoint of its epoch.
             "monitored": monitored if at_epoch_end and self.reduce_lr_on_plateau else None,
@@ -163,7 +175,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             )
         self._resumed = checkpoint["spaperb"]
         found = self._resumed["identity"]
-        if others := [name for name, own in self.identity.items() if found.get(name) != own]:
+        if others := [name for name, own in self._identity.items() if found.get(name) != own]:
             raise ValueError(
                 f"The checkpoint was saved by training with other {', '.join(others)}. Go on with a new model of the same AnnData "
                 "and settings."
@@ -185,6 +197,11 @@ class SpaPerbTrainingPlan(TrainingPlan):
             self.trainer.should_stop = True
         _set_random_states(self._resumed["random_states"])
         self._resumed = None
+
+
+def _digest(*columns: npt.ArrayLike) -> str:
+    hashes = [pd.util.hash_array(np.asarray(column)) for column in columns]
+    return hashlib.sha256(np.concatenate(hashes).tobytes()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -230,34 +247,12 @@ class SpaPerbTrainRunner(TrainRunner):
 
     def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.training_plan.identity = _identity(self.training_plan.module, self.data_splitter)
         if self.ckpt_path is not None:
             check_pickle(Path(self.ckpt_path), known=frozenset())
         if checkpoint is not None:
             check_writable(Path(checkpoint))
             # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its own.
             self.trainer.callbacks.append(SaveTraining(Path(checkpoint)))
-
-
-def _identity(module: SpaPerbModule, splitter: PairedDataSplitter) -> dict[str, Any]:
-    """Digests of the data, and the settings of the model."""
-    manager = splitter.adata_manager
-    cells: list[npt.ArrayLike] = [manager.adata.obs_names, splitter.arms, splitter.labels]
-    if DOSE_KEY in manager.data_registry:
-        cells.append(np.ravel(manager.get_from_registry(DOSE_KEY)).astype(float))
-    some = dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[:N_LOOKED_AT])
-    return {
-        "cells": _digest(*cells),
-        "genes": _digest(manager.adata.var_names),
-        "expression": _digest(some.ravel().astype(np.float32)),
-        "settings": module.settings,
-        "networks": {name: list(weight.shape) for name, weight in module.state_dict().items()},
-    }
-
-
-def _digest(*columns: npt.ArrayLike) -> str:
-    hashes = [pd.util.hash_array(np.asarray(column)) for column in columns]
-    return hashlib.sha256(np.concatenate(hashes).tobytes()).hexdigest()
 
 
 class SaveTraining(Checkpoint):
