@@ -9,6 +9,7 @@ import scvi
 import torch
 
 from spaperb import SpaPerbModel, datasets
+from spaperb.cells import order_of
 from spaperb.contexts import Contexts
 from spaperb.response import Description, Response
 
@@ -61,6 +62,12 @@ def snapshot(adata: ad.AnnData) -> dict:
             *(sorted(getattr(adata, slot)) for slot in ("obsm", "varm", "obsp", "uns")),
         ],
     }
+
+
+def even(n: int, n_genes: int, seed: int = 0, draw: int = 0) -> np.ndarray:
+    """Numbers of n silent cells."""
+    ranks = np.repeat(np.arange(n, dtype=np.uint32)[:, None], n_genes, axis=1)
+    return order_of(ranks, np.full_like(ranks, n), seed, draw)
 
 
 def response_of(contexts: Contexts) -> Response:

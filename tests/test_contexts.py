@@ -3,7 +3,8 @@ import pytest
 from helpers import context_arrays, small_cells
 from scipy import sparse
 
-from spaperb.contexts import Contexts, Profile
+from spaperb.contexts import Contexts
+from spaperb.populations import Profile
 
 
 @pytest.fixture

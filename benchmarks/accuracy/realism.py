@@ -19,9 +19,8 @@ import scvi
 
 from spaperb import SpaPerbModel, baselines, metrics
 from spaperb.benchmark import Task, make_fold
-from spaperb.counts import CountChange, dispersion, scale_of, size_of
-from spaperb.detection import even_numbers
-from spaperb.populations import dense, fit_projection, project
+from spaperb.cells import CountChange, order_of
+from spaperb.populations import dense, dispersion, fit_projection, project, scale_of, size_of
 
 HERE = Path(__file__).parent
 MIN_CELLS = 50
@@ -39,11 +38,12 @@ def correlation_error(predicted: np.ndarray, real: np.ndarray, genes: np.ndarray
 def sampled_with(change: np.ndarray, control: ad.AnnData) -> np.ndarray:
     """Log-normalised counts drawn of control cells, with a mean change and the control counts' dispersion."""
     x, counts = dense(control.X), dense(control.layers["counts"]).astype(float)
-    uniform = even_numbers(np.arange(len(x)), x.shape[1], seed=0, draw=0)
+    ranks = np.repeat(np.arange(len(x), dtype=np.uint32)[:, None], x.shape[1], axis=1)
+    order = order_of(ranks, np.full_like(ranks, len(x)), seed=0, draw=0)
     scale = scale_of(x, counts)
     size = size_of(counts, scale)
-    drawn = CountChange.of(x, counts, uniform, change, dispersion(counts, size))
-    return np.log1p(drawn.apply(counts, size, uniform) * scale[:, None])
+    drawn = CountChange.of(x, counts, order, rate(counts, size), change, dispersion(counts, size))
+    return np.log1p(drawn.apply(counts, size, order) * scale[:, None])
 
 
 def main() -> None:

@@ -32,8 +32,8 @@ from scipy.optimize import nnls
 from scvi.utils import track
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import Profile
 from spaperb.perturbations import Target
+from spaperb.populations import Profile
 from spaperb.response import Change, Response, Sample, Situation, Subject
 
 MAX_LEFT_OUT = 20

@@ -81,11 +81,16 @@ def is_on_disk(x: Expression) -> bool:
     return base is not None
 
 
+def rows_of_block(n_genes: int) -> int:
+    """Rows of a block of cells."""
+    return max(1, BLOCK_VALUES // n_genes)
+
+
 def as_dask(x: Expression) -> dask.array.Array:
     """Dask array of a matrix on disk, in blocks of whole rows."""
     from dask import array as da
 
-    chunks = max(1, BLOCK_VALUES // x.shape[1]), x.shape[1]
+    chunks = rows_of_block(x.shape[1]), x.shape[1]
     if isinstance(x, DaskArray):
         return x.rechunk(chunks)
     # Without a name of its own dask would read all of it to make one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import math
 import weakref
@@ -25,6 +26,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
 from spaperb.calibration import Calibration, calibrate
+from spaperb.cells import How, Survey
 from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
 from spaperb.disk import is_on_disk
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
@@ -33,12 +35,12 @@ from spaperb.pairing import STIMULATED
 from spaperb.perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.prediction import (
     Predictor,
+    PredictRows,
     Query,
     batch_shares,
     make_query,
     mean_change,
     predict_lazily,
-    predict_rows,
     select_rows,
 )
 from spaperb.response import Situation
@@ -50,7 +52,7 @@ from spaperb.train import (
     StopOnInterrupt,
     StopOnNonFinite,
 )
-from spaperb.transfer import How, NetworkChange, Responder, Transfer
+from spaperb.transfer import NetworkChange, Transfer, populations_of
 from spaperb.validation import (
     ExpressionKind,
     as_list,
@@ -87,7 +89,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
 
     ``SpaPerbModel(adata)`` is the published model. ``SpaPerbModel(adata, objective="residual")`` is
     the recommended one: it decodes the change instead of the cell, mixes it with a response learned
-    across genes (:mod:`spaperb.response`), and predicts zeros too (:mod:`spaperb.detection`).
+    across genes (:mod:`spaperb.response`), and predicts zeros too (:mod:`spaperb.cells`).
 
     Parameters
     ----------
@@ -521,7 +523,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             Expression with negative values has no zeros to predict and always gets the latter.
         sample
             Whether to draw raw counts rather than to predict log-normalised expression
-            (:mod:`spaperb.counts`), from the control cells' own counts. Needs ``response`` and a model set up with
+            (:mod:`spaperb.cells`), from the control cells' own counts. Needs ``response`` and a model set up with
             ``counts_layer``, and that layer in ``adata``. Normalise the layer by the control cells' size factors.
         key_added
             Name of the layer, which ends with ``"_counts"`` if they are sampled. By default ``"spaperb_stimulated"``; if the model knows several
@@ -585,32 +587,42 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         how: How = "detection" if detection and is_nonnegative else "shift"
         how = "counts" if sample else how
 
-        predictor = Predictor(
-            self.module,
-            target,
-            n_samples,
-            give_mean,
-            seed,
-            minimum=0.0 if is_nonnegative else -np.inf,
-            respond=self._responder(adata, query, rows, target, seed, how)
-            if self.response
-            else None,
-            latent=latent,
-        )
+        minimum = 0.0 if is_nonnegative else -np.inf
+        # The networks of this moment, if they are to predict later.
+        module = copy.deepcopy(self.module) if on_disk else self.module
+        networks = Predictor(module, target, n_samples, give_mean, seed, minimum, chunk_size)
+        predict: PredictRows = networks.make
+        if self.response:
+            labels, is_control = self._known_of_cells(adata)
+            learned = self._learned()
+            predict = learned.maker(
+                query,
+                learned.assign(query, labels),
+                is_control,
+                rows,
+                target,
+                self._network_change(query),
+                how=how,
+                seed=seed,
+                n_samples=n_samples,
+                minimum=minimum,
+            ).make
         predicted: Any
         if on_disk:
-            predicted = predict_lazily(predictor, query, rows, chunk_size)
+            predicted = predict_lazily(predict, query, rows)
         else:
             predicted = np.full(adata.shape, np.nan, dtype=np.float32)
-            z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype="f4")
-            for chunk, prediction in predict_rows(predictor, query, rows, chunk_size):
-                predicted[np.ix_(chunk, query.columns)] = prediction.px_stim
-                if latent:
-                    z_stim[chunk], z_delta[chunk] = prediction.z_stim, prediction.z_delta
+            for block in query.blocks("Predicting"):
+                here = rows[rows // query.block_rows == block]
+                for some, prediction in predict(query, here):
+                    predicted[np.ix_(some, query.columns)] = prediction
         if not inplace:
             return predicted
         adata.layers[key_added] = predicted
         if latent:
+            z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype="f4")
+            for some, prediction in networks.predict(query, rows):
+                z_stim[some], z_delta[some] = prediction.z_stim, prediction.z_delta
             adata.obsm[f"X_{key_added}"] = z_stim
             adata.obsm[DELTA_KEY] = z_delta
         made_by = {
@@ -773,11 +785,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             name: rows[is_control[rows]] if is_control[rows].any() else rows
             for name, rows in of_group.items()
         }
-        transfer = self._learned()
-        codes = transfer.codes(query, labels)
-        wanted = np.unique(codes[np.concatenate(list(groups.values()))])
-        network_change = self._network_change(query)
-        changes = transfer.changes(query, codes, wanted, is_control, target, network_change)
+        learned = self._learned()
+        context = learned.assign(query, labels)
+        of_groups = np.concatenate(list(groups.values()))
+        survey = Survey.of(query, populations_of(context.codes, is_control, of_groups))
+        changes = learned.changes(survey, target, self._network_change(query))
+        learned.warn_of(changes, context.names)
         calibrations = {name: Calibration(**state) for name, state in self.calibration_.items()}
         is_composed = {change.situation for change in changes.values()} == {"combined"}
         if target.number is None and not (is_composed and "combined" in calibrations):
@@ -788,7 +801,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             )
         calibrations.setdefault("combined", calibrations["beside"])
         var_names = self.get_var_names()
-        return response_table(groups, codes, query, changes, calibrations, var_names, level)
+        return response_table(
+            groups, context.codes, query, changes, calibrations, var_names, level
+        )
 
     def _counts(self, adata: AnnData, query: Query) -> Any:
         """Raw counts of the cells to predict."""
@@ -838,28 +853,6 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         trained_on = ExpressionKind(*self.expression_kind_)
         var_names = np.asarray(self.get_var_names())
         return adata, make_query(adata, var_names, setup["layer"], trained_on, batches), target
-
-    def _responder(
-        self,
-        adata: AnnData,
-        query: Query,
-        rows: np.ndarray,
-        target: Target,
-        seed: int,
-        how: How,
-    ) -> Responder:
-        """Find each cell's context and its change, for a ``Predictor``."""
-        labels, is_control = self._known_of_cells(adata)
-        return self._learned().responder(
-            query,
-            labels,
-            is_control,
-            rows,
-            target,
-            self._network_change(query),
-            seed,
-            how,
-        )
 
     def _validate_anndata(
         self, adata: AnnData | None = None, *args: Any, **kwargs: Any

@@ -7,7 +7,7 @@ memory stays small next to the arrays themselves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anndata as ad
 import numpy as np
@@ -24,6 +24,10 @@ from spaperb._types import Expression, FloatArray, IntArray
 N_PCS = 50
 BLOCK_VALUES = 10_000_000
 """Values made dense or double at a time: 80 MB."""
+MAX_COUNTED = 1000
+"""Cells that the dispersion of counts is taken from."""
+LEAST_DISPERSION, MOST_DISPERSION = 0.2, 50.0
+TINY = 1e-6
 
 
 class Projection(Protocol):
@@ -47,6 +51,67 @@ def variance(x: Expression) -> FloatArray:
 def zero_fraction(x: Expression) -> FloatArray:
     """Fraction of cells in which each gene is exactly 0, ``(G,)``."""
     return _mean(x, lambda values, genes: values == 0)
+
+
+def scale_of(x: npt.NDArray, counts: npt.NDArray) -> FloatArray:
+    """What each cell's counts were multiplied by before ``log1p``, ``(n,)``; 1 for cells without counts."""
+    totals = counts.sum(axis=1)
+    return np.where(totals > 0, np.expm1(x).sum(axis=1) / np.maximum(totals, 1), 1.0)
+
+
+def size_of(counts: npt.NDArray, scale: FloatArray) -> FloatArray:
+    """Size factors of cells, libraries over 10,000, ``(n,)``; 0 for cells without counts."""
+    return np.where(counts.sum(axis=1) > 0, 1 / scale, 0.0)
+
+
+def rate(counts: npt.NDArray, size: FloatArray) -> FloatArray:
+    """Rate of each gene, p, ``(G,)``."""
+    return counts.sum(axis=0) / max(size.sum(), TINY)
+
+
+def dispersion(counts: npt.NDArray, size: FloatArray) -> FloatArray:
+    """Dispersion theta of each gene by moments, var = mean + mean^2 / theta, ``(G,)``."""
+    mean = size[:, None] * rate(counts, size)
+    excess = ((counts - mean) ** 2 - mean).sum(axis=0)
+    theta = (mean**2).sum(axis=0) / np.maximum(excess, TINY)
+    return np.clip(theta, LEAST_DISPERSION, MOST_DISPERSION)
+
+
+class Profile(NamedTuple):
+    """Moments of one population: ``mean``, ``variance`` and ``detection``, each ``(G,)``, and ``n``.
+
+    Detection is the fraction of cells in which a gene is not 0. With raw counts there is their ``dispersion`` too.
+    """
+
+    mean: FloatArray
+    variance: FloatArray
+    detection: FloatArray
+    n: int
+    dispersion: FloatArray | None = None
+
+    @classmethod
+    def of(cls, cells: Expression, counts: Expression | None = None) -> Profile:
+        """Measure cells ``(n, G)``, log-normalised and raw."""
+        theta = None
+        if counts is not None:
+            some = np.linspace(0, cells.shape[0] - 1, min(cells.shape[0], MAX_COUNTED)).astype(int)
+            raw = dense(counts[some]).astype(float)
+            theta = dispersion(raw, size_of(raw, scale_of(dense(cells[some]), raw)))
+        mean, detection = mean_expression(cells), 1 - zero_fraction(cells)
+        return cls(mean, variance(cells), detection, cells.shape[0], theta)
+
+    @classmethod
+    def mixed(cls, profiles: list[Profile], shares: FloatArray) -> Profile:
+        """Moments of a mixture of populations."""
+        mean, squares, detection = (
+            shares @ np.array(moments)
+            for moments in zip(
+                *((p.mean, p.variance + p.mean**2, p.detection) for p in profiles), strict=True
+            )
+        )
+        theta = [p.dispersion for p in profiles if p.dispersion is not None]
+        mixed = np.exp(shares @ np.log(theta)) if theta else None
+        return cls(mean, squares - mean**2, detection, sum(p.n for p in profiles), mixed)
 
 
 def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:

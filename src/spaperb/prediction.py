@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +14,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from spaperb._types import Expression
-from spaperb.disk import as_dask, in_memory
+from spaperb.disk import as_dask, in_memory, rows_of_block
 from spaperb.module import SpaPerbModule
 from spaperb.perturbations import Target
 from spaperb.populations import dense
@@ -31,8 +30,10 @@ from spaperb.validation import (
 if TYPE_CHECKING:
     import dask.array
 
-PROGRESS_FROM_CHUNKS = 20
-"""Shorter predictions take under a few seconds and show no progress bar."""
+MANY_BLOCKS = 5
+"""So many blocks take more than a few seconds, and show a progress bar."""
+CHUNK_VALUES = 1_000_000
+"""Values of cells that are made dense at a time."""
 BLOCK = 128
 """Cells that pass the networks together on a processor, whose matrix products round otherwise with other numbers of rows, and some
 processors' by the place of a row too."""
@@ -51,10 +52,6 @@ class Cells(NamedTuple):
     """Raw counts of the model's genes, ``(n, G)``, where they are needed."""
 
 
-Respond = Callable[[Cells, int], np.ndarray]
-"""From cells and the number of the draw to their stimulated expression, ``(n, G)``."""
-
-
 class Query(NamedTuple):
     """Expression of cells to predict and where the model's genes are in it."""
 
@@ -65,15 +62,33 @@ class Query(NamedTuple):
     """For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without batches."""
     counts: Expression = None
     """Raw counts of the same cells and columns as ``x``, where they are needed."""
+    first: int = 0
+    """Row of the first cell of ``x`` and ``counts``, which may be a part of the cells only."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block, which cells on disk are read by."""
+        return rows_of_block(self.x.shape[1])
+
+    def blocks(self, description: str) -> Iterable[int]:
+        """Numbers of the blocks, with a progress bar where going through them takes long."""
+        n_blocks = -(-self.x.shape[0] // self.block_rows)
+        return track(range(n_blocks), description=description, disable=n_blocks < MANY_BLOCKS)
+
+    @property
+    def chunk_rows(self) -> int:
+        """Rows that are made dense at a time."""
+        return max(1, CHUNK_VALUES // self.x.shape[1])
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """Dense float32 expression of the model's genes, ``(len(rows), G)``."""
-        x = dense(in_memory(self.x[rows]))
+        x = dense(in_memory(self.x[rows - self.first]))
         return np.ascontiguousarray(x[:, self.columns], dtype=np.float32)
 
     def raw(self, rows: np.ndarray) -> np.ndarray:
         """Dense raw counts of the model's genes, ``(len(rows), G)``."""
-        return dense(in_memory(self.counts[rows]))[:, self.columns].astype(np.float64)
+        counts = dense(in_memory(self.counts[rows - self.first]))
+        return counts[:, self.columns].astype(np.float64)
 
     def chunk(self, rows: np.ndarray) -> Cells:
         """Read some cells."""
@@ -83,11 +98,11 @@ class Query(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Predicted expression ``(n, G)`` and, where wanted, the latent vectors behind it ``(n, L)``."""
+    """Predicted expression ``(n, G)`` and the latent vectors behind it ``(n, L)``."""
 
     px_stim: np.ndarray
-    z_stim: np.ndarray | None = None
-    z_delta: np.ndarray | None = None
+    z_stim: np.ndarray
+    z_delta: np.ndarray
 
 
 def make_query(
@@ -184,7 +199,7 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
 
 @dataclass
 class Predictor:
-    """Predicts chunks of cells, here or in another process.
+    """Predicts chunks of cells by the networks alone, here or in another process.
 
     The noise of a cell depends on ``seed`` and on the cell's row alone, not on the rows or the
     chunk that it is predicted with.
@@ -203,10 +218,8 @@ class Predictor:
         Seed of the noise.
     minimum
         Lower bound that predictions are clipped at.
-    respond
-        Makes X_stim' instead of the module.
-    latent
-        Whether latent vectors are wanted; without them and with ``respond`` the module has nothing to do.
+    batch_size
+        Cells that are predicted at once.
     """
 
     module: SpaPerbModule
@@ -215,8 +228,7 @@ class Predictor:
     give_mean: bool = True
     seed: int = 0
     minimum: float = -np.inf
-    respond: Respond | None = None
-    latent: bool = False
+    batch_size: int = BLOCK
 
     def __post_init__(self) -> None:
         self.module.eval()
@@ -224,29 +236,29 @@ class Predictor:
 
     def __call__(self, cells: Cells) -> Prediction:
         """Predict some cells."""
-        draws: list[Any] = [self._draw(cells, sample) for sample in range(self.n_samples)]
-        px_stim = np.mean([draw.px_stim for draw in draws], axis=0)
-        px_stim = np.maximum(px_stim, self.minimum)
-        if not self.latent:
-            return Prediction(px_stim)
-        return Prediction(px_stim, *(np.mean([d[i] for d in draws], axis=0) for i in (1, 2)))
+        draws = [self._draw(cells, sample) for sample in range(self.n_samples)]
+        mean = Prediction(*(np.mean(values, axis=0) for values in zip(*draws, strict=True)))
+        return mean._replace(px_stim=np.maximum(mean.px_stim, self.minimum))
+
+    def predict(self, query: Query, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Prediction]]:
+        """Predict some rows of a query chunk by chunk."""
+        for chunk in _chunks(rows, self.batch_size):
+            yield chunk, self(query.chunk(chunk))
+
+    def make(self, query: Query, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Predict the expression of some rows, without the latent vectors."""
+        for chunk, prediction in self.predict(query, rows):
+            yield chunk, prediction.px_stim
 
     def _draw(self, cells: Cells, sample: int) -> Prediction:
-        decoded: dict[str, np.ndarray] = {}
-        if self.latent or self.respond is None:
-            rngs = [_cell_rng(self.seed, sample, row) for row in cells.rows]
-            module = self.module
-            eps = None if self.give_mean else _noise(rngs, "standard_normal", module.n_latent)
-            v_delta = (
-                None if module.v_delta is not None else _noise(rngs, "random", module.n_input)
-            )
-            batch = None if cells.batches is None else torch.from_numpy(cells.batches)
-            x = torch.from_numpy(cells.x)
-            inputs = {"x": x, "v_delta": v_delta, "eps": eps, "batch": batch}
-            decoded = _decode(module, self.e, cells.rows, inputs)
-        if self.respond is not None:
-            decoded["px_stim"] = self.respond(cells, sample)
-        return Prediction(**decoded)
+        rngs = [_cell_rng(self.seed, sample, row) for row in cells.rows]
+        module = self.module
+        eps = None if self.give_mean else _noise(rngs, "standard_normal", module.n_latent)
+        v_delta = None if module.v_delta is not None else _noise(rngs, "random", module.n_input)
+        batch = None if cells.batches is None else torch.from_numpy(cells.batches)
+        x = torch.from_numpy(cells.x)
+        inputs = {"x": x, "v_delta": v_delta, "eps": eps, "batch": batch}
+        return Prediction(**_decode(module, self.e, cells.rows, inputs))
 
 
 def _decode(
@@ -279,44 +291,21 @@ def _decode(
     return {key: torch.cat([b[key] for b in blocks]).cpu()[at].numpy() for key in blocks[0]}
 
 
-def predict_rows(
-    predictor: Predictor, query: Query, rows: np.ndarray, batch_size: int
-) -> Iterator[tuple[np.ndarray, Prediction]]:
-    """Predict cells chunk by chunk, with a progress bar: the rows of each chunk and their prediction.
-
-    Parameters
-    ----------
-    predictor
-        What predicts.
-    query
-        The cells.
-    rows
-        Rows of ``query`` to predict.
-    batch_size
-        Cells a chunk.
-    """
-    chunks = list(_chunks(rows, batch_size))
-    for chunk in track(
-        chunks, description="Predicting", disable=len(chunks) < PROGRESS_FROM_CHUNKS
-    ):
-        yield chunk, predictor(query.chunk(chunk))
+PredictRows = Callable[[Query, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""From a query, or a block of it, and some rows to these, some at a time, and their stimulated expression, ``(n, G)``."""
 
 
-def predict_lazily(
-    predictor: Predictor, query: Query, rows: np.ndarray, batch_size: int
-) -> dask.array.Array:
+def predict_lazily(predict: PredictRows, query: Query, rows: np.ndarray) -> dask.array.Array:
     """Predict cells when they are asked for, block by block of a dask array.
 
     Parameters
     ----------
-    predictor
-        What predicts.
+    predict
+        What predicts. It holds all that it needs, since the model may be another by then.
     query
         Cells on disk.
     rows
         Rows of ``query`` to predict; the others are NaN.
-    batch_size
-        Cells to predict at once in a block.
 
     Returns
     -------
@@ -329,8 +318,6 @@ def predict_lazily(
     is_wanted = np.zeros(n_obs, dtype=bool)
     is_wanted[rows] = True
     x = as_dask(query.x)
-    # The networks of this moment, whatever becomes of the model before the layer is computed.
-    predictor = copy.deepcopy(predictor)
     sources = [x] if query.counts is None else [x, as_dask(query.counts).rechunk(x.chunks)]
     # Not the query itself, whose expression would be sent along with each block.
     columns, batches = query.columns, query.batches
@@ -338,13 +325,11 @@ def predict_lazily(
     def block(places: np.ndarray, *sources: Expression) -> np.ndarray:
         predicted = np.full((len(places), n_vars), np.nan, dtype=np.float32)
         first = int(places[0, 0])
-        here = Query(sources[0], columns, counts=sources[1] if len(sources) > 1 else None)
-        wanted = np.flatnonzero(is_wanted[places[:, 0]])
-        for chunk in _chunks(wanted, batch_size):
-            cells, rows = here.chunk(chunk), first + chunk
-            shares = None if batches is None else batches[rows]
-            prediction = predictor(cells._replace(rows=rows, batches=shares))
-            predicted[np.ix_(chunk, columns)] = prediction.px_stim
+        counts = sources[1] if len(sources) > 1 else None
+        here = Query(sources[0], columns, batches, counts, first)
+        wanted = first + np.flatnonzero(is_wanted[places[:, 0]])
+        for some, prediction in predict(here, wanted):
+            predicted[np.ix_(some - first, columns)] = prediction
         return predicted
 
     places = da.arange(n_obs, chunks=(x.chunks[0],))[:, None]

@@ -46,8 +46,9 @@ from scipy.special import softmax
 from sklearn.ensemble import ExtraTreesRegressor
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import Contexts, Profile, Treatment
+from spaperb.contexts import Contexts, Treatment, distance
 from spaperb.perturbations import CLOSE, Target
+from spaperb.populations import Profile
 
 ANCHORS = ("neighbour_shift", "similarity_shift", "mean_shift", "precise_shift")
 """What other contexts say; the mean shift of other perturbations comes after them."""
@@ -86,11 +87,15 @@ class Sample(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A context to predict: profile and components of its control cells, and its number if it is a training context."""
+    """A context to predict: profile and components of its control cells, and its number if it has the name of a training context.
+
+    What was measured in that context counts as far as the cells are ``alike``, in [0, 1].
+    """
 
     profile: Profile
     cells: FloatArray
     number: int | None = None
+    alike: float = 1.0
 
 
 class Description(NamedTuple):
@@ -129,6 +134,19 @@ class Change(NamedTuple):
         nothing, unknown = np.zeros_like(mean), np.full_like(mean, np.inf)
         scale, references, weights = description[2:]
         return cls(mean, nothing, unknown, scale, references, weights)
+
+    @classmethod
+    def mixed(cls, changes: Sequence[Change], shares: FloatArray) -> Change:
+        """Mean of changes, as of doses between two that were measured."""
+        total = shares.sum()
+        return cls(
+            *(
+                shares @ np.array([getattr(c, name) for c in changes])
+                for name in ("mean", "measured", "variance", "scale")
+            ),
+            [reference for c in changes for reference in c.references],
+            np.concatenate([x / total * c.weights for x, c in zip(shares, changes, strict=True)]),
+        )
 
 
 def describe(
@@ -369,7 +387,10 @@ class Response:
         the mean over contexts is weighted by nearness of cells. 0 where the perturbation was measured in the context itself.
         """
         if perturbation in map(self._perturbation, self._measured_in(subject.number)):
-            return 0.0
+            if subject.alike == 1:
+                return 0.0
+            new = subject._replace(number=None)
+            return (1 - subject.alike) * self._distance(new, perturbation)
         return self._distance(subject, perturbation)
 
     @cached_property
@@ -393,7 +414,7 @@ class Response:
             return math.inf
         near = self.contexts.neighbours(subject.cells, among)
         profiles = [self.contexts.control[k] for k in among]
-        return float(near @ [_apart(subject.profile, profile) for profile in profiles])
+        return float(near @ [distance(subject.profile, profile) for profile in profiles])
 
     @cached_property
     def is_reliable(self) -> bool:
@@ -402,6 +423,15 @@ class Response:
 
     def predict(self, subject: Subject, target: Target) -> Change:
         """Predict the change of a context after a perturbation, or a combination of known ones."""
+        if subject.number is not None and subject.alike < 1:
+            new = self.predict(subject._replace(number=None), target)
+            if subject.alike == 0:
+                return new
+            own = self.predict(subject._replace(alike=1.0), target)
+            shares = np.array([subject.alike, 1 - subject.alike])
+            return Change.mixed([own, new], shares)._replace(
+                variance=own.variance / subject.alike**2
+            )
         if target.number is not None:
             return self.at_dose(subject, target.number, target.dose)
         parts = [self.at_dose(subject, part, target.dose) for part in target.parts]
@@ -415,15 +445,7 @@ class Response:
         """Predict the change after a perturbation of the training data, at any dose."""
         weights = self.dose_weights(perturbation, dose)
         changes = [self.at(subject, t) for t in weights]
-        w = np.array(list(weights.values()))
-        return Change(
-            w @ np.array([c.mean for c in changes]),
-            w @ np.array([c.measured for c in changes]),
-            w @ np.array([c.variance for c in changes]),
-            w @ np.array([c.scale for c in changes]),
-            [reference for c in changes for reference in c.references],
-            np.concatenate([x * c.weights for x, c in zip(w / w.sum(), changes, strict=True)]),
-        )
+        return Change.mixed(changes, np.array(list(weights.values())))
 
     def dose_weights(self, perturbation: int, dose: float | None) -> dict[int, float]:
         """Weights of the treatments between whose doses a dose lies; below the lowest their sum is less than 1."""
@@ -598,12 +620,6 @@ def reliability(values: FloatArray, variances: FloatArray, weights: FloatArray) 
     """Share of the squares of ``values`` ``(S, G)`` that sampling noise does not explain, rho."""
     w = weights[:, None]
     return max(0.0, 1 - (w * variances).sum() / max((w * values**2).sum(), 1e-12))
-
-
-def _apart(a: Profile, b: Profile) -> float:
-    """Distance of two means, less what sampling noise adds to it, but not less than noise can tell."""
-    noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
-    return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, noise, TINY))
 
 
 def _correlation(a: FloatArray, b: FloatArray) -> float:

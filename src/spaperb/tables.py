@@ -10,11 +10,13 @@ import pandas as pd
 
 from spaperb._types import IntArray
 from spaperb.calibration import Calibration, Intervals
-from spaperb.contexts import Profile
+from spaperb.populations import Profile
 from spaperb.prediction import Query
 from spaperb.response import Situation
-from spaperb.transfer import MAX_PROFILE_CELLS, CellChange
+from spaperb.transfer import CellChange, some_of
 
+MAX_CELLS = 10_000
+"""Cells of a group that its means are taken from."""
 PSEUDOCOUNT = 0.01
 """Counts per 10,000 added to both means of a fold change, so that silent genes have one."""
 
@@ -59,7 +61,7 @@ def response_table(
         table = sum(
             (codes[rows] == code).mean()
             * _columns(
-                Profile.of(query.rows(rows[codes[rows] == code][:MAX_PROFILE_CELLS])),
+                Profile.of(query.rows(some_of(rows[codes[rows] == code], MAX_CELLS))),
                 changes[int(code)],
                 intervals[changes[int(code)].situation],
             )

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,23 +22,22 @@ import pandas as pd
 from scvi.utils import track
 
 from spaperb._types import Expression, FloatArray, IntArray
-from spaperb.contexts import MAX_CELLS, Contexts, Profile
-from spaperb.counts import CountChange, scale_of, size_of
-from spaperb.detection import Detection, even_numbers
+from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
+from spaperb.contexts import MAX_CELLS, Contexts
+from spaperb.data import match_labels
 from spaperb.pairing import CONTROL
 from spaperb.perturbations import Target
-from spaperb.prediction import Cells, Query
+from spaperb.populations import Profile
+from spaperb.prediction import Query
 from spaperb.response import Change, Response, Situation, Subject
 from spaperb.validation import listed, warn
 
-MAX_PROFILE_CELLS = 10_000
-"""Cells of a new context that its means are taken from."""
+UNLIKE = 0.75
+"""Cells of a known name that are less like those of training are warned of."""
 HIGH_DISTANCE = 1.25
 """A context that is farther from training, by a quarter more than any training context is from the others, is warned of."""
 MIN_NETWORK_CELLS, MAX_NETWORK_CELLS = 20, 100_000
 """Cells that a context's network change is taken from at least, and those of all contexts and perturbations together."""
-
-How = Literal["shift", "detection", "counts"]
 
 NetworkChange = Callable[[IntArray, Target], FloatArray]
 """From rows of control cells and a perturbation to the mean change that the network decodes, N, ``(G,)``."""
@@ -59,51 +58,15 @@ class CellChange(NamedTuple):
     distance: float
     situation: Situation
     """What was measured in the context."""
+    alike: float
+    """How far its control cells are those of the training context of its name, in [0, 1]."""
 
 
-@dataclass
-class Responder:
-    """Gives each cell the change of its context: a ``Respond`` of :mod:`spaperb.prediction`.
+class Assignment(NamedTuple):
+    """Context of each cell of a query, ``codes`` ``(n,)``, and the names that belong to these."""
 
-    Attributes
-    ----------
-    changes
-        Change of each context.
-    of_counts
-        The same of counts, where these are drawn.
-    codes, places
-        Context of every cell, and its place among the cells of its context, ``(n_obs,)``.
-    seed
-        Seed of what is random in the cells.
-    how
-        What becomes of a cell.
-    """
-
-    changes: dict[int, CellChange]
-    of_counts: dict[int, CountChange]
     codes: IntArray
-    places: IntArray
-    seed: int
-    how: How
-
-    def __call__(self, cells: Cells, draw: int) -> npt.NDArray:
-        """Turn control cells into stimulated ones, ``(n, G)``."""
-        x, codes, places = cells.x, self.codes[cells.rows], self.places[cells.rows]
-        if self.how == "shift":
-            return x + np.array([self.changes[code].mean for code in codes], dtype=np.float32)
-        uniform, other = (
-            even_numbers(places, x.shape[1], self.seed, 2 * draw + part) for part in (0, 1)
-        )
-        stimulated = np.empty_like(x)
-        for code in np.unique(codes):
-            i = codes == code
-            if cells.counts is not None:
-                raw = cells.counts[i]
-                size = size_of(raw, scale_of(x[i], raw))
-                stimulated[i] = self.of_counts[code].apply(raw, size, uniform[i])
-            else:
-                stimulated[i] = self.changes[code].detection.apply(x[i], uniform[i], other[i])
-        return stimulated
+    names: list[Any]
 
 
 @dataclass
@@ -129,6 +92,9 @@ class Transfer:
     singles: list[int]
     network_changes: npt.NDArray[np.float32]
     network_share: float
+
+    def __post_init__(self) -> None:
+        self._told: set[Any] = set()
 
     @classmethod
     def learn(
@@ -175,14 +141,14 @@ class Transfer:
         """
         contexts = Contexts.of(x, arms, labels, names, batches, doses, counts)
         control = [
-            np.flatnonzero((labels == names.index(name)) & (arms == CONTROL))
+            some_of(np.flatnonzero((labels == names.index(name)) & (arms == CONTROL)), MAX_CELLS)
             for name in contexts.names
         ]
         pairs = [(t, rows) for t in contexts.treatments for rows in control]
         n_cells = max(MIN_NETWORK_CELLS, min(MAX_CELLS, MAX_NETWORK_CELLS // len(pairs)))
         changes = [
             network_change(
-                rows[:n_cells], Target("", t.perturbation, parts[t.perturbation], t.dose)
+                some_of(rows, n_cells), Target("", t.perturbation, parts[t.perturbation], t.dose)
             )
             for t, rows in track(pairs, description="Contexts", disable=len(pairs) < 100)
         ]
@@ -222,55 +188,30 @@ class Transfer:
             total += (w * t.shifts**2).sum()
         return self.network_share * max(0.0, 1 - error / max(total, 1e-12))
 
-    def network_change(self, k: int, perturbation: int, dose: float | None) -> FloatArray:
-        """Mean change of training context ``k`` that the network decodes, N, ``(G,)``."""
-        weights = self.response.dose_weights(perturbation, dose)
-        return np.array(list(weights.values())) @ self.network_changes[list(weights), k]
-
-    def known(self, k: int, target: Target, network_change: FloatArray) -> CellChange:
-        """Change of training context ``k``.
+    def change(self, subject: Subject, target: Target, network_change: FloatArray) -> CellChange:
+        """Change of a context.
 
         Parameters
         ----------
-        k
-            Number of the context.
+        subject
+            Its control cells, and the training context of its name if there is one.
         target
             The perturbation.
         network_change
-            The trained network's N.
+            The trained network's N of its control cells.
         """
-        subject = Subject(self.contexts.control[k], self.contexts.cells[k], k)
-        return self._cell_change(subject, target, network_change)
-
-    def new(self, cells: npt.NDArray, target: Target, network_change: FloatArray) -> CellChange:
-        """Change of a context that is not in the training data.
-
-        Parameters
-        ----------
-        cells
-            Its control cells, ``(n, G)``.
-        target
-            The perturbation.
-        network_change
-            The trained network's N of them.
-        """
-        subject = Subject(Profile.of(cells), self.contexts.project(cells[:MAX_CELLS]))
-        return self._cell_change(subject, target, network_change)
-
-    def _cell_change(
-        self, subject: Subject, target: Target, network_change: FloatArray
-    ) -> CellChange:
         response = self.response.predict(subject, target)
         share = self.share * (1 - response.measured)
         change = response.mean + share * (network_change - response.mean)
         detection = Detection.of(response.references, subject.profile, change, response.weights)
         distance = self._distance(subject, target)
-        situation: Situation = (
-            "alone" if subject.number not in self.response.of_context else "beside"
-        )
+        is_known = subject.number in self.response.of_context and subject.alike > 0.5
+        situation: Situation = "beside" if is_known else "alone"
         if target.number is None and distance == 0:
             situation = "combined"
-        return CellChange(change, detection, subject.profile, response, distance, situation)
+        return CellChange(
+            change, detection, subject.profile, response, distance, situation, subject.alike
+        )
 
     def _distance(self, subject: Subject, target: Target) -> float:
         perturbations = target.parts if target.number is None else (target.number,)
@@ -279,139 +220,162 @@ class Transfer:
 
     def changes(
         self,
-        query: Query,
-        codes: IntArray,
-        wanted: IntArray,
-        is_control: npt.NDArray[np.bool_],
+        survey: Survey,
         target: Target,
         network_change: NetworkChange,
     ) -> dict[int, CellChange]:
-        """Change of each wanted context of a query.
+        """Change of each context of a query.
 
         Parameters
         ----------
-        query
-            The cells.
-        codes
-            Context of every cell, of :meth:`codes`, ``(n,)``.
-        wanted
-            The contexts.
-        is_control
-            Cells that the profile of a new cell type is taken from where it has any, ``(n,)``.
+        survey
+            Its cells, in the populations that :func:`populations_of` tells apart.
         target
             The perturbation.
         network_change
             The trained network's N of rows of the query.
         """
+        changes = {}
+        for code in sorted({p // 2 for p in survey.profiles}):
+            # Control cells, or all cells of a context if none is known to be one.
+            population = 2 * code if 2 * code in survey.profiles else 2 * code + 1
+            profile = survey.profiles[population]
+            some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
+            cells = self.contexts.project(survey.query.rows(some))
+            subject = Subject(profile, cells)
+            if code < len(self.contexts.names):
+                alike = self.contexts.likeness(profile, code)
+                subject = Subject(profile, cells, code, alike)
+            changes[code] = self.change(subject, target, network_change(some, target))
+        return changes
 
-        def change(code: int) -> CellChange:
-            cells = _control(codes, code, is_control)
-            is_known = code < len(self.contexts.names)
-            if is_known and target.number is not None:
-                n = self.network_change(code, target.number, target.dose)
-                return self.known(code, target, n)
-            n = network_change(cells[:MAX_CELLS], target)
-            if is_known:
-                return self.known(code, target, n)
-            return self.new(query.rows(cells[:MAX_PROFILE_CELLS]), target, n)
-
-        return {int(code): change(int(code)) for code in wanted}
-
-    def responder(
+    def maker(
         self,
         query: Query,
-        labels: npt.NDArray | None,
+        context: Assignment,
         is_control: npt.NDArray[np.bool_],
         rows: IntArray,
         target: Target,
         network_change: NetworkChange,
-        seed: int,
-        how: How,
-    ) -> Responder:
-        """Find each cell's context and its change.
+        **how: Any,
+    ) -> CellMaker:
+        """Find the change of each context, for its cells.
 
         Parameters
         ----------
         query
             The cells.
-        labels
-            Their cell types, ``(n,)``, missing where not known; ``None`` if there are none.
+        context
+            Context of every cell.
         is_control
-            Cells that the profile of a new cell type is taken from where it has any, ``(n,)``.
+            Cells that are not known to be stimulated, ``(n,)``.
         rows
             Rows to predict.
         target
             The perturbation.
         network_change
             The trained network's N of rows of the query.
-        seed
-            Seed of what is random in the cells.
-        how
-            What becomes of a cell: the change is added to it (``"shift"``), split into detection and level
-            (``"detection"``), or drawn in its counts (``"counts"``).
+        **how
+            Further arguments of :class:`~spaperb.cells.CellMaker`: what becomes of a cell.
         """
-        codes = self.codes(query, labels)
-        changes = self.changes(
-            query, codes, np.unique(codes[rows]), is_control, target, network_change
-        )
-        _warn_of_distance(codes, labels, changes)
-        of_counts: dict[int, CountChange] = {}
-        if how == "counts":
-            of_counts = {
-                code: self._count_change(query, _control(codes, code, is_control), change, seed)
-                for code, change in changes.items()
-            }
-        places = pd.Series(codes).groupby(codes).cumcount().to_numpy()
-        return Responder(changes, of_counts, codes, places, seed, how)
+        survey = Survey.of(query, populations_of(context.codes, is_control, rows))
+        changes = self.changes(survey, target, network_change)
+        self.warn_of(changes, context.names)
+        of_populations = {
+            p: PopulationChange(c.mean, c.response.references, c.response.weights)
+            for p in survey.profiles
+            for c in [changes[p // 2]]
+        }
+        return CellMaker(survey, of_populations, **how)
 
-    @staticmethod
-    def _count_change(query: Query, cells: IntArray, change: CellChange, seed: int) -> CountChange:
-        """Change of counts of a context, from its control cells in the query."""
-        some = cells[:MAX_CELLS]
-        x = query.rows(some)
-        uniform = even_numbers(np.arange(len(some)), x.shape[1], seed, 0)
-        response = change.response
-        theta = np.array([p.dispersion for p in response.references], dtype=float)
-        theta = np.exp(response.weights @ np.log(theta) / response.weights.sum())
-        return CountChange.of(x, query.raw(some), uniform, change.mean, theta)
+    def assign(self, query: Query, labels: npt.NDArray | None) -> Assignment:
+        """Find the context of every cell: by its label, or without one by its nearest control cells.
 
-    def codes(self, query: Query, labels: npt.NDArray | None) -> IntArray:
-        """Context of every cell: by its label, or without one by its nearest control cells.
-
-        New labels get the numbers after those of the training contexts.
+        Parameters
+        ----------
+        query
+            The cells.
+        labels
+            Their cell types, ``(n,)``, missing where not known; ``None`` if there are none. They are those of training if they
+            are spelled alike, whatever their type.
         """
         n_cells = query.x.shape[0]
-        codes = np.full(n_cells, -1)
+        codes, names = np.full(n_cells, -1), list(self.contexts.names)
         if labels is not None:
             named = pd.Series(labels, dtype=object)
-            numbers = {name: k for k, name in enumerate(self.contexts.names)}
-            for label in named.dropna().unique():
-                numbers.setdefault(label, len(numbers))
+            found = list(named.dropna().unique())
+            numbers = match_labels(found, names)
+            new = [label for label in found if label not in numbers]
+            self._tell_of_new(new, found)
+            numbers |= {label: len(names) + i for i, label in enumerate(new)}
+            names += new
             codes = named.map(numbers).fillna(-1).to_numpy(dtype=np.int64, copy=True)
         unknown = np.flatnonzero(codes < 0)
         for start in range(0, len(unknown), MAX_CELLS):
             some = unknown[start : start + MAX_CELLS]
             codes[some] = self.contexts.assign(self.contexts.project(query.rows(some)))
-        return codes
+        return Assignment(codes, names)
+
+    def _tell_of_new(self, new: list[Any], found: list[Any]) -> None:
+        """Name cell types that the model does not know, each once, and say if it knows none."""
+        fresh = [label for label in new if label not in self._told]
+        self._told.update(fresh)
+        if fresh and len(new) == len(found):
+            warn(
+                f"The model knows none of the cell types of these cells, so each is predicted as a new type, from its control cells: "
+                f"{listed(new)}. Types of training: {listed(self.contexts.names)}. If they are the same under other names, rename them."
+            )
+        elif fresh:
+            warn(
+                "These cell types are new to the model and are predicted from their own control cells: "
+                f"{listed(fresh)}."
+            )
+
+    def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:
+        """Warn of contexts that are unlike anything in training, or unlike the training cells of their name."""
+        far = [
+            f"{names[code]} ({change.distance:.2f})"
+            for code, change in changes.items()
+            if change.distance > HIGH_DISTANCE
+        ]
+        if far:
+            warn(
+                "The control cells of these cell types are farther from training contexts in which the perturbation was measured than any of "
+                f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {listed(far)}."
+            )
+        unlike = [
+            f"{names[code]} ({change.alike:.0%})"
+            for code, change in changes.items()
+            if change.alike < UNLIKE
+        ]
+        if unlike:
+            warn(
+                "The control cells of these cell types are unlike the training cells of the same name, by more than sampling noise, so what was "
+                "measured there counts only in part (how far they are alike; 0 % is as far as the nearest other training context): "
+                f"{listed(unlike)}. Are they of another study, or normalised otherwise?"
+            )
 
 
-def _control(codes: IntArray, code: int, is_control: npt.NDArray[np.bool_]) -> IntArray:
-    """Rows of a context's control cells, or of all its cells if none is known to be one."""
-    cells = np.flatnonzero(codes == code)
-    return cells[is_control[cells]] if is_control[cells].any() else cells
+def populations_of(codes: IntArray, is_control: npt.NDArray[np.bool_], rows: IntArray) -> IntArray:
+    """Number of each cell's population: twice its context, plus one for cells that are known not to be control.
+
+    It is -1 for cells that are neither predicted nor the control cells of a context that is.
+
+    Parameters
+    ----------
+    codes
+        Context of every cell, ``(n,)``.
+    is_control
+        Cells that are not known to be stimulated, ``(n,)``.
+    rows
+        Rows to predict.
+    """
+    populations = 2 * codes + ~is_control
+    wanted = np.isin(populations, populations[rows])
+    of_wanted = is_control & np.isin(codes, codes[rows])
+    return np.where(wanted | of_wanted, populations, -1)
 
 
-def _warn_of_distance(
-    codes: IntArray, labels: npt.NDArray | None, changes: dict[int, CellChange]
-) -> None:
-    """Warn once of contexts that are unlike anything in training."""
-    far = {code: change.distance for code, change in changes.items()}
-    far = {code: distance for code, distance in far.items() if distance > HIGH_DISTANCE}
-    if not far:
-        return
-    names = far if labels is None else {labels[codes == code][0]: d for code, d in far.items()}
-    found = listed([f"{name} ({distance:.2f})" for name, distance in names.items()])
-    warn(
-        "The control cells of these cell types are farther from training contexts in which the perturbation was measured than any of "
-        f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {found}."
-    )
+def some_of(rows: IntArray, n: int) -> IntArray:
+    """Rows at random, ``n`` at most, in their order: the first may be of one donor."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:n])

@@ -10,8 +10,9 @@ less in each::
 
 l1 is the level of the stimulated cells of similar training contexts, as far as it lies between these two. Of
 the silent cells the fraction (q1 - q0) / (1 - q0) turns on, of the expressing ones q1 / q0 stays on. Which ones
-is decided by numbers that are spread evenly over the cells rather than drawn (:func:`even_numbers`), so that the
-mean of a few dozen cells is close to m1.
+is decided by numbers that are spread evenly over the cells rather than drawn
+(:mod:`spaperb.cells._order`), and what they still miss of m1 is made up for by a factor, so that
+the mean of the cells is m1.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import Profile
+from spaperb._types import FloatArray
+from spaperb.populations import Profile
 
 LEVEL_CHANGE = 0.1
 """Smaller changes of level, in log-normalised units, do not make a cell a responding one."""
 BACKGROUND = 0.02
 """Weight of all contexts together when levels are averaged, for genes that the near ones never express."""
+NEGLIGIBLE = 5e-4
+"""A mean of less may be that of no cell at all."""
 
 
 @dataclass
@@ -45,6 +48,10 @@ class Detection:
         Mean and standard deviation of the expression of cells that turned on, ``(G,)``.
     added, factor
         Expressing cells become ``factor * x + added``, ``(G,)``: a rise adds, a fall multiplies.
+    mean
+        Mean of the cells after the change, ``(G,)``.
+    exact
+        What all values are multiplied by, so that their mean is that, ``(G,)``.
     """
 
     turns_on: FloatArray
@@ -53,6 +60,8 @@ class Detection:
     spread: FloatArray
     added: FloatArray
     factor: FloatArray
+    mean: FloatArray
+    exact: npt.NDArray[np.float32]
 
     @classmethod
     def of(
@@ -69,9 +78,9 @@ class Detection:
         references
             Profiles of the stimulated cells whose levels it takes, ``P`` of them.
         control
-            Profile of the context's control cells.
+            Moments of the cells to change.
         change
-            Its mean change, ``(G,)``.
+            Their mean change, ``(G,)``.
         weights
             Weights of the references, ``(P,)``.
         """
@@ -92,7 +101,8 @@ class Detection:
             level,
         )
         l1 = np.maximum(l1, m1)  # more than all cells cannot express it
-        q1 = _ratio(m1, l1, 0.0)
+        # One cell at least, where there is a mean; it has to have all of it.
+        q1 = np.maximum(_ratio(m1, l1, 0.0), np.where(m1 > NEGLIGIBLE, 1 / control.n, 0.0))
         rises = (q0 > 0) & (l1 > l0)
         return cls(
             turns_on=np.clip(_ratio(q1 - q0, 1 - q0, 0.0), 0, 1),
@@ -101,7 +111,13 @@ class Detection:
             spread=np.sqrt(np.maximum(squares - level**2, 0)),
             added=np.where(rises, l1 - l0, 0.0),
             factor=np.where((q0 > 0) & ~rises, _ratio(l1, l0, 1.0), 1.0),
+            mean=m1,
+            exact=np.ones(len(m1), dtype=np.float32),
         )
+
+    def settle(self, mean: FloatArray) -> None:
+        """Take note of the mean that :meth:`apply` gives all cells, ``(G,)``, and make it exact."""
+        self.exact = _ratio(self.mean, mean, 1.0).astype(np.float32)
 
     def responding(self, control: Profile) -> FloatArray:
         """Fraction of cells whose expression of each gene changes, ``(G,)``.
@@ -114,47 +130,28 @@ class Detection:
         is_shifted = np.abs(self.factor * l0 + self.added - l0) > LEVEL_CHANGE
         return (1 - q0) * self.turns_on + q0 * np.where(is_shifted, 1.0, 1 - self.stays_on)
 
-    def apply(self, x: npt.NDArray, uniform: npt.NDArray, other: npt.NDArray) -> npt.NDArray:
+    def apply(self, x: npt.NDArray, order: FloatArray) -> npt.NDArray:
         """Turn control cells into stimulated ones.
 
         Parameters
         ----------
         x
             Control cells, ``(n, G)``, without negative values.
-        uniform, other
-            Numbers of each cell and gene, uniform on [0, 1), ``(n, G)``: which cells express the
-            gene, and how much those do that turned on.
+        order
+            Numbers of each cell and gene on (0, 1), ``(n, G)``: the silent cells with the lowest
+            turn on, and the expressing ones with the lowest stay on.
         """
         is_on = x > 0
-        stays = is_on & (uniform < self.stays_on)
+        stays = is_on & (order < self.stays_on)
         stimulated = np.where(stays, self.factor * x + self.added, 0.0)
         # Few turn on, and quantiles take time.
-        cell, gene = np.nonzero(~is_on & (uniform < self.turns_on))
+        cell, gene = np.nonzero(~is_on & (order < self.turns_on))
         level = self.level[gene]
-        new = level + self.spread[gene] * ndtri(np.clip(other[cell, gene], 1e-6, 1 - 1e-6))
+        # Among those that turn on the numbers are uniform too.
+        new = level + self.spread[gene] * ndtri(order[cell, gene] / self.turns_on[gene])
         # Symmetric bounds keep the mean, and no cell that turned on is silent.
         stimulated[cell, gene] = np.clip(new, 0.3 * level, 1.7 * level)
-        return stimulated.astype(np.float32)
-
-
-def even_numbers(places: IntArray, n_genes: int, seed: int, draw: int) -> FloatArray:
-    """Numbers that fill [0, 1) evenly over the cells, for each gene in an order of its own, ``(n, G)``.
-
-    A cell's numbers depend on its place, the seed and the draw alone. They are a Kronecker sequence,
-    the fractional parts of offset + place * step with a random offset and step for each gene.
-
-    Parameters
-    ----------
-    places
-        Place of each cell among the cells of its context, ``(n,)``.
-    n_genes
-        Number of genes, G.
-    seed, draw
-        What the offsets and steps are drawn with.
-    """
-    offset, step = np.random.default_rng([seed, draw]).random((2, n_genes))
-    numbers = offset + places[:, None] * step
-    return numbers - np.floor(numbers)
+        return stimulated.astype(np.float32) * self.exact
 
 
 def _squares(references: list[Profile]) -> FloatArray:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from helpers import context_arrays
+from helpers import context_arrays, even
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaperb import datasets
-from spaperb.contexts import Contexts, Profile
-from spaperb.detection import Detection, even_numbers
+from spaperb.cells import Detection
+from spaperb.contexts import Contexts
+from spaperb.populations import Profile
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,7 @@ def apply(contexts, cells, change, k=0, seed=0):
     references = contexts.treatments[0].stimulated
     weights = np.eye(len(references))[k]
     split = Detection.of(references, Profile.of(cells), change, weights)
-    places = np.arange(len(cells))
-    return split.apply(
-        cells, *(even_numbers(places, cells.shape[1], seed, part) for part in (0, 1))
-    )
+    return split.apply(cells, even(*cells.shape, seed))
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +71,3 @@ def test_values_are_never_negative_nor_infinite(seed, size):
     assert (predicted >= 0).all()
     # a mean that falls to nothing leaves nothing
     assert (apply(contexts, cells, -cells.mean(0) - 1) == 0).all()
-
-
-def test_even_numbers_fill_the_interval():
-    numbers = even_numbers(np.arange(200), 50, seed=0, draw=0)
-    assert ((numbers >= 0) & (numbers < 1)).all()
-    even = np.abs((numbers < 0.3).mean(0) - 0.3).mean()
-    drawn = np.abs((np.random.default_rng(0).random((200, 50)) < 0.3).mean(0) - 0.3).mean()
-    assert even < 0.5 * drawn
-    # genes are not in step
-    assert np.abs(np.corrcoef(numbers.T)[np.triu_indices(50, 1)]).mean() < 0.15
-
-
-def test_even_numbers_belong_to_the_cell():
-    numbers = even_numbers(np.arange(10), 5, seed=1, draw=2)
-    np.testing.assert_array_equal(even_numbers(np.array([7, 2]), 5, 1, 2), numbers[[7, 2]])
-    assert not np.array_equal(even_numbers(np.arange(10), 5, 2, 2), numbers)
-    assert not np.array_equal(even_numbers(np.arange(10), 5, 1, 3), numbers)
