@@ -187,10 +187,10 @@ class TestCoverage:
         strange = control.copy()
         strange.X = strange.X[:, np.random.default_rng(0).permutation(200)]
         strange.obs["cell_type"] = control.obs["cell_type"] = "new"
-        usual, other = (model.predict_response(cells) for cells in (control, strange))
+        with pytest.warns(UserWarning, match="knows none"):
+            usual = model.predict_response(control)
         with pytest.warns(UserWarning, match=r"do not trust their prediction.*new \("):
-            model.predict_stimulated(strange, inplace=False)
-        model.predict_stimulated(control, inplace=False)
+            other = model.predict_response(strange)
         assert usual["distance"].iloc[0] < 1 < other["distance"].iloc[0]
         assert half_width(other).mean() > 1.2 * half_width(usual).mean()
 

@@ -220,8 +220,10 @@ class TestNewData:
         with pytest.raises(ValueError, match="`n_samples` must be at least 1; it is 0"):
             trained.predict_stimulated(query, n_samples=0)
 
-    def test_progress_is_shown_for_many_chunks(self, trained, query, capsys):
-        predicted(trained, query, batch_size=2)
+    def test_progress_is_shown_for_many_blocks(self, trained, query, capsys, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr("spaperb.disk.BLOCK_VALUES", 10 * query.n_vars)
+            predicted(trained, query)
         assert "Predicting" in capsys.readouterr().out
         predicted(trained, query)
         assert capsys.readouterr().out == ""

@@ -73,8 +73,10 @@ def test_a_cell_does_not_depend_on_chunks_or_the_other_rows(model, split):
 def test_saved_and_loaded(model, split, tmp_path):
     model.save(tmp_path / "model")
     loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
-    for cells in (split[1], renamed(split[1], "type_9")):
-        np.testing.assert_array_equal(predict(loaded, cells), predict(model, cells))
+    np.testing.assert_array_equal(predict(loaded, split[1]), predict(model, split[1]))
+    new = renamed(split[1], "new to both")
+    with pytest.warns(UserWarning, match="knows none"):
+        np.testing.assert_array_equal(predict(loaded, new), predict(model, new))
 
 
 def renamed(adata, name):
@@ -87,8 +89,8 @@ class TestContextOfACell:
     def test_without_a_column_the_neighbours_say(self, model, split):
         control = split[1].copy()
         bare = ad.AnnData(control.X, var=control.var)
-        codes = model._transfer.codes(query_of(model, bare), None)
-        names = np.array(model._transfer.contexts.names)[codes]
+        context = model._transfer.assign(query_of(model, bare), None)
+        names = np.array(context.names)[context.codes]
         assert (names == "type_0").mean() > 0.5
         assert predict(model, bare).shape == bare.shape
 
@@ -96,13 +98,18 @@ class TestContextOfACell:
         control = split[1].copy()
         labels = control.obs["cell_type"].astype(object).to_numpy(copy=True)
         labels[:5] = None
-        codes = model._transfer.codes(query_of(model, control), labels)
+        codes = model._transfer.assign(query_of(model, control), labels).codes
         assert (codes[5:] == model._transfer.contexts.names.index("type_0")).all()
         assert (codes[:5] < 3).all()
 
     def test_an_unseen_type_is_predicted_from_its_own_control_cells(self, model, split):
         _, control, real = split
         new = renamed(control, "type_9")
+        with pytest.warns(
+            UserWarning, match=r"knows none of the cell types.*type_9.*type_1, type_2"
+        ):
+            predict(model, new)
+        predict(model, new)  # said once
         # with the same cells, a new name gives nearly what the unpaired training type gives
         np.testing.assert_allclose(
             predict(model, new).mean(0), predict(model, control).mean(0), atol=0.1
@@ -119,6 +126,22 @@ class TestContextOfACell:
             predict(model, new[swapped].copy()), predict(model, new)[swapped]
         )
 
+    def test_new_types_beside_known_ones_are_named_once(self, model, split):
+        both = ad.concat([split[1], renamed(split[1], "type_7")], index_unique="-")
+        with pytest.warns(UserWarning, match="new to the model.*own control cells: type_7"):
+            predict(model, both)
+        predict(model, both)
+
+    def test_labels_of_another_type_are_those_of_training(self, split):
+        train_cells, control, _ = (x.copy() for x in split)
+        for x in (train_cells, control):
+            x.obs["cell_type"] = x.obs["cell_type"].astype(str).str[-1].astype(int)
+        with pytest.warns(UserWarning, match="control cells: 0"):
+            of_numbers = train(train_cells)
+        expected = predict(of_numbers, control)
+        for labels in ("0", 0.0, " 0", np.int8(0)):
+            np.testing.assert_array_equal(predict(of_numbers, renamed(control, labels)), expected)
+
     def test_measured_types_get_about_their_measured_change(self, model, split):
         train_cells = split[0]
         of_type = train_cells.obs["cell_type"] == "type_1"
@@ -129,6 +152,75 @@ class TestContextOfACell:
         predicted, measured = predict(model, arms[0]).mean(0), arms[1].X.toarray().mean(0)
         before = arms[0].X.toarray().mean(0)
         assert np.mean((predicted - measured) ** 2) < 0.2 * np.mean((before - measured) ** 2)
+
+
+class TestACellTypeIsItsCells:
+    """Cells of a known name that are not those of training."""
+
+    @pytest.fixture(scope="class")
+    def split(self):
+        return hide(small_cells(n_cell_types=5, **CELLS))
+
+    @pytest.fixture(scope="class")
+    def model(self, split):
+        with pytest.warns(UserWarning, match="type_0"):
+            model = train(split[0].copy())
+        model.calibrate()
+        return model
+
+    @pytest.fixture
+    def elsewhere(self, split):
+        """Control cells of another study: half of the genes are three times as high."""
+        control = split[0][
+            (split[0].obs["cell_type"] == "type_1") & (split[0].obs["condition"] == "control")
+        ].copy()
+        genes = np.arange(control.n_vars) % 2 == 0
+        raw = np.expm1(control.X.toarray()) * np.where(genes, 6.0, 0.3)
+        control.X = np.log1p(raw / raw.sum(1, keepdims=True) * 1e4).astype(np.float32)
+        return control
+
+    def test_their_mean_is_their_own_plus_the_change(self, model, elsewhere):
+        with pytest.warns(
+            UserWarning, match=r"unlike the training cells of the same name.*type_1"
+        ):
+            predicted = predict(model, elsewhere)
+        with pytest.warns(UserWarning, match=r"unlike the training cells"):
+            table = model.predict_response(elsewhere).set_index("gene").loc[elsewhere.var_names]
+        before = elsewhere.X.mean(0)
+        np.testing.assert_allclose(table["mean_control"], before, atol=1e-5)
+        expected = np.maximum(before + table["mean_change"], 0)
+        np.testing.assert_allclose(predicted.mean(0), expected, atol=1e-3)
+
+    def test_what_was_measured_under_their_name_does_not_count(self, model, elsewhere):
+        with pytest.warns(UserWarning, match=r"type_1 \(0%\)"):
+            known = predict(model, elsewhere)
+        with pytest.warns(UserWarning, match="knows none"):
+            new = predict(model, renamed(elsewhere, "elsewhere"))
+        np.testing.assert_allclose(known, new, atol=1e-5)
+        with pytest.warns(UserWarning, match="unlike the training cells"):
+            assert (model.predict_response(elsewhere)["distance"] > 0.3).all()
+
+    def test_a_part_of_the_training_cells_is_alike(self, model, split):
+        train_cells = split[0]
+        of_type = train_cells.obs["cell_type"] == "type_1"
+        control = train_cells[of_type & (train_cells.obs["condition"] == "control")].copy()
+        for n in (3, 10, 20):
+            some = control[np.random.default_rng(n).permutation(control.n_obs)[:n]].copy()
+            assert (model.predict_response(some)["distance"] == 0).all()
+
+    def test_the_first_cells_do_not_stand_for_all(self, split, monkeypatch):
+        monkeypatch.setattr("spaperb.transfer.MAX_CELLS", 20)
+        monkeypatch.setattr("spaperb.tables.MAX_CELLS", 20)
+        with pytest.warns(UserWarning, match="type_0"):
+            model = train(split[0].copy())
+        control = split[1].copy()
+        # ten odd cells come first, as those of one donor do in a sorted file
+        order = np.argsort(-control.X.toarray()[:, 0], kind="stable")
+        first = model.predict_response(control[order].copy()).set_index("gene")
+        expected = control.X.toarray().mean(0)[0]
+        assert abs(first.loc["gene_0", "mean_control"] - expected) < 0.5 * (
+            control.X.toarray()[order[:20], 0].mean() - expected
+        )
 
 
 def query_of(model, adata):
@@ -142,11 +234,12 @@ class TestParts:
     def test_without_detection_every_cell_gets_the_change(self, model, split):
         control = split[1]
         predicted = predict(model, control, detection=False)
-        transfer = model._transfer
-        k = transfer.contexts.names.index("type_0")
-        change = transfer.known(k, ONE, transfer.network_change(k, 0, None)).mean
-        expected = np.maximum(control.X.toarray() + change, 0)
-        np.testing.assert_allclose(predicted, expected, atol=1e-5)
+        x = control.X.toarray()
+        # where it is not clipped at 0 it is the same for each cell of a gene
+        most = x.argmax(0), np.arange(x.shape[1])
+        change = (predicted - x)[most]
+        assert np.abs(change).max() > 0.1
+        np.testing.assert_allclose(predicted, np.maximum(x + change, 0), atol=1e-5)
 
     def test_negative_expression_has_no_zeros_to_predict(self, split):
         train_cells, control, _ = (x.copy() for x in split)

@@ -20,7 +20,7 @@ import scvi
 from spaperb import SpaPerbModel, baselines, metrics
 from spaperb.benchmark import Task, make_fold
 from spaperb.cells import CountChange, order_of
-from spaperb.populations import dense, dispersion, fit_projection, project, scale_of, size_of
+from spaperb.populations import dense, dispersion, fit_projection, project, rate, scale_of, size_of
 
 HERE = Path(__file__).parent
 MIN_CELLS = 50

@@ -27,6 +27,7 @@ from scvi.utils import setup_anndata_dsp
 
 from spaperb.calibration import Calibration, calibrate
 from spaperb.cells import How, Survey
+from spaperb.data import control_cells
 from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
 from spaperb.disk import is_on_disk
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
@@ -832,7 +833,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         )
         is_control = np.ones(adata.n_obs, dtype=bool)
         if conditions is not None:
-            is_control = (conditions == setup["control"]).fillna(False).to_numpy(dtype=bool)
+            is_control = control_cells(conditions, setup["control"], self.perturbations)
         return None if labels is None else labels.to_numpy(), is_control
 
     def _query(

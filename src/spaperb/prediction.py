@@ -14,6 +14,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from spaperb._types import Expression
+from spaperb.data import match_labels
 from spaperb.disk import as_dask, in_memory, rows_of_block
 from spaperb.module import SpaPerbModule
 from spaperb.perturbations import Target
@@ -178,7 +179,16 @@ def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.nda
     """
     shares = np.full((adata.n_obs, len(known)), 1 / len(known), dtype=np.float32)
     if batch_key in adata.obs:
-        codes = pd.Index(known).get_indexer(adata.obs[batch_key].to_numpy())
+        batches = adata.obs[batch_key].astype(object)
+        found = list(batches.dropna().unique())
+        numbers = match_labels(found, known)
+        if new := [batch for batch in found if batch not in numbers]:
+            none = "none" if len(new) == len(found) else f"{len(numbers)}"
+            warn(
+                f"The model knows {none} of the {len(found)} batches in adata.obs[{batch_key!r}]. It takes cells of these for cells of an "
+                f"average batch: {listed(new)}. Batches of training: {listed(known)}."
+            )
+        codes = batches.map(numbers).fillna(-1).to_numpy(dtype=np.int64)
         shares[codes >= 0] = np.eye(len(known), dtype=np.float32)[codes[codes >= 0]]
     return shares
 

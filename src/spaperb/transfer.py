@@ -58,6 +58,8 @@ class CellChange(NamedTuple):
     distance: float
     situation: Situation
     """What was measured in the context."""
+    is_control: bool
+    """Whether it has control cells."""
     alike: float
     """How far its control cells are those of the training context of its name, in [0, 1]."""
 
@@ -188,7 +190,9 @@ class Transfer:
             total += (w * t.shifts**2).sum()
         return self.network_share * max(0.0, 1 - error / max(total, 1e-12))
 
-    def change(self, subject: Subject, target: Target, network_change: FloatArray) -> CellChange:
+    def change(
+        self, subject: Subject, target: Target, network_change: FloatArray, is_control: bool
+    ) -> CellChange:
         """Change of a context.
 
         Parameters
@@ -199,6 +203,8 @@ class Transfer:
             The perturbation.
         network_change
             The trained network's N of its control cells.
+        is_control
+            Whether these are control cells, rather than all that there are.
         """
         response = self.response.predict(subject, target)
         share = self.share * (1 - response.measured)
@@ -210,7 +216,14 @@ class Transfer:
         if target.number is None and distance == 0:
             situation = "combined"
         return CellChange(
-            change, detection, subject.profile, response, distance, situation, subject.alike
+            change,
+            detection,
+            subject.profile,
+            response,
+            distance,
+            situation,
+            is_control,
+            subject.alike,
         )
 
     def _distance(self, subject: Subject, target: Target) -> float:
@@ -246,7 +259,8 @@ class Transfer:
             if code < len(self.contexts.names):
                 alike = self.contexts.likeness(profile, code)
                 subject = Subject(profile, cells, code, alike)
-            changes[code] = self.change(subject, target, network_change(some, target))
+            n = network_change(some, target)
+            changes[code] = self.change(subject, target, n, is_control=population % 2 == 0)
         return changes
 
     def maker(
@@ -333,6 +347,13 @@ class Transfer:
 
     def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:
         """Warn of contexts that are unlike anything in training, or unlike the training cells of their name."""
+        if any(change.is_control for change in changes.values()) and (
+            without := [names[code] for code, c in changes.items() if not c.is_control]
+        ):
+            warn(
+                "These cell types have no control cells here, so the change is added to what their cells are, as if they were control cells: "
+                f"{listed(without)}."
+            )
         far = [
             f"{names[code]} ({change.distance:.2f})"
             for code, change in changes.items()

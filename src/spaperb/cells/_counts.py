@@ -126,7 +126,8 @@ class CountChange:
         step = np.divide(by, slope, where=is_changed, out=np.zeros_like(slope))
         after = self.after * np.exp(np.clip(step, -1, 1))
         is_out = ((after <= low) | (after >= high)) & (low > 0) & (high < np.inf)
-        return replace(self, after=np.where(is_out, np.sqrt(low * high), after))
+        after[is_out] = np.sqrt(low[is_out] * high[is_out])
+        return replace(self, after=after)
 
     def where(self, is_better: npt.NDArray[np.bool_], other: CountChange) -> CountChange:
         """Keep the rates of some genes, and take those of another for the rest."""
