@@ -3,6 +3,7 @@ import pytest
 from helpers import context_arrays, small_cells
 from scipy import sparse
 
+from spaperb import datasets
 from spaperb.contexts import Contexts
 from spaperb.populations import Profile
 
@@ -56,10 +57,34 @@ def test_shifts_and_their_sampling_variance(one_unpaired):
         for arm in ("control", "stimulated")
     )
     np.testing.assert_allclose(contexts.treatments[0].shifts[0], s.mean(0) - c.mean(0), atol=1e-6)
-    np.testing.assert_allclose(
-        contexts.treatments[0].variances[0], (c.var(0) + s.var(0)) / 20, atol=1e-6
-    )
+    # that of many cells is all but their own
+    ratio = contexts.treatments[0].variances[0] / ((c.var(0, ddof=1) + s.var(0, ddof=1)) / 20)
+    assert np.median(ratio) == pytest.approx(1, abs=0.05)
     np.testing.assert_allclose(contexts.control[0].detection, (c > 0).mean(0))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
+def test_sampling_variance_of_few_cells_is_that_of_drawing_them_again(n):
+    """Against the spread of shifts of many draws; some of these cells do not show a gene at all."""
+    cells = datasets.simulated(n_cell_types=4, n_cells=300, n_genes=200)
+    x, arms, labels, names = context_arrays(cells)
+    rng = np.random.default_rng(0)
+    of_type = np.flatnonzero((labels == 0) & (arms == 1))
+    others = np.flatnonzero((labels != 0) | (arms == 0))
+    shifts, variances = [], []
+    for _ in range(30):
+        rows = np.concatenate([others, rng.permutation(of_type)[:n]])
+        only = rows[(labels[rows] == 0) | (arms[rows] == 0)]
+        # without another measured context the few cells are measured all the same
+        (treatment,) = Contexts.of(x[only], arms[only], labels[only], names).treatments
+        shifts.append(treatment.shifts[0])
+        variances.append(treatment.variances[0])
+    real, told = np.var(shifts, axis=0, ddof=1), np.mean(variances, axis=0)
+    expressed = real > 0.01 / n
+    ratio = told[expressed] / real[expressed]
+    assert 0.7 < np.median(ratio) < 1.5
+    assert ratio.min() > 0.2
+    assert (np.min(variances, axis=0)[expressed] > 0).all()
 
 
 def test_neighbours_of_a_context_among_all_are_itself():

@@ -11,7 +11,7 @@ variances v_sg of the measured changes, the variances of their cells sigma_sg^2 
 where u of each left-out change has c of the others, so that q is what a new context needs. Errors have longer tails where
 changes are large, and a q of their own lets intervals hold as often there as elsewhere. The interval of a new change is
 R +- q u. For its v it has the number of control cells in both conditions: it says where an experiment of that size would find the
-mean change. Where a change was measured, c_0 sigma^2 + c_1 scale^2 and the measurement's variance combine as independent errors do. A context that is farther
+mean change. Where a change was measured and is trusted by t, c_0 sigma^2 + c_1 scale^2 counts by (1 - t)^2 and the measurement's variance by t^2. A context that is farther
 from the training contexts than any of these is from the others gets an interval that is wider in proportion.
 
 References
@@ -71,8 +71,7 @@ class Intervals(NamedTuple):
         least = _least([control, *change.references], control.n)
         noise = np.maximum((control.variance + stimulated) / control.n, least)
         error = _basis(noise * control.n, change.scale) @ self.coefficients
-        # Independent errors combine as parallel resistors do; an infinite variance leaves the other.
-        error = 1 / (1 / (error + FLOOR) + 1 / np.maximum(change.variance, least))
+        error = change.unmeasured * error + change.noise + FLOOR
         q = np.interp(change.scale, self.scales, self.quantiles)
         return q * max(1.0, distance) * np.sqrt(noise + error)
 

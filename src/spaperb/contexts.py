@@ -30,6 +30,10 @@ MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 HALF_WEIGHT = 30
 """Cells in the smaller condition that give a measured shift half of the greatest weight."""
+PRIOR_CELLS = 10
+"""Cells that what other contexts say of a variance counts as."""
+TINY_MEAN = 0.01
+"""Mean that the usual ratio of variance to mean counts as, in each of these cells."""
 MANY_CELLS = 300_000
 """Measuring so many takes more than a few seconds, and shows progress."""
 LEAST_APART = 0.1
@@ -78,7 +82,89 @@ class Treatment(NamedTuple):
     @property
     def weights(self) -> FloatArray:
         """Weight of each shift, ``(P,)``."""
-        return self.n / (self.n + HALF_WEIGHT)
+        return weight_of(self.n)
+
+
+def weight_of(n: IntArray) -> FloatArray:
+    """Weight of a shift that was measured with n cells."""
+    return n / (n + HALF_WEIGHT)
+
+
+class Measured(NamedTuple):
+    """Control and stimulated cells of one context, by batch, and the share of each batch in the shift."""
+
+    by_control: list[Profile]
+    by_stimulated: list[Profile]
+    shares: FloatArray
+
+    @property
+    def stimulated(self) -> Profile:
+        """Profile of the stimulated cells."""
+        return Profile.mixed(self.by_stimulated, self.shares)
+
+    @property
+    def control(self) -> Profile:
+        """Profile of the control cells."""
+        return Profile.mixed(self.by_control, self.shares)
+
+    @property
+    def shift(self) -> FloatArray:
+        """Shift, ``(G,)``."""
+        return self.stimulated.mean - self.control.mean
+
+    @property
+    def n(self) -> int:
+        """Cells in the smaller condition."""
+        return min(
+            sum(p.n for p in profiles) for profiles in (self.by_control, self.by_stimulated)
+        )
+
+
+class Noise(NamedTuple):
+    """How the variance of a gene's cells goes with their mean, for groups too small to tell their own.
+
+    The variance of n cells is shrunk towards ``ratio`` times their mean, and that mean towards that of the
+    control cells: as if PRIOR_CELLS more cells had been seen. Few cells happen not to show many genes at all, and these are not
+    certain. Where expression is negative, variance has nothing to do with the mean, and ``ratio`` is the variance itself.
+    """
+
+    ratio: FloatArray
+    has_mean: bool
+
+    @classmethod
+    def of(cls, profiles: list[Profile]) -> Noise:
+        """Pool the control cells of all contexts."""
+        has_mean = all((p.mean >= 0).all() for p in profiles)
+        squares = np.sum([p.n * p.variance for p in profiles], axis=0)
+        degrees = np.array([max(p.n - 1, 0) for p in profiles])
+        total = degrees @ np.array(
+            [p.mean if has_mean else np.ones_like(p.mean) for p in profiles]
+        )
+        # A gene that no control cell shows varies as the others do.
+        usual = squares.sum() / max(total.sum(), TINY)
+        ratio = (squares + PRIOR_CELLS * TINY_MEAN * usual) / (total + PRIOR_CELLS * TINY_MEAN)
+        return cls(ratio, has_mean)
+
+    def variance_of_shift(self, measured: Measured) -> FloatArray:
+        """Sampling variance of a measured shift, ``(G,)``."""
+        expected = measured.control.mean
+        return sum(
+            self._of_mean(batches, measured.shares, expected)
+            for batches in (measured.by_control, measured.by_stimulated)
+        )
+
+    def _of_mean(
+        self, batches: list[Profile], shares: FloatArray, expected: FloatArray
+    ) -> FloatArray:
+        """Sampling variance of the mean of cells in batches, whose cells vary alike, ``(G,)``."""
+        n = np.array([p.n for p in batches])
+        mean = (n @ np.array([p.mean for p in batches]) + PRIOR_CELLS * expected) / (
+            n.sum() + PRIOR_CELLS
+        )
+        prior = self.ratio * (mean if self.has_mean else 1.0)
+        squares = n @ np.array([p.variance for p in batches])
+        variance = (squares + PRIOR_CELLS * prior) / ((n - 1).sum() + PRIOR_CELLS)
+        return (shares**2 / n).sum() * variance
 
 
 @dataclass
@@ -163,11 +249,13 @@ class Contexts:
         solver = "full" if is_same or is_small else "arpack"
         pca = PCA(n_components, svd_solver=solver, random_state=0)
         pca.fit(some if solver == "arpack" else dense(some))
+        profiles = [cells.control_profile(r) for r in control]
+        noise = Noise.of(profiles)
         contexts = cls(
             names=[names[c] for c in codes],
-            control=[cells.control_profile(r) for r in control],
+            control=profiles,
             treatments=[
-                cells.measure(perturbation, dose, paired, numbers)
+                cells.measure(perturbation, dose, paired, numbers, noise)
                 for perturbation, dose, paired in treated
                 if paired
             ],
@@ -323,25 +411,23 @@ class _Cells:
         dose: float | None,
         paired: dict[int, dict[int, IntArray]],
         numbers: dict[int, int],
+        noise: Noise,
     ) -> Treatment:
         """Measure the shift of each paired context."""
         is_short = self.x.shape[0] < MANY_CELLS or len(paired) < 2
         by_context = track(paired.items(), description="Measuring contexts", disable=is_short)
-        rows = [self._measure(code, by_batch) for code, by_batch in by_context]
-        stimulated, shifts, variances, n = zip(*rows, strict=True)
+        measured = [self._measure(code, by_batch) for code, by_batch in by_context]
         return Treatment(
             perturbation,
             dose,
             np.array([numbers[code] for code in paired]),
-            list(stimulated),
-            np.array(shifts),
-            np.array(variances),
-            np.array(n),
+            [m.stimulated for m in measured],
+            np.array([m.shift for m in measured]),
+            np.array([noise.variance_of_shift(m) for m in measured]),
+            np.array([m.n for m in measured]),
         )
 
-    def _measure(
-        self, code: int, by_batch: dict[int, IntArray]
-    ) -> tuple[Profile, FloatArray, FloatArray, int]:
+    def _measure(self, code: int, by_batch: dict[int, IntArray]) -> Measured:
         control = [self.control_profile(self.control[code, batch]) for batch in by_batch]
         stimulated = [
             Profile.of(self.x[rows], None if self.counts is None else self.counts[rows])
@@ -349,13 +435,7 @@ class _Cells:
         ]
         n_c, n_s = (np.array([p.n for p in profiles]) for profiles in (control, stimulated))
         shares = n_c * n_s / (n_c + n_s)
-        shares = shares / shares.sum()
-        c, s = (Profile.mixed(p, shares) if len(p) > 1 else p[0] for p in (control, stimulated))
-        noise = (
-            shares**2 @ (1 / n)[:, None] * _within(profiles, whole)
-            for n, profiles, whole in ((n_c, control, c), (n_s, stimulated, s))
-        )
-        return s, s.mean - c.mean, sum(noise), min(n_c.sum(), n_s.sum())
+        return Measured(control, stimulated, shares / shares.sum())
 
     def control_profile(self, rows: IntArray) -> Profile:
         """Profile of control cells, measured once: without batches a context is its only batch."""
@@ -363,14 +443,6 @@ class _Cells:
         if key not in self.control_profiles:
             self.control_profiles[key] = Profile.of(self.x[rows])
         return self.control_profiles[key]
-
-
-def _within(profiles: list[Profile], whole: Profile) -> FloatArray:
-    """Variance of cells within batches, pooled, ``(G,)``: a batch of a cell or two says nothing of its own."""
-    degrees = sum(p.n - 1 for p in profiles)
-    if len(profiles) == 1 or degrees == 0:
-        return whole.variance
-    return np.array([p.n for p in profiles]) @ np.array([p.variance for p in profiles]) / degrees
 
 
 def _groups(*keys: IntArray) -> Iterator[tuple[tuple[int, ...], IntArray]]:

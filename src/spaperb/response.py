@@ -61,6 +61,10 @@ MIN_RELIABILITY = 0.1
 MIN_LEARNABLE = 0.3
 """Where less of what the anchors leave is more than noise, a forest learns the noise."""
 N_TREES = 100
+BY_CHANCE = 9.0
+"""Squared errors that chance explains, in sampling variances: among thousands of genes some are 3 standard deviations off."""
+FEW_CELLS = 50
+"""A shift that was measured in fewer cells is held against all that is predicted without it, forest and all."""
 LEAF = 10
 """Samples in a leaf of the forest at least; more where the samples are noisy."""
 SCALE_FLOOR = 0.05
@@ -116,14 +120,15 @@ class Description(NamedTuple):
 class Change(NamedTuple):
     """Predicted change of a context.
 
-    ``mean``, ``(G,)``; for each gene how far it was ``measured``, in [0, 1], and the sampling ``variance`` of that
-    measurement, infinite where there was none; the ``scale`` of each gene's change; stimulated populations
-    that it resembles, ``references``, and their ``weights``.
+    ``mean``, ``(G,)``; for each gene how far it was ``measured``, in [0, 1], the sampling variance that the measurement brought
+    into it, ``noise``, and the share of the ``unmeasured`` error that is left; the ``scale`` of each gene's change; stimulated
+    populations that it resembles, ``references``, and their ``weights``.
     """
 
     mean: FloatArray
     measured: FloatArray
-    variance: FloatArray
+    noise: FloatArray
+    unmeasured: FloatArray
     scale: FloatArray
     references: list[Profile]
     weights: FloatArray
@@ -131,9 +136,22 @@ class Change(NamedTuple):
     @classmethod
     def predicted(cls, mean: FloatArray, description: Description) -> Change:
         """Change of which nothing was measured."""
-        nothing, unknown = np.zeros_like(mean), np.full_like(mean, np.inf)
+        nothing = np.zeros_like(mean)
         scale, references, weights = description[2:]
-        return cls(mean, nothing, unknown, scale, references, weights)
+        return cls(mean, nothing, nothing, np.ones_like(mean), scale, references, weights)
+
+    @classmethod
+    def improved(
+        cls,
+        mean: FloatArray,
+        trust: FloatArray,
+        variance: FloatArray,
+        scale: FloatArray,
+        references: list[Profile],
+        weights: FloatArray,
+    ) -> Change:
+        """Change that was measured, with a sampling variance, and trusted so far."""
+        return cls(mean, trust, trust**2 * variance, (1 - trust) ** 2, scale, references, weights)
 
     @classmethod
     def mixed(cls, changes: Sequence[Change], shares: FloatArray) -> Change:
@@ -142,7 +160,7 @@ class Change(NamedTuple):
         return cls(
             *(
                 shares @ np.array([getattr(c, name) for c in changes])
-                for name in ("mean", "measured", "variance", "scale")
+                for name in ("mean", "measured", "noise", "unmeasured", "scale")
             ),
             [reference for c in changes for reference in c.references],
             np.concatenate([x / total * c.weights for x, c in zip(shares, changes, strict=True)]),
@@ -325,20 +343,20 @@ class Regression:
         return change
 
     def measured(
-        self, description: Description, shift: FloatArray, variance: FloatArray
+        self, prior: FloatArray, scale: FloatArray, shift: FloatArray, variance: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
-        """Improve a measured shift by what is known without it.
+        """Improve a measured shift by what is known without it, its ``prior``.
 
         Returns
         -------
         tuple of numpy.ndarray
             The change, ``(G,)``, and for each gene how far the measurement is trusted, in [0, 1].
         """
-        prior = description.anchors @ self.anchor_weights
         error = shift - prior
         rho = reliability(error[None], variance[None], np.ones(1))
-        # What no other shift hints at may still be there, and large: the gene's own error counts too.
-        tau2 = np.maximum(description.scale**2 * self.tau2, rho * (error**2 - variance))
+        # What no other shift hints at may still be there, and large: the gene's own error counts too,
+        # as far as chance does not explain it.
+        tau2 = np.maximum(scale**2 * self.tau2, rho * (error**2 - BY_CHANCE * variance))
         trust = tau2 / np.maximum(tau2 + variance, 1e-12)
         return prior + trust * error, trust
 
@@ -429,9 +447,7 @@ class Response:
                 return new
             own = self.predict(subject._replace(alike=1.0), target)
             shares = np.array([subject.alike, 1 - subject.alike])
-            return Change.mixed([own, new], shares)._replace(
-                variance=own.variance / subject.alike**2
-            )
+            return Change.mixed([own, new], shares)
         if target.number is not None:
             return self.at_dose(subject, target.number, target.dose)
         parts = [self.at_dose(subject, part, target.dose) for part in target.parts]
@@ -490,12 +506,35 @@ class Response:
         if not any(known):
             # With a single measured shift there is nothing to improve it by.
             scale = np.abs(shift) + SCALE_FLOOR
-            return Change(
-                shift, np.ones_like(shift), variance, scale, treatment.stimulated, weights
-            )
+            trust = np.ones_like(shift)
+            return Change.improved(shift, trust, variance, scale, treatment.stimulated, weights)
+        regression = self.regression(*known)
         description = self._describe(sample, *known)
-        mean, trust = self.regression(*known).measured(description, shift, variance)
-        return Change(mean, trust, variance, description.scale, treatment.stimulated, weights)
+        prior, scale = description.anchors @ regression.anchor_weights, description.scale
+        references = treatment.stimulated
+        if treatment.n[i] < FEW_CELLS and len(treatment.paired) > 1:
+            without = self.without(sample.context, treatment.perturbation)
+            predicted = without.at(self._subject(sample.context), without.number_of(treatment))
+            prior, scale, references, weights = (
+                predicted.mean,
+                predicted.scale,
+                predicted.references,
+                predicted.weights,
+            )
+        mean, trust = regression.measured(prior, scale, shift, variance)
+        return Change.improved(mean, trust, variance, scale, references, weights)
+
+    def _subject(self, k: int) -> Subject:
+        return Subject(self.contexts.control[k], self.contexts.cells[k], k)
+
+    def without(self, k: int, perturbation: int | None) -> Response:
+        """Forget what was measured of a perturbation in a context, or all that was measured there."""
+        return Response(self.contexts.without(k, perturbation), self.parts, self.singles)
+
+    def number_of(self, treatment: Treatment) -> int:
+        """Number of the treatment with the perturbation and dose of another."""
+        of = [t[:2] for t in self.contexts.treatments]
+        return of.index(treatment[:2])
 
     def regression(self, contexts: bool, perturbations: bool) -> Regression:
         """Return the regression of changes that other contexts, or other perturbations there, tell of."""
