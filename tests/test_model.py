@@ -455,7 +455,7 @@ def residual(adata, between=None):
 
 
 class TestAnotherSetUp:
-    """A model trains on and predicts by its own set-up, whatever its AnnData was set up for since."""
+    """A model trains on and predicts by its own set-up, whatever its AnnData is set up for."""
 
     @pytest.fixture(scope="class")
     def expected(self):
@@ -481,7 +481,7 @@ class TestAnotherSetUp:
         self.assert_same(residual(with_other_columns(), other), expected)
 
     def test_between_set_up_and_model(self, expected):
-        """By another class: a model of the same class is made from the later set-up, as it should be."""
+        """By another class: one of the same class is what the model is made from."""
         adata = with_other_columns()
         scvi.settings.seed = 0
         set_up(adata)
@@ -597,11 +597,24 @@ class TestChangedData:
         set_up(adata)
         TestChangedData.relabel(adata)
         with pytest.raises(
-            ValueError, match=r"adata\.obs\['batch'\] changed since.*Set it up again"
+            ValueError, match=r"adata\.obs\['batch'\] changed since.*Set it up anew"
         ):
             SpaPerbModel(adata, **SMALL_MODEL)
         set_up(adata)
         SpaPerbModel(adata, **SMALL_MODEL)
+
+    def test_data_given_later(self, tmp_path):
+        """To a model that was loaded without, or instead of others."""
+        model = residual(with_other_columns())
+        model.save(tmp_path / "model")
+        loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+        loaded.get_latent_representation(with_other_columns())
+        loaded.train(**ARGUMENTS)
+        loaded.adata = with_other_columns()
+        loaded.train(**ARGUMENTS)
+        TestChangedData.relabel(loaded.adata)
+        with pytest.raises(ValueError, match=r"adata\.obs\['batch'\] changed since"):
+            loaded.train(**ARGUMENTS)
 
     def test_the_same_in_another_form_is_no_change(self):
         def convert(adata):

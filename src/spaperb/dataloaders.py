@@ -173,7 +173,7 @@ class PairedDataSplitter(DataSplitter):
             raise ValueError(
                 "All pairs of these perturbations are left for validation or testing: "
                 f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
-                "and nothing else. Leave them out when setting up (`stimulated=` names the others), "
+                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
                 "or give some of their cells to training."
             )
         stops_early = self.trainer is not None and self.trainer.early_stopping_callback is not None

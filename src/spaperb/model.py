@@ -163,11 +163,11 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         # scvi-tools keeps what binds a model to its data for as long as the process lives.
         managers = getattr(type(self), "_per_instance_manager_store", {})
         weakref.finalize(self, managers.pop, self.id, None)
+        self._digests: dict[str, dict[str, str]] = {}
         if adata is not None:
-            # The codes in the AnnData are those of its latest set-up, maybe of a model of another class.
+            # The AnnData holds the codes of its latest set-up, maybe of a model of another class.
             self.adata_manager.validate()
-            self._made_of = data_digests(self.adata_manager)
-            check_unchanged(data_digests(self.adata_manager, registered_codes), self._made_of)
+            self._check_unchanged()
         check_choice("objective", objective, tuple(N_HIDDEN))
         if not 0 <= network_share <= 1:
             raise ValueError(f"`network_share` must be in [0, 1]; it is {network_share}.")
@@ -315,8 +315,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         adata_manager.register_fields(adata, **kwargs)
         if is_training_data:
-            # Once more, from itself: after another set-up of the AnnData scvi-tools gives a model its
-            # codes again, and gives the same ones only if it has a registry to take them from.
+            # Once more, from itself: after another set-up of the AnnData scvi-tools gives a model
+            # its codes again, and the same ones only if it has a registry to take them from.
             first = adata_manager
             adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
             adata_manager.register_fields(adata, source_registry=first.registry)
@@ -376,9 +376,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Raises
         ------
         ValueError
-            If the model has no data, or data that changed since they were set up, ``max_epochs`` is below 1, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch, or the checkpoint is of training with other cells, genes or settings or of
-            more epochs, is damaged, or holds more than data (it is a pickle, which could run code, and is looked through first).
+            If the model has no data, or data that changed since they were set up, ``max_epochs`` is
+            below 1, there are fewer than two pairs in a minibatch, a perturbation has all of its
+            pairs left out of training, or early stopping has no validation pairs to watch, or the
+            checkpoint is of training with other cells, genes or settings or of more epochs, is
+            damaged, or holds more than data (it is a pickle, which could run code, and is looked
+            through first).
             The model is then as it was before.
         FloatingPointError
             If the loss or a weight became NaN or infinite.
@@ -435,9 +438,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             if finite.has_begun:
                 self._transfer, self.transfer_, self.calibration_ = None, {}, {}
             raise
-        self._begin(
-            self.trainer
-        )  # again: Lightning starts nothing where no epoch was left to train
+        # Again, since Lightning starts nothing where no epoch was left to train.
+        self._begin(self.trainer)
         if self.response:
             self._transfer = self._learn_contexts()
 
@@ -470,8 +472,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             )
         if digest(self.adata.obs_names) != self.split_of_:
             raise RuntimeError(
-                "This model was saved before its training ended (a checkpoint, say), and its AnnData "
-                "has other cells, or the same in another order, than those that were split into "
+                "This model was saved before its training ended (a checkpoint, say), and the "
+                "AnnData has other cells, or the same in another order, than those that were split into "
                 "training and test. Load it with the training AnnData as it was."
             )
         manager = self.adata_manager
@@ -881,8 +883,15 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     def _check_data(self) -> None:
         """Refuse data that changed, and give them this model's set-up again after another."""
         check_genes(self.adata, self.get_var_names())
-        check_unchanged(self._made_of, data_digests(self.adata_manager))
+        self._check_unchanged()
         self._validate_anndata()
+
+    def _check_unchanged(self) -> None:
+        """Compare the data with themselves as they were when this model was first given them."""
+        manager = self.adata_manager
+        if manager.id not in self._digests:
+            self._digests[manager.id] = data_digests(manager, registered_codes)
+        check_unchanged(self._digests[manager.id], data_digests(manager))
 
     def _learned(self) -> Transfer:
         """What training learned of the contexts, from the saved state if the model was loaded."""

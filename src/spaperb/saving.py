@@ -40,7 +40,7 @@ NUMBERS = "biuf"
 WEIGHTS = "weights."
 """Prefix of the names of the networks' tensors."""
 READ_FIRST = {"registry_", "init_params_"}
-"""Attributes of a saved model that scvi-tools makes the model from, and so takes as they are in the file."""
+"""Attributes of a saved model that scvi-tools takes as they are in the file."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -78,7 +78,7 @@ class SavingMixin(BaseModelClass):
         TypeError
             If the registry holds other than numbers and text (dates as conditions, say).
         """
-        # scvi-tools saves what it finds on the model, so it is handed one whose attributes are plain.
+        # scvi-tools saves what it finds on a model, so it is handed one with plain attributes.
         plain_model = copy.copy(self)
         for name, value in self._saved_attributes().items():
             plain_model.__dict__[name] = _encode(value, lambda array, _: torch.tensor(array), name)
@@ -87,7 +87,7 @@ class SavingMixin(BaseModelClass):
         super(SavingMixin, plain_model).save(str(dir_path), *args, **kwargs)
 
     def _saved_attributes(self) -> dict[str, Any]:
-        """Attributes that are saved; plain are those that scvi-tools reads before `load` turns any back."""
+        """Attributes that are saved, those plain that scvi-tools reads before `load` can."""
         attributes = {name: value for name, value in vars(self).items() if is_saved(name)}
         return {k: plain(v) if k in READ_FIRST else v for k, v in attributes.items()}
 
@@ -347,7 +347,7 @@ def check_pickle(path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Turn NumPy's numbers and arrays into Python's, which PyTorch reads without calling anything."""
+    """Turn NumPy's numbers and arrays into Python's, which PyTorch reads without a call."""
     match value:
         case np.generic():
             return value.item()
@@ -372,7 +372,7 @@ def _checksum(text: str, tensors: Tensors) -> str:
 
 
 def _encode(value: Any, keep: Callable[[np.ndarray, str], Any], name: str) -> Any:
-    """Turn a value into what JSON knows, but for arrays of numbers, which are whatever ``keep`` gives for one and its name."""
+    """Turn a value into what JSON knows; ``keep`` takes arrays, and says what stands for them."""
 
     def encode_all(values: Any) -> list[Any]:
         return [_encode(v, keep, f"{name}.{i}") for i, v in enumerate(values)]

@@ -202,7 +202,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
 def data_digests(
     manager: AnnDataManager, codes: Callable[[AnnDataManager, str], npt.NDArray] | None = None
 ) -> dict[str, str]:
-    """Tell the data that a model is made from from others, by what they are called.
+    """Digests of the data that a model is made from, by what they are called.
 
     Parameters
     ----------

@@ -196,17 +196,18 @@ def check_genes(adata: AnnData, expected: Sequence[Any] | npt.NDArray) -> None:
     elif len(names) > len(expected):
         found = f"it has {len(names) - len(expected)} more"
     raise ValueError(
-        f"The genes of the AnnData are not those of the model ({len(expected)} genes); {found}. Subset and reorder it: adata[:, model.get_var_names()].copy(). A model loaded without data "
-        "(`adata=False`) tells the names too, and predicts cells with more genes, in any order."
+        f"The genes of the AnnData are not those of the model ({len(expected)} genes); {found}. "
+        "Subset and reorder it: adata[:, model.get_var_names()].copy(). A model loaded without "
+        "data (`adata=False`) tells the names too, and predicts cells with more genes, in any order."
     )
 
 
 def check_unchanged(before: dict[str, str], now: dict[str, str]) -> None:
-    """Check that the data that a model is made from, given by digests, are those that were set up."""
+    """Check that the data of a model, given by digests, are those that were set up."""
     if changed := [name for name in before if now[name] != before[name]]:
         raise ValueError(
-            f"{listed(changed)} changed since the AnnData was set up for this model. Set it up again "
-            "and make a new model, or undo the change."
+            f"{listed(changed)} changed since the AnnData was set up for this model. Set it up "
+            "anew and make a new model, or undo the change."
         )
 
 
