@@ -473,8 +473,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if digest(self.adata.obs_names) != self.split_of_:
             raise RuntimeError(
                 "This model was saved before its training ended (a checkpoint, say), and the "
-                "AnnData has other cells, or the same in another order, than those that were split into "
-                "training and test. Load it with the training AnnData as it was."
+                "AnnData has other cells, or the same in another order, than those that were split "
+                "into training and test. Load it with the training AnnData as it was."
             )
         manager = self.adata_manager
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)

@@ -198,7 +198,7 @@ def check_genes(adata: AnnData, expected: Sequence[Any] | npt.NDArray) -> None:
     raise ValueError(
         f"The genes of the AnnData are not those of the model ({len(expected)} genes); {found}. "
         "Subset and reorder it: adata[:, model.get_var_names()].copy(). A model loaded without "
-        "data (`adata=False`) tells the names too, and predicts cells with more genes, in any order."
+        "data (`adata=False`) tells the names, and predicts cells with more genes, in any order."
     )
 
 
