@@ -6,15 +6,17 @@ import weakref
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, small_cells, snapshot, train_small
+from helpers import QUIET, SMALL_MODEL, small_cells, snapshot, train_small, weights
 from scipy import sparse
 from scvi.train import SaveCheckpoint
 
 from spaperb import SpaPerbModel
+from spaperb.tune import TunableSpaPerbModel
 
 
 def parameters(model):
@@ -230,9 +232,15 @@ class TestFiles:
             SpaPerbModel.load(tmp_path / "model", adata=False)
 
     def test_model_of_another_class(self, adata, tmp_path):
+        TunableSpaPerbModel.setup_anndata(adata)
+        TunableSpaPerbModel(adata, **SMALL_MODEL).save(tmp_path / "model")
+        with pytest.raises(ValueError, match="holds a TunableSpaPerbModel, not a SpaPerbModel"):
+            SpaPerbModel.load(tmp_path / "model", adata)
+
+    def test_model_of_another_package(self, adata, tmp_path):
         scvi.model.SCVI.setup_anndata(adata)
         scvi.model.SCVI(adata).save(tmp_path / "model")
-        with pytest.raises(ValueError, match="holds a SCVI, not a SpaPerbModel"):
+        with pytest.raises(ValueError, match=r"more than data.*package is loaded by that one"):
             SpaPerbModel.load(tmp_path / "model", adata)
 
     def test_no_values_to_load(self, adata, tmp_path):
@@ -403,3 +411,321 @@ class TestBadInput:
         with pytest.raises(RuntimeError, match="train the model first"):
             SpaPerbModel(adata, **SMALL_MODEL).predict_stimulated()
         assert "spaperb_stimulated" not in adata.layers
+
+
+def with_other_columns():
+    """Cells with further columns to set them up by, and a batch."""
+    adata = small_cells()
+    rng = np.random.default_rng(0)
+    adata.obs["batch"] = pd.Categorical(rng.choice(["a", "b"], adata.n_obs))
+    adata.obs["other_type"] = rng.choice(["x", "y"], adata.n_obs)
+    stimulated = adata.obs["condition"] == "stimulated"
+    adata.obs["other_condition"] = np.where(stimulated, "control", "after")
+    return adata
+
+
+def set_up(adata):
+    SpaPerbModel.setup_anndata(adata, batch_key="batch")
+
+
+def set_up_otherwise(adata):
+    SpaPerbModel.setup_anndata(
+        adata, condition_key="other_condition", labels_key="other_type", batch_key="donor"
+    )
+
+
+def set_up_for_scvi(adata):
+    with pytest.warns(UserWarning, match="unnormalized count data"):
+        scvi.model.SCVI.setup_anndata(adata, labels_key="other_type", batch_key="other_condition")
+
+
+OTHERS = pytest.mark.parametrize("other", [set_up_otherwise, set_up_for_scvi])
+ARGUMENTS = {"max_epochs": 2, "batch_size": 16, **QUIET}
+
+
+def residual(adata, between=None):
+    """A model made of a set-up, with something done to the AnnData before it is trained."""
+    scvi.settings.seed = 0
+    set_up(adata)
+    model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+    if between is not None:
+        between(adata)
+    model.train(**ARGUMENTS)
+    return model
+
+
+class TestAnotherSetUp:
+    """A model trains on and predicts by its own set-up, whatever its AnnData is set up for."""
+
+    @pytest.fixture(scope="class")
+    def expected(self):
+        return residual(with_other_columns())
+
+    @staticmethod
+    def assert_same(model, expected):
+        assert torch.equal(weights(model), weights(expected))
+        np.testing.assert_array_equal(
+            model.predict_stimulated(inplace=False), expected.predict_stimulated(inplace=False)
+        )
+        np.testing.assert_array_equal(
+            model.get_latent_representation(), expected.get_latent_representation()
+        )
+        elbos = []
+        for m in (model, expected):
+            scvi.settings.seed = 0  # of its draws
+            elbos.append(m.get_elbo())
+        assert elbos[0] == elbos[1]
+
+    @OTHERS
+    def test_before_training(self, expected, other):
+        self.assert_same(residual(with_other_columns(), other), expected)
+
+    def test_between_set_up_and_model(self, expected):
+        """By another class: one of the same class is what the model is made from."""
+        adata = with_other_columns()
+        scvi.settings.seed = 0
+        set_up(adata)
+        set_up_for_scvi(adata)
+        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        model.train(**ARGUMENTS)
+        self.assert_same(model, expected)
+
+    @OTHERS
+    def test_after_training(self, expected, other):
+        adata = with_other_columns()
+        model = residual(adata)
+        other(adata)
+        self.assert_same(model, expected)
+        other(adata)
+        model.calibrate()
+        pd.testing.assert_frame_equal(model.predict_response(), expected.predict_response())
+
+    @OTHERS
+    def test_training_further(self, other):
+        models = []
+        for between in (other, lambda adata: None):
+            adata = with_other_columns()
+            model = residual(adata)
+            between(adata)
+            scvi.settings.seed = 1
+            model.train(**ARGUMENTS)
+            models.append(model)
+        self.assert_same(*models)
+
+    def test_two_models_in_turn(self, expected):
+        adata = with_other_columns()
+        set_up_otherwise(adata)
+        scvi.settings.seed = 0
+        second = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        self.assert_same(residual(adata), expected)
+        scvi.settings.seed = 0
+        second.train(**ARGUMENTS)
+        alone = with_other_columns()
+        set_up_otherwise(alone)
+        scvi.settings.seed = 0
+        expected_second = SpaPerbModel(alone, objective="residual", **SMALL_MODEL)
+        scvi.settings.seed = 0
+        expected_second.train(**ARGUMENTS)
+        assert second.perturbations == ["after"]
+        np.testing.assert_array_equal(
+            second.transfer_["network_changes"], expected_second.transfer_["network_changes"]
+        )
+
+    def test_categories_in_another_order(self, expected):
+        """Codes of a category stay those of the model."""
+
+        def reorder(adata):
+            for key in ("batch", "cell_type"):
+                column = adata.obs[key].cat
+                adata.obs[key] = column.reorder_categories(column.categories[::-1])
+            set_up_otherwise(adata)
+
+        self.assert_same(residual(with_other_columns(), reorder), expected)
+        model = residual(with_other_columns())
+        reorder(model.adata)
+        self.assert_same(model, expected)
+
+
+class TestChangedData:
+    """Training refuses data other than those that were set up."""
+
+    def rename(adata):
+        adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"type_0": "new"})
+
+    def relabel(adata):
+        adata.obs.loc[adata.obs_names[:3], "batch"] = "a"
+        adata.obs.loc[adata.obs_names[3:6], "batch"] = "b"
+
+    def drop(adata):
+        del adata.obs["condition"]
+
+    def scale(adata):
+        adata.X = adata.X.toarray() - 1
+
+    def reorder_genes(adata):
+        adata._inplace_subset_var(np.arange(adata.n_vars)[::-1])
+
+    def leave_cells_out(adata):
+        adata._inplace_subset_obs(np.arange(100))
+
+    @pytest.mark.parametrize(
+        ("change", "found"),
+        [
+            (rename, r"adata\.obs\['cell_type'\] changed since"),
+            (relabel, r"adata\.obs\['batch'\] changed since"),
+            (drop, r"adata\.obs\['condition'\] changed since"),
+            (scale, "the expression changed since"),
+            (reorder_genes, "their order differs"),
+            (leave_cells_out, "changed since"),
+        ],
+    )
+    @pytest.mark.parametrize("between", [lambda adata: None, set_up_otherwise])
+    def test_refused(self, change, found, between):
+        model = residual(with_other_columns())
+        before = weights(model)
+        query = small_cells()
+        expected = model.predict_stimulated(query, inplace=False)
+        between(model.adata)
+        change(model.adata)
+        with pytest.raises(ValueError, match=found):
+            model.train(**ARGUMENTS)
+        assert torch.equal(weights(model), before)
+        np.testing.assert_array_equal(model.predict_stimulated(query, inplace=False), expected)
+
+    def test_refused_between_set_up_and_model(self):
+        adata = with_other_columns()
+        set_up(adata)
+        TestChangedData.relabel(adata)
+        with pytest.raises(
+            ValueError, match=r"adata\.obs\['batch'\] changed since.*Set it up anew"
+        ):
+            SpaPerbModel(adata, **SMALL_MODEL)
+        set_up(adata)
+        SpaPerbModel(adata, **SMALL_MODEL)
+
+    def test_data_given_later(self, tmp_path):
+        """To a model that was loaded without, or instead of others."""
+        model = residual(with_other_columns())
+        model.save(tmp_path / "model")
+        loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+        loaded.get_latent_representation(with_other_columns())
+        loaded.train(**ARGUMENTS)
+        loaded.adata = with_other_columns()
+        loaded.train(**ARGUMENTS)
+        TestChangedData.relabel(loaded.adata)
+        with pytest.raises(ValueError, match=r"adata\.obs\['batch'\] changed since"):
+            loaded.train(**ARGUMENTS)
+
+    def test_the_same_in_another_form_is_no_change(self):
+        def convert(adata):
+            adata.X = adata.X.toarray().astype(np.float64)
+            adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+            adata.obs["condition"] = adata.obs["condition"].astype(object)
+            adata.obs_names = [f"{name}-1" for name in adata.obs_names]
+
+        torch.testing.assert_close(
+            weights(residual(with_other_columns(), convert)),
+            weights(residual(with_other_columns())),
+        )
+
+
+class TestLeftOutCells:
+    """Cells for testing take no part in what a model learns."""
+
+    @pytest.fixture(scope="class")
+    def split(self):
+        """Positions for training, validation and testing."""
+        fifth = np.arange(small_cells().n_obs) % 5
+        return [np.flatnonzero(part) for part in (fifth > 1, fifth == 1, fifth == 0)]
+
+    @staticmethod
+    def model(split, adata=None, spoilt=slice(0), **kwargs):
+        adata = small_cells() if adata is None else adata
+        x = adata.X.toarray()
+        x[spoilt] = np.random.default_rng(0).permuted(x[spoilt], axis=1)
+        adata.X = x
+        scvi.settings.seed = 0
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        # A list of its own: scvi-tools adds a third part where there is none.
+        indexing = {"external_indexing": list(split)}
+        model.train(datasplitter_kwargs=indexing, **ARGUMENTS, **kwargs)
+        model.calibrate()
+        return model
+
+    def test_what_they_express_changes_nothing(self, split):
+        query = small_cells()
+        model, other = self.model(split), self.model(split, spoilt=split[2])
+        assert torch.equal(weights(model), weights(other))
+        pd.testing.assert_frame_equal(model.predict_response(query), other.predict_response(query))
+        np.testing.assert_array_equal(
+            model.predict_stimulated(query, inplace=False),
+            other.predict_stimulated(query, inplace=False),
+        )
+
+    def test_it_is_as_if_they_were_not_there(self, split):
+        model = self.model(split)
+        used = np.sort(np.concatenate(split[:2]))
+        adata = small_cells()[used].copy()
+        alone = self.model([np.searchsorted(used, part) for part in split[:2]], adata)
+        assert torch.equal(weights(model), weights(alone))
+        query = small_cells()
+        pd.testing.assert_frame_equal(model.predict_response(query), alone.predict_response(query))
+
+    def test_those_for_validation_are_measured(self):
+        adata = small_cells()
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        model.train(train_size=0.5, validation_size=0.2, **ARGUMENTS)
+        used = np.concatenate([model.train_indices, model.validation_indices])
+        cells = adata[used]
+        control = cells[cells.obs["condition"] == "control"]
+        contexts = model.transfer_["contexts"]
+        for name, (mean, *_) in zip(contexts["names"], contexts["control"], strict=True):
+            expected = control[control.obs["cell_type"] == name].X.toarray().mean(0)
+            np.testing.assert_allclose(mean, expected, rtol=1e-5)
+
+    def test_after_loading_they_are_the_same(self, split, tmp_path):
+        """From within training, too, before it measured anything."""
+        checkpoint = SaveCheckpoint(
+            dirpath=str(tmp_path), monitor="validation_loss", load_best_on_end=True
+        )
+        model = self.model(split, callbacks=[checkpoint])
+        (saved,) = tmp_path.iterdir()
+        loaded = SpaPerbModel.load(str(saved), model.adata.copy())
+        assert not loaded.transfer_
+        query = small_cells()
+        pd.testing.assert_frame_equal(
+            loaded.predict_response(query), model.predict_response(query)
+        )
+        other = model.adata[::-1].copy()
+        with pytest.raises(RuntimeError, match="other cells, or the same in another order"):
+            SpaPerbModel.load(str(saved), other).predict_response(query)
+
+    def test_training_further_begins_anew(self, split, tmp_path):
+        """A checkpoint from within a second training knows nothing that the first one measured."""
+        model = self.model(split)
+        checkpoint = SaveCheckpoint(dirpath=str(tmp_path), monitor="validation_loss")
+        model.train(callbacks=[checkpoint], **ARGUMENTS)
+        (saved,) = tmp_path.iterdir()
+        loaded = SpaPerbModel.load(str(saved), adata=False)
+        assert not loaded.transfer_
+        assert not loaded.calibration_
+
+    def test_a_perturbation_that_is_left_out_as_a_whole(self):
+        adata = small_cells()
+        conditions = adata.obs["condition"].astype(str).to_numpy()
+        conditions[np.flatnonzero(conditions == "stimulated")[::2]] = "other"
+        adata.obs["condition"] = conditions
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        before = weights(model)
+        test = np.flatnonzero(conditions == "other")
+        train, validation = np.flatnonzero(conditions != "other"), test[:0]
+        arguments = {"early_stopping": False, **ARGUMENTS}
+        with pytest.raises(ValueError, match=r"perturbations are left.*: other"):
+            model.train(
+                datasplitter_kwargs={"external_indexing": [train, validation, test]}, **arguments
+            )
+        assert torch.equal(weights(model), before)
+        assert not model.is_trained

@@ -10,9 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import Trap, drop_layers, flip_byte_of_weight, small_cells, train_small
+from helpers import (
+    QUIET,
+    SMALL_MODEL,
+    Trap,
+    drop_layers,
+    flip_byte_of_weight,
+    small_cells,
+    snapshot,
+    train_small,
+)
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scvi.model.base import BaseModelClass
 
 from spaperb import SpaPerbModel, datasets, saving
 
@@ -111,10 +121,11 @@ class TestExport:
         trained.export(copy, overwrite=True)
         assert os.listdir(copy.parent) == [copy.name]
 
-    def test_what_json_cannot_hold_is_named(self, trained, tmp_path, monkeypatch):
+    def test_what_a_file_cannot_hold_is_named(self, trained, tmp_path, monkeypatch):
         monkeypatch.setattr(trained, "calibration_", {"when": pd.Timestamp("2026-01-01")})
-        with pytest.raises(TypeError, match=r"calibration_\.when is a Timestamp"):
-            trained.export(tmp_path / "model.safetensors")
+        for write in (trained.export, trained.save):
+            with pytest.raises(TypeError, match=r"calibration_\.when is a Timestamp"):
+                write(tmp_path / "model")
         assert not os.listdir(tmp_path)
 
 
@@ -156,10 +167,9 @@ class TestLoadExported:
 
     def test_sizes_that_the_weights_do_not_have_take_no_memory(self, copy):
         def grow(content, tensors):
-            text = json.dumps(content["attributes"]).replace(
-                '["n_hidden", 16]', '["n_hidden", 40000000]'
-            )
-            content["attributes"] = json.loads(text)
+            settings = content["attributes"]["init_params_"]["non_kwargs"]
+            assert settings["n_hidden"] == 16
+            settings["n_hidden"] = 40000000
 
         rewrite(copy, grow)
         with pytest.raises(ValueError, match="size mismatch"):
@@ -205,7 +215,7 @@ class TestLoadExported:
 
     def test_methods_are_not_replaced(self, copy):
         def add(content, tensors):
-            content["attributes"]["dict"] += [["__class__", "x"], ["module", "x"], ["train", "x"]]
+            content["attributes"].update(dict.fromkeys(["__class__", "module", "train"], "x"))
 
         rewrite(copy, add)
         model = SpaPerbModel.load_exported(copy)
@@ -226,6 +236,132 @@ class TestLoadExported:
         save_file({"x": np.zeros(3)}, tmp_path / "other.safetensors")
         with pytest.raises(ValueError, match="could not be read as an exported model"):
             SpaPerbModel.load_exported(tmp_path / "other.safetensors")
+
+
+def values(tree):
+    """All that a nested value is made of."""
+    yield tree
+    if isinstance(tree, dict):
+        tree = [*tree, *tree.values()]
+    for value in tree if isinstance(tree, list | tuple) else ():
+        yield from values(value)
+
+
+def assert_same(tree, other):
+    """Check that two nested values have the same types and values."""
+    for value, same in zip(values(tree), values(other), strict=True):
+        assert type(value) is type(same)
+        if isinstance(value, np.ndarray):
+            assert value.dtype == same.dtype
+            np.testing.assert_array_equal(value, same)
+        elif isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, same, rtol=0, atol=0, equal_nan=True)
+        elif not isinstance(value, dict | list | tuple):
+            assert value == same or value != value
+
+
+class TestSave:
+    @pytest.fixture
+    def model(self):
+        """A model with arrays, tables, tuples and numbers of every kind in its attributes."""
+        adata = datasets.simulated(n_cell_types=4, n_cells=30, n_genes=30, doses=(0.1, 1.0))
+        drop_layers(adata)
+        adata.obs["batch"] = np.arange(adata.n_obs) % 2
+        # What pandas makes of text by itself from its third version on, with pyarrow.
+        adata.obs["cell_type"] = adata.obs["cell_type"].astype("string[python]")
+        SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch", control="control")
+        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        model.train(2, batch_size=16, train_size=0.6, validation_size=0.2, **QUIET)
+        model.calibrate()
+        return model
+
+    def test_pytorch_alone_finds_nothing_to_call(self, model, tmp_path):
+        model.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.pt"
+        assert not torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        content = torch.load(file, weights_only=True)
+        assert content["var_names"] == list(model.adata.var_names)
+        kinds = {type(value) for value in values({**content, "model_state_dict": None})}
+        assert kinds == {dict, list, str, int, float, bool, type(None), torch.Tensor}
+
+    def test_everything_comes_back_as_it_was(self, model, tmp_path):
+        model.save(tmp_path / "model")
+        for adata in (False, model.adata):
+            loaded = SpaPerbModel.load(tmp_path / "model", adata)
+            saved = filter(saving.is_saved, vars(model))
+            for name in set(saved) - {"registry_", "history_"}:
+                assert_same(getattr(loaded, name), getattr(model, name))
+            assert loaded.history.keys() == model.history.keys()
+            for name, of_epochs in model.history.items():
+                pd.testing.assert_frame_equal(loaded.history[name], of_epochs)
+            assert loaded.perturbations == model.perturbations
+            assert list(loaded.get_var_names()) == list(model.get_var_names())
+            expected = model.predict_response(model.adata, dose=0.5)
+            pd.testing.assert_frame_equal(loaded.predict_response(model.adata, dose=0.5), expected)
+
+    def test_saving_changes_nothing(self, model, tmp_path):
+        before = dict(vars(model))
+        model.save(tmp_path / "model")
+        assert vars(model).keys() == before.keys()
+        assert all(vars(model)[name] is value for name, value in before.items())
+
+    def test_scvi_tools_reads_the_set_up(self, model, tmp_path, capsys):
+        model.save(tmp_path / "model")
+        BaseModelClass.view_setup_args(str(tmp_path / "model"))
+        assert "dose_key" in capsys.readouterr().out
+
+    def test_loaded_models_are_saved_again(self, model, tmp_path):
+        model.save(tmp_path / "first")
+        SpaPerbModel.load(tmp_path / "first", adata=False).save(tmp_path / "second")
+        assert_same(
+            *(
+                torch.load(tmp_path / name / "model.pt", weights_only=True)
+                for name in ("first", "second")
+            )
+        )
+
+
+class TestGenesOfLoadedCells:
+    """The networks know genes by their place."""
+
+    def refused(self, path, adata, found):
+        with (
+            pytest.warns(
+                UserWarning, match="var_names"
+            ),  # scvi-tools', which goes on all the same
+            pytest.raises(ValueError, match=f"genes of the AnnData are not those.*{found}"),
+        ):
+            SpaPerbModel.load(path, adata)
+
+    def test_another_order(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        adata = small_cells()[:, ::-1].copy()
+        before = snapshot(adata)
+        self.refused(tmp_path / "model", adata, "their order differs")
+        assert snapshot(adata) == before
+        names = SpaPerbModel.load(tmp_path / "model", adata=False).get_var_names()
+        loaded = SpaPerbModel.load(tmp_path / "model", adata[:, names].copy())
+        expected = trained.predict_stimulated(small_cells(), inplace=False)
+        np.testing.assert_array_equal(loaded.predict_stimulated(inplace=False), expected)
+        np.testing.assert_array_equal(
+            loaded.predict_stimulated(adata, inplace=False), expected[:, ::-1]
+        )
+
+    def test_as_many_others(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        adata = small_cells()
+        adata.var_names = [*adata.var_names[:-1], "other"]
+        self.refused(tmp_path / "model", adata, "missing are: gene_29")
+
+    def test_more(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        self.refused(tmp_path / "model", small_cells(n_genes=32), "it has 2 more")
+
+    def test_given_after_loading(self, trained, tmp_path):
+        trained.save(tmp_path / "model")
+        loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+        with pytest.raises(ValueError, match="their order differs"):
+            loaded.get_latent_representation(small_cells()[:, ::-1].copy())
 
 
 class TestPickles:

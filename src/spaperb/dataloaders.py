@@ -17,13 +17,14 @@ from spaperb._types import IntArray
 from spaperb.module import CONDITION_KEY
 from spaperb.pairing import (
     NEITHER,
+    STIMULATED,
     Stratum,
     random_pairs,
     split_strata,
     unpaired_strata,
 )
 from spaperb.perturbations import Perturbations
-from spaperb.validation import warn
+from spaperb.validation import listed, warn
 
 MIN_PAIRS = 2
 """Batch normalisation needs two rows."""
@@ -108,7 +109,8 @@ class PairedDataSplitter(DataSplitter):
     Raises
     ------
     ValueError
-        If ``batch_size`` is below 2, or the training cells give fewer than two pairs.
+        If ``batch_size`` is below 2, the training cells give fewer than two pairs, or none of a
+        perturbation that others have pairs of.
     """
 
     def __init__(
@@ -164,6 +166,15 @@ class PairedDataSplitter(DataSplitter):
                 f"cell type (and batch, where one is registered), and training needs at least "
                 f"{MIN_PAIRS}. Add cells, raise `train_size`, or check the condition, cell type and "
                 "batch columns."
+            )
+        names = perturbations_of(self.adata_manager.registry).names
+        all_strata = split_strata(np.arange(len(self.arms)), self.arms, self.labels)
+        if left_out := self._perturbations(all_strata) - self._perturbations(strata):
+            raise ValueError(
+                "All pairs of these perturbations are left for validation or testing: "
+                f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
+                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
+                "or give some of their cells to training."
             )
         stops_early = self.trainer is not None and self.trainer.early_stopping_callback is not None
         if stops_early and self.val_dataloader() is None:
@@ -223,9 +234,12 @@ class PairedDataSplitter(DataSplitter):
             **self.data_loader_kwargs,
         )
 
+    def _perturbations(self, strata: list[Stratum]) -> set[int]:
+        return {int(self.arms[stratum.stimulated[0]]) - STIMULATED for stratum in strata}
+
     def _warn_of_one_armed_types(self) -> None:
         types = _categories(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
-        codes = _codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
+        codes = registered_codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
         all_cells = np.arange(len(codes))
         paired = {codes[s.control[0]] for s in split_strata(all_cells, self.arms, self.labels)}
         unpaired = [
@@ -242,7 +256,7 @@ class PairedDataSplitter(DataSplitter):
 def condition_arms(adata_manager: AnnDataManager) -> IntArray:
     """For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation, ``(n_obs,)``."""
     arms = perturbations_of(adata_manager.registry).arms
-    return arms[_codes(adata_manager, CONDITION_KEY)]
+    return arms[registered_codes(adata_manager, CONDITION_KEY)]
 
 
 def perturbations_of(registry: dict[str, Any]) -> Perturbations:
@@ -259,11 +273,11 @@ def perturbations_of(registry: dict[str, Any]) -> Perturbations:
 
 def stratum_labels(adata_manager: AnnDataManager) -> IntArray:
     """For every cell the number of its cell type and batch, ``(n_obs,)``."""
-    labels = _codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
+    labels = registered_codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
     if REGISTRY_KEYS.BATCH_KEY not in adata_manager.data_registry:
         return labels
     n_batches = len(_categories(adata_manager, REGISTRY_KEYS.BATCH_KEY))
-    return labels * n_batches + _codes(adata_manager, REGISTRY_KEYS.BATCH_KEY)
+    return labels * n_batches + registered_codes(adata_manager, REGISTRY_KEYS.BATCH_KEY)
 
 
 def stratified_split(
@@ -329,7 +343,8 @@ def stratified_split(
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def _codes(adata_manager: AnnDataManager, key: str) -> IntArray:
+def registered_codes(adata_manager: AnnDataManager, key: str) -> IntArray:
+    """For every cell the number of its category when the data were set up, ``(n_obs,)``."""
     return np.asarray(adata_manager.get_from_registry(key), dtype=np.int64).ravel()
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import lightning
 import numpy as np
 import pandas as pd
 
@@ -18,6 +19,7 @@ import pandas as pd
 import rich.pretty  # noqa: F401
 import torch
 from anndata import AnnData
+from lightning.pytorch.callbacks import LambdaCallback
 from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
@@ -28,11 +30,16 @@ from scvi.utils import setup_anndata_dsp
 from spaperb.calibration import Calibration, calibrate
 from spaperb.cells import How, Survey
 from spaperb.data import control_cells
-from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
+from spaperb.dataloaders import (
+    PairedDataSplitter,
+    condition_arms,
+    perturbations_of,
+    registered_codes,
+)
 from spaperb.disk import is_on_disk
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
 from spaperb.nn import LEAST_DOSE
-from spaperb.pairing import STIMULATED
+from spaperb.pairing import NEITHER, STIMULATED
 from spaperb.perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.prediction import (
     Predictor,
@@ -52,6 +59,8 @@ from spaperb.train import (
     SpaPerbTrainRunner,
     StopOnInterrupt,
     StopOnNonFinite,
+    data_digests,
+    digest,
 )
 from spaperb.transfer import NetworkChange, Transfer, populations_of
 from spaperb.validation import (
@@ -63,10 +72,11 @@ from spaperb.validation import (
     check_conditions,
     check_counts,
     check_doses,
+    check_genes,
     check_no_view,
+    check_unchanged,
     expression_kind,
     expression_matrix,
-    listed,
     perturbations_with_pairs,
     warn,
     warn_of_unusual_expression,
@@ -156,6 +166,11 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         # scvi-tools keeps what binds a model to its data for as long as the process lives.
         managers = getattr(type(self), "_per_instance_manager_store", {})
         weakref.finalize(self, managers.pop, self.id, None)
+        self._digests: dict[str, dict[str, str]] = {}
+        if adata is not None:
+            # The AnnData holds the codes of its latest set-up, maybe of a model of another class.
+            self.adata_manager.validate()
+            self._check_unchanged()
         check_choice("objective", objective, tuple(N_HIDDEN))
         if not 0 <= network_share <= 1:
             raise ValueError(f"`network_share` must be in [0, 1]; it is {network_share}.")
@@ -180,6 +195,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self.transfer_: dict[str, Any] = {}
         self.calibration_: dict[Situation, Any] = {}
         self._transfer: Transfer | None = None
+        # Tells the cells that the positions of the split are of.
+        self.split_of_ = ""
         # Without data there is nothing to look at, and `load` puts the saved values here.
         self.expression_kind_: tuple[bool, ...] = ()
         self.dose_ranges_: list[tuple[float, float]] = []
@@ -283,6 +300,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 check_doses(adata, dose_key, condition_key, stimulated)
             warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
             setup_method_args["setup_args"]["stimulated"] = stimulated
+        else:
+            state = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]
+            check_genes(adata, state["state_registry"]["column_names"])
         warn_of_unusual_expression(x, kind)
 
         fields = [
@@ -297,6 +317,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             fields.append(NumericalObsField(DOSE_KEY, dose_key))
         adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         adata_manager.register_fields(adata, **kwargs)
+        if is_training_data:
+            # Once more, from itself: after another set-up of the AnnData scvi-tools gives a model
+            # its codes again, and the same ones only if it has a registry to take them from.
+            first = adata_manager
+            adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+            adata_manager.register_fields(adata, source_registry=first.registry)
         cls.register_manager(adata_manager)
 
     def train(
@@ -314,6 +340,15 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
 
         Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
         once. A loss that is NaN or infinite ends it with an error, and the model has the weights of the last good epoch.
+
+        Cells are split into those for training, those for validation and those for testing. The
+        networks learn from the first, and early stopping watches the second; with ``response`` both
+        are measured for the response that is learned across genes and for the intervals. Those for
+        testing (where ``train_size`` and ``validation_size`` add up to less than 1, or the third
+        part of ``external_indexing``) are looked at by none of these; ``test_indices`` tells them.
+
+        It trains on the set-up that the model was made from, whatever the AnnData was set up for
+        since.
 
         Parameters
         ----------
@@ -344,9 +379,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Raises
         ------
         ValueError
-            If the model has no data, ``max_epochs`` is below 1, there are fewer than two pairs in a minibatch, or early
-            stopping has no validation pairs to watch, or the checkpoint is of training with other cells, genes or settings or of
-            more epochs, is damaged, or holds more than data (it is a pickle, which could run code, and is looked through first).
+            If the model has no data, or data that changed since they were set up, ``max_epochs`` is
+            below 1, there are fewer than two pairs in a minibatch, a perturbation has all of its
+            pairs left out of training, or early stopping has no validation pairs to watch, or the
+            checkpoint is of training with other cells, genes or settings or of more epochs, is
+            damaged, or holds more than data (it is a pickle, which could run code, and is looked
+            through first).
             The model is then as it was before.
         FloatingPointError
             If the loss or a weight became NaN or infinite.
@@ -371,11 +409,13 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
             unpaired = {"unpaired": True}
             kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
+        self._check_data()
         # A model and its trainer hold each other, so models that were let go are in memory until Python's collector comes
         # by, which it does rarely: after a hundred trainings, say.
         gc.collect()
         finite, interrupt = StopOnNonFinite(), StopOnInterrupt()
-        callbacks = [*(kwargs.pop("callbacks", None) or []), finite, interrupt]
+        keep_split = LambdaCallback(on_train_start=lambda trainer, _: self._begin(trainer))
+        callbacks = [*(kwargs.pop("callbacks", None) or []), keep_split, finite, interrupt]
         was_trained = self.is_trained
         if not self.history:
             # Else scvi-tools would append to it, and only to the terms that it has.
@@ -401,9 +441,29 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             if finite.has_begun:
                 self._transfer, self.transfer_, self.calibration_ = None, {}, {}
             raise
+        # Again, since Lightning starts nothing where no epoch was left to train.
+        self._begin(self.trainer)
         if self.response:
             self._transfer = self._learn_contexts()
-            self.calibration_ = {}
+
+    def _begin(self, trainer: lightning.Trainer) -> None:
+        """Let go of what other weights taught, and keep which cells training uses.
+
+        As it starts, since a model may be used or saved before training ends, if it ever does.
+        """
+        self._transfer, self.transfer_, self.calibration_ = None, {}, {}
+        splitter: PairedDataSplitter = trainer.datamodule
+        self.train_indices = splitter.train_idx
+        self.validation_indices = splitter.val_idx
+        self.test_indices = splitter.test_idx
+        self.split_of_ = digest(splitter.adata_manager.adata.obs_names)
+
+    def _arms(self) -> np.ndarray:
+        """Arm of every cell that training used, with those for validation; others take no part."""
+        arms = condition_arms(self.adata_manager)
+        used = np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
+        arms[np.setdiff1d(np.arange(len(arms)), used)] = NEITHER
+        return arms
 
     def _learn_contexts(self) -> Transfer:
         """Measure the contexts of the training data, and the change that the network decodes."""
@@ -412,6 +472,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "This model was saved before its training ended (a checkpoint, say), without what it "
                 "learns of the contexts then. Load it with the training AnnData, "
                 "`SpaPerbModel.load(path, adata)`."
+            )
+        if digest(self.adata.obs_names) != self.split_of_:
+            raise RuntimeError(
+                "This model was saved before its training ended (a checkpoint, say), and the "
+                "AnnData has other cells, or the same in another order, than those that were split "
+                "into training and test. Load it with the training AnnData as it was."
             )
         manager = self.adata_manager
         x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
@@ -435,7 +501,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         known = perturbations_of(self.registry)
         transfer = Transfer.learn(
             x,
-            condition_arms(manager),
+            self._arms(),
             column(REGISTRY_KEYS.LABELS_KEY, np.int64),
             list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
             self._network_change(Query(x, np.arange(x.shape[1]), one_hot)),
@@ -801,7 +867,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "measured, and may be too narrow."
             )
         calibrations.setdefault("combined", calibrations["beside"])
-        var_names = self.get_var_names()
+        var_names = self.get_var_names().tolist()
         return response_table(
             groups, context.codes, query, changes, calibrations, var_names, level
         )
@@ -817,11 +883,40 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         counts = check_counts(adata, layer, query.x)
         return counts.tocsr() if sparse.issparse(counts) else counts
 
+    def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
+        """Names of the genes that the model was set up with, in the networks' order.
+
+        Those of its AnnData may have been changed since.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            Ignored; scvi-tools passes it.
+        """
+        names = self.get_state_registry(REGISTRY_KEYS.X_KEY).column_names
+        return np.asarray(names).astype(str).astype(object)
+
+    def _check_data(self) -> None:
+        """Refuse data that changed, and give them this model's set-up again after another."""
+        check_genes(self.adata, self.get_var_names())
+        self._check_unchanged()
+        self._validate_anndata()
+
+    def _check_unchanged(self) -> None:
+        """Compare the data with themselves as they were when this model was first given them."""
+        manager = self.adata_manager
+        if manager.id not in self._digests:
+            self._digests[manager.id] = data_digests(manager, registered_codes)
+        check_unchanged(self._digests[manager.id], data_digests(manager))
+
     def _learned(self) -> Transfer:
         """What training learned of the contexts, from the saved state if the model was loaded."""
-        self._transfer = self._transfer or (
-            Transfer.from_state(self.transfer_) if self.transfer_ else self._learn_contexts()
-        )
+        if self._transfer is None and self.transfer_:
+            self._transfer = Transfer.from_state(self.transfer_)
+        elif self._transfer is None:
+            if self.adata is not None:
+                self._check_data()
+            self._transfer = self._learn_contexts()
         return self._transfer
 
     def _known_of_cells(self, adata: AnnData) -> tuple[np.ndarray | None, np.ndarray]:
@@ -859,15 +954,6 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self, adata: AnnData | None = None, *args: Any, **kwargs: Any
     ) -> AnnData:
         """Check gene names too: scvi-tools checks only how many there are."""
-        if adata is not None:
-            expected = np.asarray(self.get_var_names())
-            if not np.array_equal(adata.var_names.astype(str), expected.astype(str)):
-                missing = np.setdiff1d(expected, adata.var_names)
-                found = (
-                    f"missing are: {listed(missing)}" if len(missing) else "their order differs"
-                )
-                raise ValueError(
-                    f"The genes of the AnnData are not those of the model ({len(expected)} genes); "
-                    f"{found}. Subset and reorder it: adata[:, model.get_var_names()].copy()."
-                )
+        if (checked := self.adata if adata is None else adata) is not None:
+            check_genes(checked, self.get_var_names())
         return super()._validate_anndata(adata, *args, **kwargs)

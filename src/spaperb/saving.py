@@ -1,18 +1,24 @@
-"""Model files: a format to share, numbers in safetensors and all else in JSON, and a check of pickles before they are loaded.
+"""Model files: what ``save`` and ``export`` write, and a check of pickles before they are loaded.
 
-An exported model is one safetensors file. Its tensors are the networks' weights and the arrays of what training learned; its metadata holds a JSON text with
-everything else (registry, gene names, settings, history), in which an array is the name of its tensor, and a checksum of both. JSON knows fewer kinds of
-values than Python, so that every JSON object here is a value of another kind, by its only key: see ``_encode``.
+Both hold the same plain values: tensors, text, numbers, lists and dictionaries. Whatever is of
+another kind (an array, a tuple, a table) is a dictionary whose only key tells the kind: see
+``_encode``. No class of pandas or NumPy is in a file, so that no release of theirs can break it,
+and PyTorch reads it without calling anything.
+
+A saved model is scvi-tools' file, a pickle. An exported model is one safetensors file: its tensors
+are the networks' weights and the arrays of what training learned; its metadata holds a JSON text
+with everything else, in which a tensor is given by its name, and a checksum of both.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -33,35 +39,8 @@ NUMBERS = "biuf"
 """Kinds of NumPy data types that safetensors stores."""
 WEIGHTS = "weights."
 """Prefix of the names of the networks' tensors."""
-
-PICKLED = {
-    "_codecs.encode",
-    "builtins.bytes",
-    "builtins.dict",
-    "builtins.slice",
-    "collections.defaultdict",
-    "numpy.dtype",
-    "numpy.ndarray",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    # pandas 2 and 3 write other names of the same types.
-    "pandas.DataFrame",
-    "pandas.Index",
-    "pandas.RangeIndex",
-    "pandas.StringDtype",
-    "pandas.arrays.StringArray",
-    "pandas.core.arrays.string_.StringArray",
-    "pandas.core.arrays.string_.StringDtype",
-    "pandas.core.frame.DataFrame",
-    "pandas.core.indexes.base.Index",
-    "pandas.core.indexes.base._new_Index",
-    "pandas.core.indexes.range.RangeIndex",
-    "pandas.core.internals.managers.BlockManager",
-    "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked",
-    "pandas._libs.internals._unpickle_block",
-    *(f"numpy.dtypes.{name}" for name in np.dtypes.__all__),
-}
-"""What a saved model's history and registry are made of, beside what PyTorch itself takes for safe."""
+READ_FIRST = {"registry_", "init_params_"}
+"""Attributes of a saved model that scvi-tools takes as they are in the file."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -76,7 +55,41 @@ class Exported(NamedTuple):
 
 
 class SavingMixin(BaseModelClass):
-    """What a model does with files beside scvi-tools' ``save``."""
+    """What a model does with files."""
+
+    def save(self, dir_path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save the model, to go on with by :meth:`load`.
+
+        The file holds numbers and text alone, and no class of any library, so that it can be read
+        with other versions of pandas and NumPy.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to save to.
+        *args, **kwargs
+            Further arguments of :meth:`scvi.model.base.BaseModelClass.save`: ``prefix``,
+            ``overwrite``, ``save_anndata``.
+
+        Raises
+        ------
+        ValueError
+            If the folder is there and ``overwrite`` is not set.
+        TypeError
+            If the registry holds other than numbers and text (dates as conditions, say).
+        """
+        # scvi-tools saves what it finds on a model, so it is handed one with plain attributes.
+        plain_model = copy.copy(self)
+        for name, value in self._saved_attributes().items():
+            plain_model.__dict__[name] = _encode(value, lambda array, _: torch.tensor(array), name)
+        var_names = self.get_var_names().tolist()
+        plain_model.__dict__["get_var_names"] = lambda **_: var_names
+        super(SavingMixin, plain_model).save(str(dir_path), *args, **kwargs)
+
+    def _saved_attributes(self) -> dict[str, Any]:
+        """Attributes that are saved, those plain that scvi-tools reads before `load` can."""
+        attributes = {name: value for name, value in vars(self).items() if is_saved(name)}
+        return {k: plain(v) if k in READ_FIRST else v for k, v in attributes.items()}
 
     def export(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
@@ -99,11 +112,10 @@ class SavingMixin(BaseModelClass):
         FileExistsError
             If a file is there and ``overwrite`` is not set.
         TypeError
-            If the registry holds what JSON cannot (dates as conditions, say).
+            If the registry holds other than numbers and text (dates as conditions, say).
         """
-        attributes = {k: v for k, v in vars(self).items() if is_saved(k)}
         weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
-        content = Exported(weights, attributes)
+        content = Exported(weights, self._saved_attributes())
         write_export(Path(path), content, overwrite)
 
     @classmethod
@@ -145,8 +157,8 @@ class SavingMixin(BaseModelClass):
     def load(cls, dir_path: str, *args: Any, prefix: str | None = None, **kwargs: Any) -> Self:
         """Load a model saved by :meth:`~scvi.model.base.BaseModelClass.save`, to go on with.
 
-        The file is a pickle, which could run code: it is looked through first, and refused if it holds anything but numbers, text and tables. For
-        sharing use :meth:`export`.
+        The file is a pickle, which could run code: it is looked through first, and refused if it
+        holds anything but numbers and text. For sharing use :meth:`export`.
 
         Parameters
         ----------
@@ -161,8 +173,9 @@ class SavingMixin(BaseModelClass):
         Raises
         ------
         ValueError
-            If there is no model file, it cannot be read, it holds more than data, it holds another model, or ``adata.X`` is sparse
-            and without a value.
+            If there is no model file, it cannot be read, it holds more than data, it holds another
+            model, the genes of ``adata`` are not those of the model in their order, or ``adata.X``
+            is sparse and without a value.
         """
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if kwargs.get("backup_url") is not None:
@@ -172,7 +185,7 @@ class SavingMixin(BaseModelClass):
         if path.is_file():
             check_pickle(path)
         try:
-            return super().load(str(dir_path), *args, prefix=prefix, **kwargs)
+            model = super().load(str(dir_path), *args, prefix=prefix, **kwargs)
         except ValueError as error:
             if "minified" in str(error):
                 raise ValueError(
@@ -185,6 +198,10 @@ class SavingMixin(BaseModelClass):
             raise ValueError(
                 f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
             ) from error
+        saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"]
+        for name in saved.keys() - READ_FIRST:
+            setattr(model, name, _decode(saved[name], torch.Tensor.numpy))
+        return model
 
     @staticmethod
     def load_registry(dir_path: str, prefix: str | None = None) -> dict:
@@ -233,7 +250,13 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
         If an attribute is of a kind that the format does not know.
     """
     tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
-    attributes = _encode(model.attributes, tensors, "attributes")
+
+    def keep(array: np.ndarray, name: str) -> str:
+        name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
+        tensors[name] = np.asarray(array, order="C")
+        return name
+
+    attributes = _encode(model.attributes, keep, "attributes")
     content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
     text = json.dumps(content)
     metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
@@ -272,7 +295,7 @@ def read_export(path: Path) -> Exported:
                 f"it is of format {content['format']}, written by spaperb {content['version']}, and this "
                 f"version reads up to format {FORMAT}; a newer spaperb reads it"
             )
-        attributes = _decode(content["attributes"], tensors)
+        attributes = _decode(content["attributes"], tensors.__getitem__)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} could not be read as an exported model: {error}. If it is truncated or damaged, copy or "
@@ -282,15 +305,15 @@ def read_export(path: Path) -> Exported:
     return Exported(weights, attributes)
 
 
-def check_pickle(path: Path, known: Set[str] = PICKLED) -> None:
-    """Read which names a file of ``torch.save`` calls up, without unpickling it, and refuse any that is not data.
+def check_pickle(path: Path) -> None:
+    """Read which names a file of ``torch.save`` calls up, without unpickling it, and refuse any.
+
+    Those that PyTorch itself takes for safe (``torch.load(weights_only=True)``) are data.
 
     Parameters
     ----------
     path
         The file.
-    known
-        Names that it may call up, beside those that PyTorch itself takes for safe.
 
     Raises
     ------
@@ -304,7 +327,7 @@ def check_pickle(path: Path, known: Set[str] = PICKLED) -> None:
             # PyTorch reads changed numbers without a word.
             if (part := file.testzip()) is not None:
                 raise zipfile.BadZipFile(f"{part} is not what was written")
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (
         zipfile.BadZipFile,
         ValueError,
@@ -315,11 +338,28 @@ def check_pickle(path: Path, known: Set[str] = PICKLED) -> None:
         raise ValueError(
             f"{path} could not be read: {error}. If it is truncated or damaged, copy or save it again."
         ) from error
-    if code := sorted(names - known):
+    if names:
         raise ValueError(
-            f"{path} holds more than data: it calls {listed(np.array(code))}, and loading it could run that. Models are shared "
-            "as exports (`model.export`), which cannot hold code."
+            f"{path} holds more than data: it calls {listed(sorted(names))}, and loading it could "
+            "run that. What spaperb saves calls nothing; a model of another package is loaded by "
+            "that one. Models are shared as exports (`model.export`), which cannot hold code."
         )
+
+
+def plain(value: Any) -> Any:
+    """Turn NumPy's numbers and arrays into Python's, which PyTorch reads without a call."""
+    match value:
+        case np.generic():
+            return value.item()
+        case np.ndarray() if value.dtype.kind in f"{NUMBERS}OUT":
+            return plain(value.tolist())
+        case dict():
+            return {plain(key): plain(v) for key, v in value.items()}
+        case list():
+            return [plain(v) for v in value]
+        case tuple():
+            return tuple(plain(v) for v in value)
+    return value
 
 
 def _checksum(text: str, tensors: Tensors) -> str:
@@ -331,23 +371,23 @@ def _checksum(text: str, tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def _encode(value: Any, tensors: Tensors, name: str) -> Any:
-    """Turn a value into what JSON knows, and put its arrays of numbers into ``tensors``, named after where they are."""
+def _encode(value: Any, keep: Callable[[np.ndarray, str], Any], name: str) -> Any:
+    """Turn a value into what JSON knows; ``keep`` takes arrays, and says what stands for them."""
 
     def encode_all(values: Any) -> list[Any]:
-        return [_encode(v, tensors, f"{name}.{i}") for i, v in enumerate(values)]
+        return [_encode(v, keep, f"{name}.{i}") for i, v in enumerate(values)]
 
     match value:
         case np.generic() if value.dtype.kind in NUMBERS:
-            return {"scalar": [value.dtype.name, _encode(value.item(), tensors, name)]}
+            return {"scalar": [value.dtype.name, _encode(value.item(), keep, name)]}
         case float() if not math.isfinite(value):
             return {"float": repr(value)}
-        case None | bool() | int() | float() | str():
+        case str():
+            return str(value)  # of NumPy's too
+        case None | bool() | int() | float():
             return value
         case np.ndarray() if value.dtype.kind in NUMBERS:
-            name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
-            tensors[name] = np.asarray(value, order="C")
-            return {"tensor": name}
+            return {"tensor": keep(value, name)}
         case np.ndarray() if value.dtype.kind in "OUT" and value.ndim == 1:
             return {"array": encode_all(value.tolist())}
         case list():
@@ -355,28 +395,33 @@ def _encode(value: Any, tensors: Tensors, name: str) -> Any:
         case tuple():
             return {"tuple": encode_all(value)}
         case dict():
-            pairs = [[k, _encode(v, tensors, f"{name}.{k}")] for k, v in value.items()]
-            return {"dict": [[_encode(k, tensors, name), v] for k, v in pairs]}
+            encoded = {k: _encode(v, keep, f"{name}.{k}") for k, v in value.items()}
+            if all(isinstance(k, str) and k not in _TAGS for k in value):
+                return {str(k): v for k, v in encoded.items()}
+            return {"dict": [[_encode(k, keep, name), v] for k, v in encoded.items()]}
         case pd.DataFrame():
             columns = {c: value[c].to_numpy() for c in value}
             index = [value.index.name, value.index.to_numpy()]
-            return {"frame": [_encode(v, tensors, f"{name}.frame") for v in (columns, *index)]}
+            return {"frame": [_encode(v, keep, f"{name}.frame") for v in (columns, *index)]}
         case _:
             raise TypeError(
-                f"{name} is a {type(value).__name__}, which an exported model cannot hold. `model.save` can."
+                f"{name} is a {type(value).__name__}, which a model's file cannot hold. Make it "
+                "numbers or text."
             )
 
 
-def _decode(value: Any, tensors: Tensors) -> Any:
+def _decode(value: Any, fetch: Callable[[Any], np.ndarray]) -> Any:
     """Turn back what :func:`_encode` made."""
     match value:
         case list():
-            return [_decode(v, tensors) for v in value]
+            return [_decode(v, fetch) for v in value]
+        case {"tensor": content}:
+            return fetch(content)
+        case dict() if kinds := value.keys() & _KINDS.keys():
+            (kind,) = kinds
+            return _KINDS[kind](_decode(value[kind], fetch))
         case dict():
-            ((kind, content),) = value.items()
-            if kind == "tensor":
-                return tensors[content]
-            return _KINDS[kind](_decode(content, tensors))
+            return {k: _decode(v, fetch) for k, v in value.items()}
         case _:
             return value
 
@@ -407,3 +452,4 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
     "dict": dict,
     "frame": _frame,
 }
+_TAGS = {"tensor", *_KINDS}

@@ -21,18 +21,19 @@ import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner
 
 from spaperb.dataloaders import PairedDataSplitter
 from spaperb.files import check_writable, written_whole
-from spaperb.module import DOSE_KEY
+from spaperb.module import CONDITION_KEY, DOSE_KEY
 from spaperb.populations import dense
-from spaperb.saving import check_pickle
+from spaperb.saving import check_pickle, plain
 from spaperb.validation import warn
 
 N_LOOKED_AT = 100
-"""Cells whose expression tells whether training goes on with the same."""
+"""Cells whose expression tells whether it is still the same."""
 
 TorchOptimizerCreator = Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
 
@@ -137,12 +138,11 @@ class SpaPerbTrainingPlan(TrainingPlan):
         cells: list[npt.ArrayLike] = [manager.adata.obs_names, splitter.arms, splitter.labels]
         if DOSE_KEY in manager.data_registry:
             cells.append(np.ravel(manager.get_from_registry(DOSE_KEY)).astype(float))
-        some = dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[:N_LOOKED_AT])
         weights = self.module.state_dict()
         return {
-            "cells": _digest(*cells),
-            "genes": _digest(manager.adata.var_names),
-            "expression": _digest(some.ravel().astype(np.float32)),
+            "cells": digest(*cells),
+            "genes": digest(manager.adata.var_names),
+            "expression": _expression_digest(manager),
             "settings": self.module.settings,
             "networks": {name: list(weight.shape) for name, weight in weights.items()},
         }
@@ -158,7 +158,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             "monitored": monitored if at_epoch_end and self.reduce_lr_on_plateau else None,
         }
         for name in checkpoint.keys() - {"state_dict"}:
-            checkpoint[name] = _plain(checkpoint[name])
+            checkpoint[name] = plain(checkpoint[name])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep that until training starts.
@@ -199,23 +199,46 @@ class SpaPerbTrainingPlan(TrainingPlan):
         self._resumed = None
 
 
-def _digest(*columns: npt.ArrayLike) -> str:
+def data_digests(
+    manager: AnnDataManager, codes: Callable[[AnnDataManager, str], npt.NDArray] | None = None
+) -> dict[str, str]:
+    """Digests of the data that a model is made from, by what they are called.
+
+    Parameters
+    ----------
+    manager
+        Manager of the model's AnnData.
+    codes
+        What gives the code of every cell in a registered column, in the registry's categories; by
+        default the values that the column has now.
+    """
+    codes = codes or _current_codes
+    digests = {"the expression": _expression_digest(manager)}
+    for key in (CONDITION_KEY, REGISTRY_KEYS.LABELS_KEY, REGISTRY_KEYS.BATCH_KEY):
+        if key in manager.data_registry:
+            name = manager.get_state_registry(key).original_key
+            digests[f"adata.obs[{name!r}]"] = digest(codes(manager, key))
+    if DOSE_KEY in manager.data_registry:
+        name = manager.data_registry[DOSE_KEY].attr_key
+        digests[f"adata.obs[{name!r}]"] = digest(manager.adata.obs.get(name, []))
+    return digests
+
+
+def _current_codes(manager: AnnDataManager, key: str) -> npt.NDArray:
+    state = manager.get_state_registry(key)
+    column = manager.adata.obs.get(state.original_key, [])
+    return pd.Index(state.categorical_mapping).get_indexer(np.asarray(column))
+
+
+def _expression_digest(manager: AnnDataManager) -> str:
+    some = dense(manager.get_from_registry(REGISTRY_KEYS.X_KEY)[:N_LOOKED_AT])
+    return digest(some.ravel().astype(np.float32))
+
+
+def digest(*columns: npt.ArrayLike) -> str:
+    """Digest of columns, in their order."""
     hashes = [pd.util.hash_array(np.asarray(column)) for column in columns]
     return hashlib.sha256(np.concatenate(hashes).tobytes()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    """Turn NumPy's numbers into Python's, which PyTorch reads without calling anything."""
-    match value:
-        case np.generic():
-            return value.item()
-        case dict():
-            return {key: _plain(v) for key, v in value.items()}
-        case list():
-            return [_plain(v) for v in value]
-        case tuple():
-            return tuple(_plain(v) for v in value)
-    return value
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -248,7 +271,7 @@ class SpaPerbTrainRunner(TrainRunner):
     def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.ckpt_path is not None:
-            check_pickle(Path(self.ckpt_path), known=frozenset())
+            check_pickle(Path(self.ckpt_path))
         if checkpoint is not None:
             check_writable(Path(checkpoint))
             # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its own.

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from anndata.compat import DaskArray
@@ -181,6 +182,32 @@ def check_no_view(adata: AnnData) -> None:
         raise ValueError(
             f"The AnnData is a view of another one ({adata.n_obs} of its cells), and a model needs data of its own. "
             "Make a copy: `adata = adata.copy()`."
+        )
+
+
+def check_genes(adata: AnnData, expected: Sequence[Any] | npt.NDArray) -> None:
+    """Check that the genes are those of a model, in its order."""
+    names, expected = np.asarray(adata.var_names, dtype=str), np.asarray(expected, dtype=str)
+    if np.array_equal(names, expected):
+        return
+    found = "their order differs"
+    if len(missing := np.setdiff1d(expected, names)):
+        found = f"missing are: {listed(missing)}"
+    elif len(names) > len(expected):
+        found = f"it has {len(names) - len(expected)} more"
+    raise ValueError(
+        f"The genes of the AnnData are not those of the model ({len(expected)} genes); {found}. "
+        "Subset and reorder it: adata[:, model.get_var_names()].copy(). A model loaded without "
+        "data (`adata=False`) tells the names, and predicts cells with more genes, in any order."
+    )
+
+
+def check_unchanged(before: dict[str, str], now: dict[str, str]) -> None:
+    """Check that the data of a model, given by digests, are those that were set up."""
+    if changed := [name for name in before if now[name] != before[name]]:
+        raise ValueError(
+            f"{listed(changed)} changed since the AnnData was set up for this model. Set it up "
+            "anew and make a new model, or undo the change."
         )
 
 
