@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,10 +57,10 @@ def check_anndata(adata: object) -> None:
     elif isinstance(adata, str | Path):
         found = f"the path {str(adata)!r}"
         advice = f"Read the file first: `adata = anndata.read_h5ad({str(adata)!r})`"
-    elif modalities := list(getattr(adata, "mod", ())):
+    elif isinstance(modalities := getattr(adata, "mod", None), Mapping):
         advice = (
-            f"Pass the modality with gene expression, `mdata[{modalities[0]!r}]`, say; it has: "
-            f"{listed(modalities)}"
+            f"Pass the modality with gene expression, `mdata[{next(iter(modalities), 'rna')!r}]`, "
+            f"say; it has: {listed(modalities)}"
         )
     raise TypeError(f"`adata` must be an AnnData; it is {found}. {advice}.")
 
