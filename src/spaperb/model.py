@@ -904,9 +904,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         """Check the cells that the networks are to see."""
         self._check_if_trained(warn=False)
         if adata is None and (adata := self.adata) is None:
-            raise ValueError(
-                "This model was loaded without data: pass the cells, `predict_stimulated(adata)`."
-            )
+            raise ValueError("This model was loaded without data: pass the cells, an AnnData.")
         check_anndata(adata)
         setup = self.registry["setup_args"]
         for key in ("labels_key", "condition_key"):

@@ -126,12 +126,9 @@ def make_query(
         missing = var_names[columns < 0]
         raise ValueError(
             f"{len(missing)} of the model's {len(var_names)} genes are missing in the AnnData: "
-            f"{listed(missing)}."
-            + (
-                missing_genes_hint(adata, missing)
-                or " Add them (with zeros only if they were measured and not seen), or train a "
-                "model on the genes that both have."
-            )
+            f"{listed(missing)}.{missing_genes_hint(adata, missing)} Add those that are not there "
+            "(with zeros only if they were measured and not seen), or train a model on the genes "
+            "that both have."
         )
     if n_extra := adata.n_vars - len(var_names):
         warn(

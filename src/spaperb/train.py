@@ -417,23 +417,23 @@ class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrup
     """
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self._is_pythons = False
 
     def __enter__(self) -> Self:
         """Look whether Ctrl-C is Python's own, in the main thread; there is none in others."""
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.default_int_handler
+        handler = signal.getsignal(signal.SIGINT)
+        self._is_pythons = is_main and handler is signal.default_int_handler
         return self
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         """Take over Ctrl-C of the only process."""
-        if self._before is not None and trainer.world_size == 1:
+        if self._is_pythons and trainer.world_size == 1:
 
             def stop(number: int, frame: FrameType | None) -> None:
-                signal.signal(signal.SIGINT, self._before)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 trainer.should_stop = True
                 warn(
                     f"Training is interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; the model "
@@ -444,5 +444,5 @@ class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrup
 
     def __exit__(self, *error: object) -> None:
         """Give Ctrl-C back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self._is_pythons:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

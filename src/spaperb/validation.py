@@ -412,7 +412,10 @@ def missing_genes_hint(adata: AnnData, missing: npt.NDArray) -> str:
 
     hints = [(0, "")]
     for key, column in adata.var.items():
-        advice = f"adata.var_names = adata.var[{key!r}].astype(str); adata.var_names_make_unique()"
+        advice = (
+            f"adata.var_names = adata.var[{key!r}].astype(str).to_numpy(); "
+            "adata.var_names_make_unique()"
+        )
         there = f"are in adata.var[{key!r}]. Name the genes by it: `{advice}`."
         hints.append((n_found(column.astype(str)), there))
     for spelled, there, key in (
