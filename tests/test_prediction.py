@@ -140,6 +140,7 @@ class TestRows:
 
     def test_positions_of_a_few_cells(self):
         assert select_rows([1, 0], 2).tolist() == [1, 0]
+        assert select_rows([0, 0], 2).tolist() == [0, 0]
         assert select_rows([0], 1).tolist() == [0]
 
     @pytest.mark.parametrize("dtype", [int, np.uint8, "Int64"])

@@ -181,8 +181,8 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
     IndexError
         If a position is out of range or a mask has the wrong length.
     ValueError
-        If they are neither positions nor a mask, have missing values, or could be both: as many as
-        there are cells, 0 and 1 only, and not each once.
+        If they are neither positions nor a mask, have missing values, or could be both: 0 and 1
+        only, as many as there are cells, which are more than two.
     """
     if indices is None:
         return np.arange(n_obs)
@@ -201,7 +201,7 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
             "`adata.obs_names.get_indexer(names)`, other numbers by `.astype(int)`."
         )
     rows = selected.to_numpy(dtype=bool if is_mask else int)
-    if not is_mask and len(rows) == n_obs > len(set(rows)) and set(rows) <= {0, 1}:
+    if not is_mask and len(rows) == n_obs > 2 and set(rows) <= {0, 1}:
         raise ValueError(
             f"`indices` holds {n_obs} numbers, as many as there are cells, all of them 0 or 1: a "
             "mask, it seems, and as positions these would be the first two cells only. Pass a mask "
