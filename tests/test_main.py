@@ -43,7 +43,6 @@ def predict(*arguments, output="out.h5ad"):
     return main(["predict", *arguments, "--output", output, "--max-epochs", "2"])
 
 
-@pytest.mark.filterwarnings("ignore:These cell types have no control:UserWarning")
 class TestRuns:
     def test_demo(self, folder, capsys):
         assert main(["demo", "--max-epochs", "2"]) == 0
@@ -83,6 +82,13 @@ class TestRuns:
             plain[~hidden].layers["spaperb_stimulated"],
             spoilt[~hidden].layers["spaperb_stimulated"],
         )
+
+    def test_only_types_that_lack_cells_without_being_hidden_are_told_of(self, folder):
+        adata = small_cells(n_genes=60)
+        is_lost = (adata.obs["cell_type"] == "type_2") & (adata.obs["condition"] == "stimulated")
+        adata[~is_lost].write_h5ad("cells.h5ad")
+        with pytest.warns(UserWarning, match="no part in training.*: type_1, type_2"):
+            assert predict("cells.h5ad", *HIDE) == 0
 
     def test_nothing_hidden_gives_no_score(self, file, capsys):
         assert predict(file, "--plots", "plots") == 0

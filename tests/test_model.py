@@ -3,6 +3,7 @@
 import gc
 import warnings
 import weakref
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -12,7 +13,9 @@ import scanpy as sc
 import scvi
 import torch
 from helpers import QUIET, SMALL_MODEL, small_cells, snapshot, train_small, weights
+from mudata import MuData
 from scipy import sparse
+from scvi.model.base import VAEMixin
 from scvi.train import SaveCheckpoint
 
 from spaperb import SpaPerbModel
@@ -170,15 +173,103 @@ class TestRepresentations:
         # The sign is that of the loss's terms, and KL is positive.
         assert (-elbo > 0).all()
 
-    def test_genes_in_another_order_are_refused(self, trained):
+    def test_genes_in_another_order_do_not_fit_other_methods(self, trained):
         other = small_cells(seed=1)
         with pytest.raises(ValueError, match="their order differs"):
-            trained.get_latent_representation(other[:, ::-1].copy())
+            trained.get_elbo(other[:, ::-1].copy())
         with pytest.raises(ValueError, match="missing are: gene_29"):
+            trained.get_elbo(other[:, :-1].copy())
+        with pytest.raises(ValueError, match="are missing in the AnnData: gene_29"):
             trained.get_latent_representation(other[:, :-1].copy())
 
-    def test_new_cells_in_the_right_order(self, trained):
-        assert trained.get_latent_representation(small_cells(seed=1)).shape == (120, 4)
+    def test_it_is_that_of_scvi_tools(self, trained):
+        """For cells of training, the mean and the variance."""
+        expected = VAEMixin.get_latent_representation(trained, return_dist=True)
+        found = trained.get_latent_representation(return_dist=True)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        loader = trained._make_data_loader(adata=trained.adata)
+        z = trained.get_latent_representation(dataloader=loader)
+        np.testing.assert_allclose(z, expected[0], rtol=1e-6)
+
+    @pytest.mark.parametrize("objective", ["published", "residual"])
+    def test_any_cells_are_encoded(self, objective):
+        """Of unseen types, without columns, with other genes and order; nothing is written."""
+        model = train_small(small_cells(), objective=objective)
+        new = small_cells(seed=1)
+        expected = model.get_latent_representation(new)
+        np.testing.assert_allclose(
+            expected, VAEMixin.get_latent_representation(model, new.copy()), rtol=1e-5, atol=1e-6
+        )
+        unseen = new[:, ::-1].copy()
+        unseen.obs["cell_type"] = "unseen"
+        bare = ad.AnnData(new.X, var=new.var)
+        for cells in (unseen, bare):
+            before = snapshot(cells)
+            assert np.array_equal(model.get_latent_representation(cells), expected)
+            assert snapshot(cells) == before
+
+    @pytest.mark.parametrize("settings", [{}, {"return_dist": True}, {"give_mean": False}])
+    def test_rows_follow_indices_whatever_the_chunks(self, trained, query, settings):
+        expected = np.asarray(trained.get_latent_representation(query, **settings))
+        for size in (7, 10_000):
+            z = trained.get_latent_representation(query, batch_size=size, **settings)
+            assert np.array_equal(z, expected)
+        for rows in ([5, 3, 119, 3], [-1], np.arange(120) % 3 == 0, []):
+            z = trained.get_latent_representation(query, rows, **settings)
+            where = np.asarray(rows) if len(rows) else slice(0, 0)
+            assert np.array_equal(z, expected[..., where, :])
+
+    def test_draws(self, trained, query):
+        """The posterior's, by the seed, which leave PyTorch's random state alone."""
+        state = torch.get_rng_state()
+        draws = [
+            trained.get_latent_representation(query, give_mean=False, seed=seed)
+            for seed in range(200)
+        ]
+        again = trained.get_latent_representation(query, give_mean=False)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert np.array_equal(again, draws[0])
+        mean, variance = trained.get_latent_representation(query, return_dist=True)
+        standard = (np.array(draws) - mean) / np.sqrt(variance)
+        assert abs(standard.mean()) < 4 / np.sqrt(standard.size)
+        assert abs(standard.std() - 1) < 4 / np.sqrt(2 * standard.size)
+        trained.predict_stimulated(query, give_mean=False, latent=True)
+        z = query.obsm["X_spaperb_stimulated"] - query.obsm["X_spaperb_delta"]
+        np.testing.assert_allclose(z, again, atol=1e-5)
+
+    def test_batches(self, adata):
+        """Known ones by name, others as the average batch."""
+        SpaPerbModel.setup_anndata(adata, batch_key="donor")
+        model = SpaPerbModel(adata, **SMALL_MODEL)
+        model.train(max_epochs=2, batch_size=16, **QUIET)
+        z = model.get_latent_representation(adata)
+        expected = VAEMixin.get_latent_representation(model)
+        np.testing.assert_allclose(z, expected, rtol=1e-5, atol=1e-6)
+        new = adata.copy()
+        del new.obs["donor"]
+        n_batch = adata.obs["donor"].nunique()
+        shares = torch.full((adata.n_obs, n_batch), 1 / n_batch)
+        with torch.inference_mode():
+            average = model.module.encoder(torch.from_numpy(adata.X.toarray()), shares).loc
+        z_new = model.get_latent_representation(new)
+        np.testing.assert_allclose(z_new, average, rtol=1e-5, atol=1e-6)
+        assert not np.allclose(z_new, z)
+
+    def test_cells_on_disk(self, trained, query, tmp_path):
+        expected = trained.get_latent_representation(query)
+        query.write_h5ad(tmp_path / "cells.h5ad")
+        backed = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        assert np.array_equal(trained.get_latent_representation(backed), expected)
+        backed.file.close()
+
+    def test_what_cannot_be_encoded(self, trained, query):
+        with pytest.raises(ValueError, match="`batch_size` must be at least 1; it is 0"):
+            trained.get_latent_representation(query, batch_size=0)
+        with pytest.raises(IndexError, match="120 is out of bounds"):
+            trained.get_latent_representation(query, [120])
+        query.X = query.X.toarray() - 1
+        with pytest.raises(ValueError, match="negative values"):
+            trained.get_latent_representation(query)
 
 
 class TestFiles:
@@ -376,7 +467,71 @@ class TestBadInput:
         self.refused(adata, "no layer 'counts' in adata.layers; it has: none", layer="counts")
 
     def test_no_expression(self, adata):
-        self.refused(ad.AnnData(obs=adata.obs, shape=adata.shape), "of type NoneType")
+        empty = ad.AnnData(obs=adata.obs, shape=adata.shape)
+        empty.layers["logged"] = adata.X
+        self.refused(empty, r"X is None.*`setup_anndata\(layer=...\)`.*layers are: logged\.")
+        SpaPerbModel.setup_anndata(empty, layer="logged")
+
+    @pytest.mark.parametrize(
+        ("cells", "advice"),
+        [
+            ("cells.h5ad", r"the path 'cells.h5ad'.*`adata = anndata.read_h5ad\('cells.h5ad'\)`"),
+            (Path("cells.h5ad"), "the path 'cells.h5ad'"),
+            (pd.DataFrame([[1.0]]), r"a DataFrame.*`anndata.AnnData\(X, obs=..., var=...\)`"),
+            (MuData({"rna": small_cells()}), r"a MuData.*`mdata\['rna'\]`, say; it has: rna\."),
+            (None, "None. Pass the cells"),
+        ],
+        ids=["str", "Path", "DataFrame", "MuData", "None"],
+    )
+    def test_no_anndata(self, trained, cells, advice):
+        calls = [SpaPerbModel.setup_anndata, SpaPerbModel]
+        if cells is not None:
+            calls += [trained.predict_stimulated, trained.get_latent_representation]
+        for call in calls:
+            with pytest.raises(TypeError, match=f"`adata` must be an AnnData; it is {advice}"):
+                call(cells)
+
+    def test_no_anndata_for_a_table(self, adata):
+        model = train_small(adata, objective="residual")
+        with pytest.raises(TypeError, match="`adata` must be an AnnData; it is the path"):
+            model.predict_response("cells.h5ad")
+
+    @pytest.mark.parametrize("key", ["condition", "cell_type", "donor", "dose"])
+    def test_a_column_twice(self, adata, key):
+        adata.obs["dose"] = 1.0
+        adata.obs = pd.concat([adata.obs, adata.obs[[key]]], axis=1)
+        setup = {"batch_key": "donor", "dose_key": "dose"}
+        self.refused(adata, rf"2 columns named '{key}' \(`\w+_key`\).*duplicated", **setup)
+        adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]
+        SpaPerbModel.setup_anndata(adata, **setup)
+
+    def test_another_column_twice(self, adata):
+        adata.obs = pd.concat([adata.obs, adata.obs[["donor"]]], axis=1)
+        self.refused(adata, "no column 'lane'.*'donor'", batch_key="lane")
+        SpaPerbModel.setup_anndata(adata)
+
+    def test_a_column_twice_in_new_cells(self, adata):
+        setup = {"batch_key": "donor"}
+        SpaPerbModel.setup_anndata(adata, **setup)
+        model = SpaPerbModel(adata, **SMALL_MODEL, objective="residual")
+        model.train(max_epochs=1, batch_size=16, **QUIET)
+        for key in ("condition", "cell_type", "donor"):
+            new = small_cells(seed=1)
+            new.obs = pd.concat([new.obs, new.obs[[key]]], axis=1)
+            for call in (model.predict_stimulated, model.get_latent_representation):
+                with pytest.raises(ValueError, match=f"2 columns named '{key}'"):
+                    call(new)
+
+    def test_numbers_and_their_names_are_told_apart(self, adata):
+        number = (adata.obs["condition"] == "stimulated").astype(int).to_numpy()
+        for column, control, found in (
+            (number, "0", "No cell has '0'.*values are: 0, 1[.]"),
+            (number.astype(str), np.int64(0), "No cell has 0 .*values are: '0', '1'[.]"),
+        ):
+            adata.obs["treated"] = column
+            setup = {"condition_key": "treated", "control": control}
+            self.refused(adata, found, **setup)
+        self.refused(adata, r"'treated' \('0', '1'\)", condition_key="absent")
 
     def test_expression_that_is_not_numbers(self, adata):
         adata.X = np.full(adata.shape, "a", dtype=object)

@@ -28,6 +28,14 @@ class TestNames:
         p = of("A", "control", "B", stimulated=["B"])
         assert (p.names, p.arms.tolist()) == (["B"], [NEITHER, CONTROL, 1])
 
+    def test_numbers_as_names(self):
+        p = Perturbations.of(np.array([0, 1, 2]), 0)
+        assert p.find(np.int64(2)).number == p.find(2).number == 1
+        with pytest.raises(ValueError, match=r"^'2' is not a perturbation.*It knows: 1, 2\.$"):
+            p.find("2")
+        with pytest.raises(ValueError, match=r"^7 is not a perturbation"):
+            p.find(np.int64(7))
+
     def test_combinations_have_parts(self):
         p = of("A", "A+B", "B", "control")
         assert p.parts == [(0,), (0, 2), (2,)]

@@ -8,6 +8,8 @@ import torch
 from helpers import small_cells, snapshot, train_small
 from scipy import sparse
 
+from spaperb.prediction import select_rows
+
 LAYER = "spaperb_stimulated"
 
 
@@ -114,6 +116,52 @@ class TestRows:
     def test_no_rows(self, trained, query):
         assert np.isnan(predicted(trained, query, indices=[])).all()
 
+    @pytest.mark.parametrize(
+        ("indices", "rows"),
+        [
+            ([True, False, False, True], [0, 3]),
+            (pd.Series([True, False, False, True], index=list("dcba")), [0, 3]),
+            (pd.Series([True, False, False, True], dtype="boolean"), [0, 3]),
+            (np.array([1, 0, 1, 0], dtype=bool), [0, 2]),
+            (pd.Series([2, 1], dtype="Int64"), [2, 1]),
+            ([-1, 0], [3, 0]),
+            ([3, 1, 3], [3, 1, 3]),
+            ([0, 1], [0, 1]),
+            ([1, 0, 0], [1, 0, 0]),
+            ([2, 1, 0, 0], [2, 1, 0, 0]),
+            (range(2), [0, 1]),
+            (2, [2]),
+            ([], []),
+            (None, [0, 1, 2, 3]),
+        ],
+    )
+    def test_what_rows_are_meant(self, indices, rows):
+        assert select_rows(indices, 4).tolist() == rows
+
+    def test_positions_of_a_few_cells(self):
+        assert select_rows([1, 0], 2).tolist() == [1, 0]
+        assert select_rows([0, 0], 2).tolist() == [0, 0]
+        assert select_rows([0], 1).tolist() == [0]
+
+    @pytest.mark.parametrize("dtype", [int, np.uint8, "Int64"])
+    @pytest.mark.parametrize("mask", [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]])
+    def test_a_mask_of_numbers_is_refused(self, mask, dtype):
+        with pytest.raises(ValueError, match=r"4 numbers.*0 or 1.*`mask\.astype\(bool\)`"):
+            select_rows(pd.Series(mask, dtype=dtype), 4)
+
+    @pytest.mark.parametrize(
+        ("indices", "match"),
+        [
+            ([0.0, 1.0], r"Float64 values: 0\.0, 1\.0.*`\.astype\(int\)`"),
+            (["cell_1"], r"values: cell_1.*`adata\.obs_names\.get_indexer\(names\)`"),
+            (pd.Series([True, None, None, False], dtype="boolean"), r"2 of 4.*fillna\(False\)"),
+            ([True, False, None, False], r"no value for 1 of 4 cells"),
+        ],
+    )
+    def test_what_is_neither_positions_nor_a_mask(self, indices, match):
+        with pytest.raises(ValueError, match=match):
+            select_rows(indices, 4)
+
     @pytest.mark.parametrize("indices", [[120], np.ones(119, dtype=bool)])
     def test_impossible_rows(self, trained, query, indices):
         with pytest.raises(IndexError):
@@ -142,6 +190,52 @@ class TestNewData:
     def test_missing_genes_are_listed(self, trained, query):
         with pytest.raises(ValueError, match=r"2 of the model's 30 genes.*: gene_0, gene_7"):
             trained.predict_stimulated(query[:, ~query.var_names.isin(["gene_0", "gene_7"])])
+
+    @pytest.mark.parametrize(
+        ("trained_on", "found", "hint"),
+        [
+            ("ENSG{:011d}", "ENSG{:011d}.2", "another Ensembl version"),
+            ("ENSG{:011d}.12", "ENSG{:011d}", "another Ensembl version"),
+            ("ENSMUSG{:011d}.1", "ENSMUSG{:011d}.2", "another Ensembl version"),
+            ("Gene{}", "GENE{}", "other case"),
+            ("GENE{}", "Gene{}", "other case"),
+        ],
+    )
+    def test_genes_under_other_names(self, trained_on, found, hint):
+        """The error tells what to call, and what it tells is right."""
+        adata, query = small_cells(), small_cells(seed=1)
+        adata.var_names = [trained_on.format(i) for i in range(30)]
+        model = train_small(adata)
+        query.var_names = [found.format(i) for i in range(30)]
+        with pytest.raises(ValueError, match=f"30 of them are there .*{hint}.*`") as error:
+            predicted(model, query)
+        assert query.var_names[0] == found.format(0)
+        call = str(error.value).split("`")[-2]
+        exec(call, {"model": model, "adata": query})
+        assert list(query.var_names) == [trained_on.format(i) for i in range(30)]
+        predicted(model, query)
+
+    def test_genes_named_in_a_column(self, trained, query):
+        expected = predicted(trained, query)
+        query.var["gene symbols"] = query.var_names.astype("category")
+        query.var["other"] = "gene_0"
+        query.var_names = [f"ENSG{i:011d}" for i in range(30)]
+        with pytest.raises(ValueError, match=r"30 of them are in adata.var\['gene sym") as error:
+            predicted(trained, query)
+        exec(str(error.value).split("`")[-2], {"adata": query})
+        np.testing.assert_array_equal(predicted(trained, query), expected)
+
+    def test_genes_of_another_kind_of_name(self, trained, query):
+        query.var_names = [f"ENSG{i:011d}" for i in range(30)]
+        with pytest.raises(
+            ValueError, match="model's genes are symbols, those of the AnnData Ens"
+        ):
+            predicted(trained, query)
+
+    def test_no_hint_where_there_is_nothing_to_tell(self, trained, query):
+        query.var_names = [f"other_{i}" for i in range(30)]
+        with pytest.raises(ValueError, match=r"\(30 in all\)\. Add those that are"):
+            predicted(trained, query)
 
     def test_unseen_cell_types_and_no_condition(self, trained):
         new = small_cells(seed=2)

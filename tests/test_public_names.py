@@ -20,7 +20,9 @@ NAMES = [
     "scvi.module.base.auto_move_data",
     "scvi.nn.FCLayers",
     "scvi.train.SaveCheckpoint",
+    "scvi.train.TrainRunner",
     "scvi.train.TrainingPlan",
+    "scvi.train.merge_kwargs",
     "scvi.utils.setup_anndata_dsp",
     "scvi.utils.track",
 ]

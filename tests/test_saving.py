@@ -51,6 +51,16 @@ def copy(exported, tmp_path):
     return path
 
 
+def test_each_reader_names_the_other(trained, exported, tmp_path):
+    trained.save(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"is a file.*`SpaPerbModel\.load_exported\('.*tensors'\)`"
+    ):
+        SpaPerbModel.load(exported, adata=False)
+    with pytest.raises(ValueError, match=r"is a folder.*`SpaPerbModel\.load\('.*model', adata\)`"):
+        SpaPerbModel.load_exported(tmp_path / "model")
+
+
 class TestExport:
     @pytest.mark.parametrize("objective", ["published", "residual"])
     def test_predictions_are_the_same_to_the_last_bit(self, objective, query, tmp_path):

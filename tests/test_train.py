@@ -1,7 +1,13 @@
 import copy
+import logging
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import warnings
+from pathlib import Path
 
 import anndata as ad
 import lightning
@@ -18,11 +24,12 @@ from helpers import (
     train_small,
     weights,
 )
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from spaperb import SpaPerbModel
 from spaperb.module import SpaPerbModule
-from spaperb.train import SpaPerbTrainingPlan
+from spaperb.train import SpaPerbTrainingPlan, StopOnInterrupt
 
 COMPONENTS = ["latent_loss", "reconstruction_loss", "kl_local"]
 
@@ -78,6 +85,109 @@ def test_mixed_precision_is_the_same_but_for_rounding(adata):
     np.testing.assert_allclose(*predicted, atol=0.05)
 
 
+TRAINING = """
+import os
+from helpers import *
+
+SpaPerbModel.setup_anndata(adata := small_cells())
+model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+"""
+
+
+def run(code: str, *prefix: str) -> str:
+    """Run a script in a process of its own, and return all that it prints."""
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", TRAINING + code],
+        cwd=Path(__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+class TestOutput:
+    """What a training prints and logs."""
+
+    @pytest.fixture
+    def model(self, adata) -> SpaPerbModel:
+        SpaPerbModel.setup_anndata(adata)
+        return SpaPerbModel(adata, **SMALL_MODEL)
+
+    def test_nothing_without_a_progress_bar(self):
+        """On a machine with many cores too, of which Lightning would use more for loading."""
+        many_cores = "os.cpu_count = lambda: 8; os.sched_getaffinity = lambda _: range(8)\n"
+        assert run(many_cores + "model.train(2, batch_size=16, enable_progress_bar=False)") == ""
+
+    def test_the_progress_bar_alone(self):
+        """The second training too."""
+        printed = run("for _ in range(2): model.train(2, batch_size=16)")
+        lines = [line for line in re.split(r"[\r\n]+", printed) if line.strip()]
+        assert [line for line in lines if not re.match(r"Training:|Epoch \d/2:", line)] == []
+        assert sum("2/2 [" in line and "100%" in line for line in lines) >= 2
+
+    def test_why_it_stopped_early(self, model, capsys):
+        model.train(9, early_stopping_patience=1, early_stopping_min_delta=1e9, **QUIET)
+        assert re.match(
+            "Monitored metric validation_loss did not improve", capsys.readouterr().out
+        )
+
+    def test_what_callbacks_say(self, model, caplog):
+        say = LambdaCallback(on_fit_start=lambda *_: rank_zero_info("We start."))
+        model.train(9, callbacks=[say, Timer({"seconds": 0})], **QUIET)
+        first, second = (record.message for record in caplog.records)
+        assert first == "We start."
+        assert second.startswith("Time limit reached.")
+
+    @pytest.mark.parametrize("name", ["", ".utilities.rank_zero"])
+    def test_those_who_set_the_level_get_all(self, model, caplog, name):
+        level = logging.DEBUG if name == "" else logging.INFO
+        with caplog.at_level(level, f"lightning.pytorch{name}"):
+            model.train(1, **QUIET)
+        assert "GPU available" in caplog.text
+        assert "`max_epochs=1` reached" in caplog.text
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_other_trainings_are_told_of_as_before(self, model, caplog, fails):
+        def fail(*_):
+            raise OSError("no luck")
+
+        filters = warnings.filters.copy()
+        if fails:
+            with pytest.raises(OSError, match="no luck"):
+                model.train(1, callbacks=[LambdaCallback(on_train_start=fail)], **QUIET)
+        else:
+            model.train(1, **QUIET)
+        assert caplog.text == ""
+        assert warnings.filters == filters
+        lightning.Trainer(logger=False, enable_checkpointing=False)
+        assert "GPU available" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("batch_size", "asked", "expected"),
+        [
+            (16, {}, 4),
+            (2, {}, 10),
+            (16, {"log_every_n_steps": 3}, 3),
+            (2, {"log_every_n_steps": 20}, 20),
+            (2, {"trainer_config": {"log_every_n_steps": 5}}, 5),
+        ],
+    )
+    def test_steps_between_logs(self, model, batch_size, asked, expected):
+        """As many as an epoch has minibatches, if that is less than scvi-tools' 10."""
+        model.train(1, batch_size=batch_size, **asked, **QUIET)
+        assert model.trainer.log_every_n_steps == expected
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as it is in a session: tests may run in the background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupt(lightning.Callback):
     """Press Ctrl-C in the second epoch."""
 
@@ -86,6 +196,7 @@ class Interrupt(lightning.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_a_usable_model(adata):
     SpaPerbModel.setup_anndata(adata)
     model = SpaPerbModel(adata, objective="residual")
@@ -106,6 +217,7 @@ class InterruptSetup(lightning.Callback):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_given_back_however_early_it_comes(adata):
     SpaPerbModel.setup_anndata(adata)
     model = SpaPerbModel(adata)
@@ -114,6 +226,44 @@ def test_ctrl_c_is_given_back_however_early_it_comes(adata):
         model.train(2, callbacks=[InterruptSetup()], **QUIET)
     assert signal.getsignal(signal.SIGINT) is before
     assert not model.is_trained
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("whose", ["ignored", "another library's"])
+def test_ctrl_c_that_is_not_pythons_is_left_alone(adata, whose):
+    pressed = []
+    handler = signal.SIG_IGN if whose == "ignored" else lambda *_: pressed.append(whose)
+    signal.signal(signal.SIGINT, handler)
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **SMALL_MODEL)
+    model.train(3, callbacks=[Interrupt()], **QUIET)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert len(model.history["train_loss"]) == 3
+    assert pressed == ([] if whose == "ignored" else [whose])
+
+
+def test_ctrl_c_that_python_does_not_know_is_left_alone(monkeypatch):
+    """A handler that was installed by C has no name in Python."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopOnInterrupt() as stop:
+        stop.on_fit_start(lightning.Trainer(logger=False, enable_checkpointing=False), None)
+    assert signal.signal(signal.SIGINT, before) is signal.SIG_IGN
+
+
+def test_in_the_background_ctrl_c_is_ignored():
+    """A shell starts jobs so, that Ctrl-C for another does not end them."""
+    if shutil.which("sh") is None:
+        pytest.skip("there is no shell here to start a job in the background")
+    code = """
+import signal
+from lightning.pytorch.callbacks import LambdaCallback
+
+press = LambdaCallback(on_train_batch_start=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+model.train(3, callbacks=[press], **QUIET)
+print(len(model.history["train_loss"]), signal.getsignal(signal.SIGINT).name)
+"""
+    assert run(code, "sh", "-c", '"$@" & wait $!', "sh") == "3 SIG_IGN\n"
 
 
 def test_ctrl_c_is_left_alone_in_other_threads(adata):
@@ -350,6 +500,7 @@ class TestCheckpoint:
         resumed.train(2, batch_size=16, **QUIET)
         assert len(resumed.history["train_loss"]) == 2
 
+    @pytest.mark.usefixtures("ctrl_c")
     def test_an_epoch_that_was_cut_short_is_not_saved(self, path):
         model = self.model()
         with pytest.warns(UserWarning, match="interrupted in epoch 2"):

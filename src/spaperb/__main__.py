@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from spaperb.validation import (
     expression_kind,
     expression_matrix,
     listed,
+    shown,
 )
 
 LAYER = "spaperb_stimulated"
@@ -235,7 +238,11 @@ def _train_and_predict(
 
     SpaPerbModel.setup_anndata(train, **setup)
     model = SpaPerbModel(train, objective=args.objective)
-    model.train(max_epochs=args.max_epochs)
+    with warnings.catch_warnings():
+        # The type without pairs is the one that was hidden; of others the user is told.
+        hidden_alone = rf"These cell types .*: {re.escape(listed([hide]))}\.$"
+        warnings.filterwarnings("ignore", hidden_alone, UserWarning)
+        model.train(max_epochs=args.max_epochs)
     model.predict_stimulated(adata, key_added=LAYER)
 
     adata.obs["spaperb_hidden"] = hidden
@@ -349,7 +356,7 @@ def _of_type(
     if not (of_type & control).any() or not (of_type & stimulated).any():
         found = pd.Series(types[control | stimulated]).value_counts()
         raise CommandError(
-            f"--hide {hide!r}: {(of_type & control).sum()} control and "
+            f"--hide {shown(hide)}: {(of_type & control).sum()} control and "
             f"{(of_type & stimulated).sum()} stimulated cells have this value in obs[{key!r}], and "
             f"both are needed. The values are: {listed(found.index)}."
         )

@@ -156,6 +156,11 @@ class PairedDataSplitter(DataSplitter):
             **data_loader_kwargs,
         }
 
+    @property
+    def n_batches(self) -> int:
+        """Minibatches in an epoch of training."""
+        return len(self._sampler(self.external_indexing[0]))
+
     def setup(self, stage: str | None = None) -> None:
         """Take the split and check that it leaves pairs where pairs are needed."""
         super().setup(stage)
@@ -242,14 +247,12 @@ class PairedDataSplitter(DataSplitter):
         codes = registered_codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
         all_cells = np.arange(len(codes))
         paired = {codes[s.control[0]] for s in split_strata(all_cells, self.arms, self.labels)}
-        unpaired = [
-            str(types[c]) for c in np.unique(codes[self.arms != NEITHER]) if c not in paired
-        ]
+        unpaired = [types[c] for c in np.unique(codes[self.arms != NEITHER]) if c not in paired]
         if unpaired:
             but = ", but for the reconstruction of control cells" if self.unpaired else ""
             warn(
                 "These cell types have no control and stimulated cells to pair (within a batch, "
-                f"where one is registered) and take no part in training{but}: {', '.join(unpaired)}."
+                f"where one is registered) and take no part in training{but}: {listed(unpaired)}."
             )
 
 

@@ -6,7 +6,7 @@ import copy
 import gc
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +46,7 @@ from spaperb.prediction import (
     PredictRows,
     Query,
     batch_shares,
+    encode,
     make_query,
     mean_change,
     predict_lazily,
@@ -61,11 +62,13 @@ from spaperb.train import (
     StopOnNonFinite,
     data_digests,
     digest,
+    quiet_training,
 )
 from spaperb.transfer import NetworkChange, Transfer, populations_of
 from spaperb.validation import (
     ExpressionKind,
     as_list,
+    check_anndata,
     check_categories,
     check_choice,
     check_column,
@@ -73,6 +76,7 @@ from spaperb.validation import (
     check_counts,
     check_doses,
     check_genes,
+    check_named_once,
     check_no_view,
     check_unchanged,
     expression_kind,
@@ -162,6 +166,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         network_share: float = 0.1,
         **module_kwargs: Any,
     ):
+        if registry is None:
+            check_anndata(adata)
         super().__init__(adata, registry)
         # scvi-tools keeps what binds a model to its data for as long as the process lives.
         managers = getattr(type(self), "_per_instance_manager_store", {})
@@ -277,6 +283,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         """
         stimulated = as_list(stimulated)
         setup_method_args = cls._get_setup_method_args(**locals())
+        check_anndata(adata)
         check_no_view(adata)
         x = expression_matrix(adata, layer)
         kind = expression_kind(x)
@@ -423,7 +430,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
         try:
-            with interrupt:
+            with interrupt, quiet_training():
                 super().train(
                     max_epochs=max_epochs,
                     batch_size=batch_size,
@@ -708,6 +715,71 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
         return None
 
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Any | None = None,
+        give_mean: bool = True,
+        mc_samples: int = 5_000,
+        batch_size: int | None = None,
+        return_dist: bool = False,
+        dataloader: Iterator[dict[str, torch.Tensor | None]] | None = None,
+        *,
+        seed: int = 0,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Encode cells, Z.
+
+        The cells may be new, as for :meth:`predict_stimulated`: of any cell type and condition or
+        without these columns, with genes in another order. Nothing is written to them.
+
+        Parameters
+        ----------
+        adata
+            Cells to encode, normalised as in training; ``None`` for the AnnData of the model.
+        indices
+            Positions or boolean mask of the cells to encode; ``None`` for all.
+        give_mean
+            Whether to take the posterior's mean for z, rather than a draw from the posterior.
+        mc_samples
+            Has no effect: the mean of this posterior is known. It is there as scvi-tools has it.
+        batch_size
+            Cells to encode at once; ``None`` for ``scvi.settings.batch_size``.
+        return_dist
+            Whether to return the posterior's mean and variance instead of z.
+        dataloader
+            Minibatches of registered data to encode instead, as scvi-tools does.
+        seed
+            Seed of the draws. A cell's draw depends on it and on the cell's row alone.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of numpy.ndarray
+            Latent vectors ``(n_cells, n_latent)`` in the order of ``indices``; with ``return_dist``
+            the posterior's mean and variance, of that shape each.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        IndexError
+            If ``indices`` are out of range.
+        TypeError
+            If ``adata`` is no AnnData.
+        ValueError
+            If there are no cells, genes of the model are missing, the expression is unlike that of
+            training, ``batch_size`` is below 1, or ``indices`` are neither positions nor a mask.
+        """
+        if dataloader is not None:
+            return super().get_latent_representation(
+                adata, indices, give_mean, mc_samples, batch_size, return_dist, dataloader
+            )
+        adata, query = self._cells(adata)
+        if (chunk_size := settings.batch_size if batch_size is None else batch_size) < 1:
+            raise ValueError(f"`batch_size` must be at least 1; it is {chunk_size}.")
+        rows = select_rows(indices, adata.n_obs)
+        z, mean, variance = encode(self.module, query, rows, give_mean, seed, chunk_size)
+        return (mean, variance) if return_dist else z
+
     def get_delta_representation(
         self, dose: float | None = None, n_samples: int = 1000, seed: int = 0
     ) -> pd.DataFrame:
@@ -840,7 +912,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             was made with ``response=False``, or :meth:`calibrate` or :meth:`predict_stimulated` would refuse.
         """
         if not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1; it is {level!r}.")
+            raise ValueError(f"`level` must be between 0 and 1; it is {level}.")
         if not self.calibration_:
             self.calibrate()
         adata, query, target = self._query(adata, perturbation, dose)
@@ -936,19 +1008,25 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     ) -> tuple[AnnData, Query, Target]:
         """Check the cells to predict and what is asked of them."""
         self._check_if_trained(warn=False)
-        if adata is None and (adata := self.adata) is None:
-            raise ValueError(
-                "This model was loaded without data: pass the cells, `predict_stimulated(adata)`."
-            )
         target = self._target(perturbation, dose)
+        return *self._cells(adata), target
+
+    def _cells(self, adata: AnnData | None) -> tuple[AnnData, Query]:
+        """Check the cells that the networks are to see."""
+        self._check_if_trained(warn=False)
+        if adata is None and (adata := self.adata) is None:
+            raise ValueError("This model was loaded without data: pass the cells, an AnnData.")
+        check_anndata(adata)
         setup = self.registry["setup_args"]
+        for key in ("labels_key", "condition_key"):
+            check_named_once(adata, key, setup[key])
         batches = None
         if self.module.n_batch > 1:
             known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
             batches = batch_shares(adata, setup["batch_key"], known)
         trained_on = ExpressionKind(*self.expression_kind_)
         var_names = np.asarray(self.get_var_names())
-        return adata, make_query(adata, var_names, setup["layer"], trained_on, batches), target
+        return adata, make_query(adata, var_names, setup["layer"], trained_on, batches)
 
     def _validate_anndata(
         self, adata: AnnData | None = None, *args: Any, **kwargs: Any

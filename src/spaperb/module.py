@@ -350,6 +350,28 @@ class SpaPerbModule(BaseModuleClass):
 
     @torch.inference_mode()
     @auto_move_data
+    def encode(
+        self, x: torch.Tensor, batch: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Encode cells, E, without a draw.
+
+        Parameters
+        ----------
+        x
+            Log-normalised expression ``(n, G)``.
+        batch
+            Shares of the batches, ``(n, n_batch)``: one-hot for a known batch.
+
+        Returns
+        -------
+        dict
+            ``mean`` and ``variance`` of the posterior, each ``(n, L)``.
+        """
+        qz = self.encoder(x, batch)
+        return {"mean": qz.loc, "variance": qz.scale.square()}
+
+    @torch.inference_mode()
+    @auto_move_data
     def predict(
         self,
         x: torch.Tensor,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spaperb._types import IntArray
 from spaperb.pairing import CONTROL, NEITHER
-from spaperb.validation import listed, warn
+from spaperb.validation import listed, shown, warn
 
 CLOSE = 1e-6
 """Doses of a relative difference of less are the same: columns come in single precision too."""
@@ -156,9 +156,9 @@ class Perturbations:
         }
         pieces = _split(name, self.separator, self.control)
         if unknown := [piece for piece in pieces if piece not in single]:
-            of = f", of {name!r}," if len(pieces) > 1 else ""
+            of = f", of {shown(name)}," if len(pieces) > 1 else ""
             raise ValueError(
-                f"{', '.join(map(repr, unknown))}{of} is not a perturbation that the model was "
+                f"{', '.join(map(shown, unknown))}{of} is not a perturbation that the model was "
                 f"trained on. It knows: {listed(self.names)}."
             )
         parts = tuple(sorted(single[piece] for piece in pieces))
@@ -218,7 +218,7 @@ class Perturbations:
                 f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. {measured}."
             )
         if not (isinstance(dose, Real) and 0 <= dose < math.inf):
-            raise ValueError(f"`dose` must be a number of at least 0; it is {dose!r}.")
+            raise ValueError(f"`dose` must be a number of at least 0; it is {shown(dose)}.")
         if not low * (1 - CLOSE) <= dose <= high * (1 + CLOSE):
             warn(
                 f"{measured}; what is predicted for {dose:g} is a guess: below that range the response "

@@ -362,7 +362,7 @@ def latent(
     Parameters
     ----------
     z
-        Latent vectors of control cells, ``(n, L)``: :meth:`~scvi.model.base.VAEMixin.get_latent_representation`.
+        Latent vectors of control cells, ``(n, L)``: :meth:`~spaperb.SpaPerbModel.get_latent_representation`.
     z_delta
         Latent shift of each, Z_delta, ``(n, L)``: ``adata.obsm["X_spaperb_delta"]``.
     groups

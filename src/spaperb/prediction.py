@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,9 +23,11 @@ from spaperb.populations import dense
 from spaperb.validation import (
     NORMALISE_ADVICE,
     ExpressionKind,
+    check_named_once,
     expression_kind,
     expression_matrix,
     listed,
+    missing_genes_hint,
     warn,
 )
 
@@ -139,8 +142,9 @@ def make_query(
         missing = var_names[columns < 0]
         raise ValueError(
             f"{len(missing)} of the model's {len(var_names)} genes are missing in the AnnData: "
-            f"{listed(missing)}. Add them (with zeros only if they were measured and not "
-            "seen), or train a model on the genes that both have."
+            f"{listed(missing)}.{missing_genes_hint(adata, missing)} Add those that are not there "
+            "(with zeros only if they were measured and not seen), or train a model on the genes "
+            "that both have."
         )
     if n_extra := adata.n_vars - len(var_names):
         warn(
@@ -179,6 +183,7 @@ def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.nda
     """
     shares = np.full((adata.n_obs, len(known)), 1 / len(known), dtype=np.float32)
     if batch_key in adata.obs:
+        check_named_once(adata, "batch_key", batch_key)
         batches = adata.obs[batch_key].astype(object)
         found = list(batches.dropna().unique())
         numbers = match_labels(found, known)
@@ -200,11 +205,34 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
     ------
     IndexError
         If a position is out of range or a mask has the wrong length.
+    ValueError
+        If they are neither positions nor a mask, have missing values, or could be both: 0 and 1
+        only, as many as there are cells, which are more than two.
     """
     if indices is None:
         return np.arange(n_obs)
-    selected = np.atleast_1d(np.asarray(indices))
-    return np.arange(n_obs)[selected if selected.size else selected.astype(int)]
+    # Not by NumPy's type, which a mask with missing values has none of.
+    selected = pd.array(np.atleast_1d(np.asarray(indices)))
+    if n_missing := int(selected.isna().sum()):
+        raise ValueError(
+            f"`indices` has no value for {n_missing} of {len(selected)} cells. Fill a mask in, "
+            "`mask.fillna(False)`, and leave positions out that are missing."
+        )
+    is_mask = pd.api.types.is_bool_dtype(selected)
+    if len(selected) and not (is_mask or pd.api.types.is_integer_dtype(selected)):
+        raise ValueError(
+            f"`indices` must be positions (whole numbers) or a boolean mask; it has {selected.dtype} "
+            f"values: {listed(selected[:3])}. Names of cells become positions by "
+            "`adata.obs_names.get_indexer(names)`, other numbers by `.astype(int)`."
+        )
+    rows = selected.to_numpy(dtype=bool if is_mask else int)
+    if not is_mask and len(rows) == n_obs > 2 and set(rows) <= {0, 1}:
+        raise ValueError(
+            f"`indices` holds {n_obs} numbers, as many as there are cells, all of them 0 or 1: a "
+            "mask, it seems, and as positions these would be the first two cells only. Pass a mask "
+            "as `mask.astype(bool)`, positions each once."
+        )
+    return np.arange(n_obs)[rows]
 
 
 @dataclass
@@ -277,12 +305,63 @@ def _decode(
     rows: np.ndarray,
     inputs: dict[str, torch.Tensor | None],
 ) -> dict[str, np.ndarray]:
-    """Pass cells through the networks.
+    """Pass cells through the networks."""
+    return _in_blocks(functools.partial(module.predict, e=e), module.device, rows, inputs)
+
+
+def encode(
+    module: SpaPerbModule,
+    query: Query,
+    rows: np.ndarray,
+    give_mean: bool,
+    seed: int,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latent vectors of cells, z, and the mean and variance of their posterior, ``(n, L)`` each.
+
+    Parameters
+    ----------
+    module
+        Trained module.
+    query
+        The cells.
+    rows
+        Rows of ``query`` to encode.
+    give_mean
+        Whether z is the posterior's mean, or a draw from the posterior.
+    seed
+        Seed of the draws: those that a prediction with this seed begins with.
+    batch_size
+        Cells to encode at once.
+    """
+    module.eval()
+    encoded: list[np.ndarray] = [np.empty((3, 0, module.n_latent), dtype=np.float32)]
+    for some in _chunks(rows, batch_size):
+        cells = query.chunk(some)
+        batch = None if cells.batches is None else torch.from_numpy(cells.batches)
+        inputs = {"x": torch.from_numpy(cells.x), "batch": batch}
+        mean, variance = _in_blocks(module.encode, module.device, some, inputs).values()
+        z = mean
+        if not give_mean:
+            rngs = [_cell_rng(seed, 0, row) for row in some]
+            z = mean + np.sqrt(variance) * _noise(rngs, "standard_normal", z.shape[1]).numpy()
+        encoded.append(np.stack([z, mean, variance]))
+    z, mean, variance = np.concatenate(encoded, axis=1)
+    return z, mean, variance
+
+
+def _in_blocks(
+    call: Callable[..., dict[str, torch.Tensor]],
+    device: torch.device,
+    rows: np.ndarray,
+    inputs: dict[str, torch.Tensor | None],
+) -> dict[str, np.ndarray]:
+    """Call a network with cells.
 
     On a processor in blocks of one size, each cell at the place in its block that its row gives it, so that
     neither the size of a chunk nor the choice of the other cells shows in a last digit.
     """
-    if module.device.type == "cpu":
+    if device.type == "cpu":
         size, place = BLOCK, rows % BLOCK
         # Cells of one place go into one block after another.
         slots = place + BLOCK * pd.Series(place).groupby(place).cumcount().to_numpy()
@@ -294,10 +373,7 @@ def _decode(
         values.new_zeros(n_slots, values.shape[1]).index_copy(0, at, values).split(size)
         for values in given.values()
     ]
-    blocks = [
-        module.predict(e=e, **dict(zip(given, block, strict=True)))
-        for block in zip(*padded, strict=True)
-    ]
+    blocks = [call(**dict(zip(given, block, strict=True))) for block in zip(*padded, strict=True)]
     return {key: torch.cat([b[key] for b in blocks]).cpu()[at].numpy() for key in blocks[0]}
 
 

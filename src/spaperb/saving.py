@@ -132,9 +132,14 @@ class SavingMixin(BaseModelClass):
         FileNotFoundError
             If there is no file.
         ValueError
-            If the file is no exported model of this class, was damaged or changed since it was written, or was written by a later version with
+            If the path is a folder, or the file is no exported model of this class, was damaged or changed since it was written, or was written by a later version with
             another format.
         """
+        if Path(path).is_dir():
+            raise ValueError(
+                f"{path} is a folder, and `load_exported` reads the file that `model.export` wrote. A "
+                f"folder that `model.save` wrote is read by `{cls.__name__}.load({str(path)!r}, adata)`."
+            )
         weights, attributes = read_export(Path(path))
         try:
             registry, init = attributes["registry_"], attributes["init_params_"]
@@ -173,10 +178,15 @@ class SavingMixin(BaseModelClass):
         Raises
         ------
         ValueError
-            If there is no model file, it cannot be read, it holds more than data, it holds another
-            model, the genes of ``adata`` are not those of the model in their order, or ``adata.X``
+            If the path is a file, there is no model file, it cannot be read, it holds more than
+            data, it holds another model, the genes of ``adata`` are not those of the model in their order, or ``adata.X``
             is sparse and without a value.
         """
+        if Path(dir_path).is_file():
+            raise ValueError(
+                f"{dir_path} is a file, and `load` reads the folder that `model.save` wrote. A file "
+                f"that `model.export` wrote is read by `{cls.__name__}.load_exported({str(dir_path)!r})`."
+            )
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if kwargs.get("backup_url") is not None:
             raise ValueError(

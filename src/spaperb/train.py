@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
 from types import FrameType
@@ -23,7 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.module.base import BaseModuleClass, LossOutput
-from scvi.train import TrainingPlan, TrainRunner
+from scvi.train import TrainingPlan, TrainRunner, merge_kwargs
 
 from spaperb.dataloaders import PairedDataSplitter
 from spaperb.files import check_writable, written_whole
@@ -270,6 +272,12 @@ class SpaPerbTrainRunner(TrainRunner):
 
     def __init__(self, *args: Any, checkpoint: str | Path | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        asked = merge_kwargs(kwargs.get("trainer_config"), kwargs, name="trainer")
+        if "log_every_n_steps" not in asked:
+            # Lightning warns where an epoch has fewer minibatches.
+            n_batches = self.data_splitter.n_batches // self.trainer.world_size
+            n_steps = self.trainer.log_every_n_steps
+            self.trainer.log_every_n_steps = min(n_steps, max(1, n_batches))
         if self.ckpt_path is not None:
             check_pickle(Path(self.ckpt_path))
         if checkpoint is not None:
@@ -392,30 +400,63 @@ class StopOnNonFinite(lightning.Callback):
         self._weights = {name: w.clone() for name, w in pl_module.state_dict().items()}
 
 
+@contextmanager
+def quiet_training() -> Iterator[None]:
+    """Leave the progress bar and what the user must know of what a training prints.
+
+    Lightning also tells of the machine, of its other products and of how a training ended as planned.
+    What its callbacks and the user's say stays, and so does all of it for those who set the level of
+    its logger.
+    """
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    is_left_alone = logger.level != logging.NOTSET or logger.isEnabledFor(logging.DEBUG)
+
+    def is_of_interest(record: logging.LogRecord) -> bool:
+        path = Path(record.pathname)
+        is_lightnings = path.is_relative_to(Path(lightning.__file__).parent)
+        is_callbacks = path.parent.name == "callbacks"
+        return is_left_alone or record.levelno > logging.INFO or is_callbacks or not is_lightnings
+
+    logger.addFilter(is_of_interest)
+    try:
+        with warnings.catch_warnings():
+            # Lightning makes a `LeafSpec` of each loader it is given, which PyTorch deprecates.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # As scvi-tools means to; it looks for the words of an earlier Lightning.
+            warnings.filterwarnings("ignore", r".*does not have many workers", UserWarning)
+            yield
+    finally:
+        logger.removeFilter(is_of_interest)
+
+
 class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrupt"]):
     """End training after the current minibatch at Ctrl-C, as if that had been its last; a second Ctrl-C ends all at once.
 
     Lightning alone would leave the interpreter, and the model untrained. Training runs within it as a context, which gives Ctrl-C back
     however training ends: after an error Lightning calls no ``teardown``, and puts back the handler that it found, which is this one.
+
+    Only Python's own Ctrl-C is taken over. Where it is ignored (a shell starts background jobs so) or
+    belongs to another library, it stays so.
     """
 
     def __init__(self) -> None:
-        self._before: Any = None
+        self._is_pythons = False
 
     def __enter__(self) -> Self:
-        """Remember what Ctrl-C did, in the main thread; there is none in others."""
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGINT)
+        """Look whether Ctrl-C is Python's own, in the main thread; there is none in others."""
+        is_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGINT)
+        self._is_pythons = is_main and handler is signal.default_int_handler
         return self
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Take over Ctrl-C, where there is one, of the only process."""
-        if self._before is not None and trainer.world_size == 1:
+        """Take over Ctrl-C of the only process."""
+        if self._is_pythons and trainer.world_size == 1:
 
             def stop(number: int, frame: FrameType | None) -> None:
-                signal.signal(signal.SIGINT, self._before)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 trainer.should_stop = True
                 warn(
                     f"Training is interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; the model "
@@ -426,5 +467,5 @@ class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrup
 
     def __exit__(self, *error: object) -> None:
         """Give Ctrl-C back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        if self._is_pythons:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,8 +5,10 @@ Nothing here changes the AnnData, and everything here runs before any training.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +29,8 @@ ROWS_AT_ONCE = 4096
 MAX_LISTED = 20
 N_CHECKED = 100
 MANY_BLOCKS = 20
+ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{11}")
+"""Beginning of an Ensembl gene identifier, which may go on with a version."""
 
 
 class ExpressionKind(NamedTuple):
@@ -34,6 +38,31 @@ class ExpressionKind(NamedTuple):
 
     nonnegative: bool
     counts: bool
+
+
+def check_anndata(adata: object) -> None:
+    """Check that cells come as an AnnData, and tell how to make one of what came instead.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else.
+    """
+    if isinstance(adata, AnnData):
+        return
+    found = f"a {type(adata).__name__}"
+    advice = "Make one of it: `anndata.AnnData(X, obs=..., var=...)`, with one row a cell"
+    if adata is None:
+        found, advice = "None", "Pass the cells"
+    elif isinstance(adata, str | Path):
+        found = f"the path {str(adata)!r}"
+        advice = f"Read the file first: `adata = anndata.read_h5ad({str(adata)!r})`"
+    elif isinstance(modalities := getattr(adata, "mod", None), Mapping):
+        advice = (
+            f"Pass the modality with gene expression, `mdata[{next(iter(modalities), 'rna')!r}]`, "
+            f"say; it has: {listed(modalities)}"
+        )
+    raise TypeError(f"`adata` must be an AnnData; it is {found}. {advice}.")
 
 
 def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> Expression:
@@ -51,8 +80,8 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
     Raises
     ------
     ValueError
-        If there are no cells or genes, gene names repeat, the layer is missing, or the matrix is
-        neither in memory (or mapped into it) nor, if that will do, on disk.
+        If there are no cells or genes, gene names repeat, there is no ``X`` or no such layer, or the
+        matrix is neither in memory (or mapped into it) nor, if that will do, on disk.
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
@@ -64,11 +93,16 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
             f"{len(repeated)} gene name(s) occur more than once: {listed(repeated)}. "
             "Make them unique with `adata.var_names_make_unique()`."
         )
-    if layer is not None and layer not in adata.layers:
-        raise ValueError(
-            f"There is no layer {layer!r} in adata.layers; it has: {listed([key for key in adata.layers if key is not None])}."
-        )
+    layers = [key for key in adata.layers if key is not None]
+    if layer is not None and layer not in layers:
+        raise ValueError(f"There is no layer {layer!r} in adata.layers; it has: {listed(layers)}.")
     x = adata.X if layer is None else adata.layers[layer]
+    if x is None:
+        raise ValueError(
+            "adata.X is None, and expression is taken from there unless `setup_anndata(layer=...)` "
+            "names a layer. Set the data up with the layer that holds it, or put it into X: "
+            f"`adata.X = adata.layers[...]`. The layers are: {listed(layers)}."
+        )
     is_backed = adata.isbacked and layer is None
     if lazy and is_backed:
         return backed_matrix(x)
@@ -164,15 +198,29 @@ def warn_of_unusual_expression(x: Expression, kind: ExpressionKind) -> None:
 
 def check_column(adata: AnnData, argument: str, key: str) -> None:
     """Check that an obs column exists and has a value for every cell."""
+    _check_found(adata, argument, key)
+    if n_missing := int(adata.obs[key].isna().sum()):
+        raise ValueError(
+            f"adata.obs[{key!r}] (`{argument}`) has no value for {n_missing} of {adata.n_obs} "
+            f"cells. Fill them in, or leave these cells out: adata[adata.obs[{key!r}].notna()].copy()."
+        )
+
+
+def _check_found(adata: AnnData, argument: str, key: str) -> None:
     if key not in adata.obs:
         raise ValueError(
             f"There is no column {key!r} in adata.obs, which `{argument}` names. The columns are: "
             f"{described_columns(adata)}. Pass the right one as `{argument}=`."
         )
-    if n_missing := int(adata.obs[key].isna().sum()):
+    check_named_once(adata, argument, key)
+
+
+def check_named_once(adata: AnnData, argument: str, key: str) -> None:
+    """Check that no two obs columns have a name that is asked for."""
+    if (n := list(adata.obs.columns).count(key)) > 1:
         raise ValueError(
-            f"adata.obs[{key!r}] (`{argument}`) has no value for {n_missing} of {adata.n_obs} "
-            f"cells. Fill them in, or leave these cells out: adata[adata.obs[{key!r}].notna()].copy()."
+            f"adata.obs has {n} columns named {key!r} (`{argument}`). Keep the right one; the "
+            "first of each name: `adata.obs = adata.obs.loc[:, ~adata.obs.columns.duplicated()]`."
         )
 
 
@@ -237,16 +285,16 @@ def check_conditions(
     for argument, value in values:
         if value not in found:
             raise ValueError(
-                f"No cell has {value!r} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
+                f"No cell has {shown(value)} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
                 f"are: {listed(found)}. Pass one of them as `{argument}=`."
             )
     if stimulated is not None and not len(stimulated):
         raise ValueError("`stimulated` is empty. Name perturbations, or leave it out to take all.")
     if stimulated is not None and control in stimulated:
-        raise ValueError(f"`control` and `stimulated` are both {control!r}.")
+        raise ValueError(f"`control` and `stimulated` are both {shown(control)}.")
     if not [value for value in found if value != control]:
         raise ValueError(
-            f"All {adata.n_obs} cells have the condition {control!r} in "
+            f"All {adata.n_obs} cells have the condition {shown(control)} in "
             f"adata.obs[{condition_key!r}]. Training needs stimulated cells too."
         )
 
@@ -317,11 +365,7 @@ def check_doses(
     adata: AnnData, dose_key: str, condition_key: str, stimulated: Sequence[Any]
 ) -> None:
     """Check that the dose of every stimulated cell is a number of at least 0; others need none."""
-    if dose_key not in adata.obs:
-        raise ValueError(
-            f"There is no column {dose_key!r} in adata.obs, which `dose_key` names. The columns are: "
-            f"{described_columns(adata)}. Pass the right one as `dose_key=`."
-        )
+    _check_found(adata, "dose_key", dose_key)
     doses = adata.obs[dose_key]
     if not pd.api.types.is_numeric_dtype(doses) or pd.api.types.is_bool_dtype(doses):
         raise ValueError(
@@ -344,27 +388,91 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
     """Check that an argument has one of its possible values."""
     if value not in choices:
         raise ValueError(
-            f"`{argument}` must be one of {', '.join(map(repr, choices))}, not {value!r}."
+            f"`{argument}` must be one of {', '.join(map(repr, choices))}, not {shown(value)}."
         )
 
 
-def listed(values: Sequence[Any] | Any) -> str:
-    """Values in words, the first of them if there are many."""
-    values = [str(value) for value in values]
+def shown(value: object) -> str:
+    """Return a value as it is written in Python: text in quotes, a number of NumPy as any other."""
+    return repr(value.item() if isinstance(value, np.number | np.bool | np.str_) else value)
+
+
+def listed(values: Iterable[Any]) -> str:
+    """Values in words, the first of them if there are many.
+
+    Text stands as it is, unless it could be taken for a value of another kind (``"0"``, ``"True"``).
+    """
+    values = list(values)
+    is_plain = all(isinstance(value, str) and not _is_ambiguous(value) for value in values)
+    words = [str(value) if is_plain else shown(value) for value in values[:MAX_LISTED]]
     more = f", ... ({len(values)} in all)" if len(values) > MAX_LISTED else ""
-    return (", ".join(values[:MAX_LISTED]) + more) or "none"
+    return (", ".join(words) + more) or "none"
+
+
+def _is_ambiguous(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.strip() != text or text in ("", "None", "True", "False")
+    return True
 
 
 def described_columns(adata: AnnData) -> str:
     """Obs columns, with the values of those that look categorical."""
     columns = []
-    for key in adata.obs.columns:
+    for key, column in adata.obs.items():
         if str(key).startswith("_scvi"):
             continue
-        values = adata.obs[key].unique()
+        values = column.unique()
         few = len(values) <= MAX_LISTED
-        columns.append(f"{key!r} ({', '.join(map(str, values))})" if few else repr(key))
+        columns.append(f"{key!r} ({listed(values)})" if few else repr(key))
     return listed(columns)
+
+
+def missing_genes_hint(adata: AnnData, missing: npt.NDArray) -> str:
+    """Tell what to call if genes seem to be in an AnnData under other names; else an empty text."""
+
+    def n_found(names: Iterable[str], spelled: Callable[[str], str] = str) -> int:
+        there = {spelled(name) for name in names}
+        return sum(spelled(name) in there for name in missing)
+
+    hints = [(0, "")]
+    for key, column in adata.var.items():
+        advice = (
+            f"adata.var_names = adata.var[{key!r}].astype(str).to_numpy(); "
+            "adata.var_names_make_unique()"
+        )
+        there = f"are in adata.var[{key!r}]. Name the genes by it: `{advice}`."
+        hints.append((n_found(column.astype(str)), there))
+    for spelled, there, key in (
+        (_without_version, "with another Ensembl version or none", 'name.split(".")[0]'),
+        (str.lower, "in other case (of the same species?)", "name.lower()"),
+    ):
+        advice = (
+            f"names = {{{key}: name for name in model.get_var_names()}}; "
+            f"adata.var_names = [names.get({key}, name) for name in adata.var_names]"
+        )
+        there = f"are there {there}. Give them the model's names: `{advice}`."
+        hints.append((n_found(adata.var_names, spelled), there))
+    n, hint = max(hints, key=lambda hint: hint[0])
+    if n:
+        return f" {n} of them {hint}"
+    is_id, is_found_id = (
+        2 * sum(bool(ENSEMBL_ID.match(name)) for name in names) > len(names)
+        for names in (missing, adata.var_names)
+    )
+    if is_id != is_found_id:
+        kinds = ("symbols", "Ensembl identifiers")
+        return (
+            f" The model's genes are {kinds[is_id]}, those of the AnnData {kinds[is_found_id]} "
+            f"({listed(adata.var_names[:3])}, say): name them as the model does, by the annotation "
+            "that the cells were counted with."
+        )
+    return ""
+
+
+def _without_version(name: str) -> str:
+    return name.split(".")[0] if ENSEMBL_ID.match(name) else name
 
 
 def _value_blocks(x: Expression) -> Iterator[np.ndarray]:
