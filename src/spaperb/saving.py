@@ -232,12 +232,12 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     TypeError
         If an attribute is of a kind that the format does not know.
     """
-    tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
-    attributes = _encode(model.attributes, tensors, "attributes")
-    content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
-    text = json.dumps(content)
-    metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
     with written_whole(path, overwrite=overwrite) as whole:
+        tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
+        attributes = _encode(model.attributes, tensors, "attributes")
+        content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
+        text = json.dumps(content)
+        metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
         # Not by safetensors' own writing, whose file nobody else may read.
         whole.write_bytes(save(tensors, metadata))
 
