@@ -137,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
             default=output,
             required=output is None,
             metavar="OUT",
-            help="file to write, cells with their prediction: .h5ad or .zarr",
+            help=f"file to write, .h5ad or .zarr: the cells, with their prediction as layer {LAYER!r}",
         )
         command.add_argument(
             "--objective",
@@ -317,9 +317,9 @@ def _write(adata: AnnData, output: Path, overwrite: bool) -> None:
     except Exception as error:
         what = str(error)
         if isinstance(error, FileExistsError):
-            what = f"{output} was made by another process meanwhile, and stays as it is."
+            what = f"{output} was made by another process meanwhile, and stays as it is"
         left = _leave("prediction (numpy.load reads it)", ".npz", write_prediction, output)
-        raise CommandError(f"{what} {left}") from error
+        raise CommandError(f"{what}. {left}") from error
 
 
 def _leave(result: str, suffix: str, write: Callable[[Path], None], output: Path) -> str:
