@@ -280,7 +280,7 @@ class TestNothingIsLost:
         monkeypatch.setattr("spaperb.__main__.write_cells", fail)
         assert predict(file, output="results/out.h5ad") == 1
         err = capsys.readouterr().err
-        assert f"spaperb: error: {error}. The prediction" in err
+        assert f"{error}. The prediction" in err
         (path,) = (Path("results") if beside else temporary).glob("out_*.npz")
         assert str(path) in err
         with np.load(path) as left:
@@ -383,7 +383,6 @@ class TestMostVariableGenes:
 class TestFewHiddenCells:
     @pytest.mark.parametrize("n_stimulated", [1, 2, 3])
     @pytest.mark.parametrize("n_control", [1, 3, 20])
-    @pytest.mark.filterwarnings("ignore:.*:UserWarning")
     def test_all_that_can_be_drawn_is(self, folder, n_control, n_stimulated):
         adata = small_cells(n_genes=60)
         of_type, condition = adata.obs["cell_type"] == "type_1", adata.obs["condition"]
@@ -495,6 +494,8 @@ class TestErrors:
             ragged.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         monkeypatch.setattr("spaperb.__main__.SpaPerbModel.train", None)
         self.refused(capsys, "because uns holds something that a .h5ad file cannot", file)
+        assert predict(file, output="out.zarr") == 1
+        assert "key 'ragged'" in capsys.readouterr().err
 
     @pytest.mark.parametrize("output", ["out.csv", "out", "out.h5ad.gz"])
     def test_output_of_another_kind(self, capsys, output):

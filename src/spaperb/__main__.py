@@ -21,6 +21,7 @@ from spaperb.files import (
     SUFFIXES,
     check_annotations,
     check_writable,
+    described,
     read_cells,
     write_cells,
     written_whole,
@@ -259,9 +260,7 @@ def _train_and_predict(
         model.predict_stimulated(adata, key_added=LAYER)
     except Exception as error:
         left = _leave("trained model", "_model", model.save, args.output)
-        raise CommandError(
-            f"Prediction failed: {type(error).__name__}: {error}. {left}"
-        ) from error
+        raise CommandError(f"Prediction failed: {described(error)}. {left}") from error
 
     adata.obs["spaperb_hidden"] = hidden
     _write(adata, args.output, args.overwrite)
@@ -315,9 +314,12 @@ def _write(adata: AnnData, output: Path, overwrite: bool) -> None:
     try:
         write_cells(adata, output, overwrite=overwrite)
     except Exception as error:
-        what = str(error)
         if isinstance(error, FileExistsError):
             what = f"{output} was made by another process meanwhile, and stays as it is"
+        elif isinstance(error, OSError):
+            what = str(error)
+        else:
+            what = f"{output} could not be written: {described(error)}"
         left = _leave("prediction (numpy.load reads it)", ".npz", write_prediction, output)
         raise CommandError(f"{what}. {left}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -40,7 +41,7 @@ def read_cells(path: Path) -> AnnData:
         return ad.read_zarr(path) if path.suffix == ".zarr" else ad.read_h5ad(path)
     except Exception as error:
         raise ValueError(
-            f"{path} could not be read as an AnnData: {type(error).__name__}: {error}. If it is "
+            f"{path} could not be read as an AnnData: {described(error)}. If it is "
             "truncated or damaged, copy or write it again."
         ) from error
 
@@ -118,15 +119,22 @@ def check_annotations(adata: AnnData, path: Path) -> None:
     parts = {name: getattr(adata, name) for name in ANNOTATIONS}
     if adata.raw is not None:
         parts |= {"raw/var": adata.raw.var, "raw/varm": adata.raw.varm}
-    store = _new_zarr({}) if path.suffix == ".zarr" else _hdf5_in_memory()
-    for name, part in parts.items():
+    # HDF5 for a zarr store too, which takes what is no text and no number for text.
+    stores = [_hdf5_in_memory(), *([_new_zarr({})] if path.suffix == ".zarr" else [])]
+    for store, (name, part) in itertools.product(stores, parts.items()):
         try:
             _write(store, name, dict(part) if isinstance(part, Mapping) else part)
         except Exception as error:
             raise ValueError(
                 f"{path} could not be written in the end, because {name} holds something that a "
-                f"{path.suffix} file cannot: {error}. Take it out of the AnnData, or convert it."
+                f"{path.suffix} file cannot: {described(error)}. Take it out of the AnnData, or "
+                "convert it."
             ) from error
+
+
+def described(error: Exception) -> str:
+    """What an error says, with anndata's notes of where it was."""
+    return ". ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
 
 
 @contextmanager
