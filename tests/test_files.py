@@ -186,15 +186,15 @@ class TestCells:
     @pytest.fixture
     def cells(self):
         adata = small_cells()
+        # Named, because pandas 2 and 3 have other ones for text.
+        adata.obs_names = pd.Index(adata.obs_names, dtype="string")
+        adata.var_names = pd.Index(adata.var_names, dtype="string")
         adata.raw = adata
         adata.obs["text"] = pd.array(["a", pd.NA, "b"] * 40, dtype="string")
         adata.obs["number"] = pd.array([1, pd.NA, 2] * 40, dtype="Int64")
-        adata.obs_names = pd.Index(adata.obs_names, dtype="string")
         adata.obsm["X_pca"] = np.ones((120, 2))
-        adata.uns["deep"] = {
-            "none": None,
-            "table": pd.DataFrame({"x": [1.0, 2.0]}, index=["a", "b"]),
-        }
+        table = pd.DataFrame({"x": [1.0, 2.0]}, index=pd.Index(["a", "b"], dtype="string"))
+        adata.uns["deep"] = {"none": None, "table": table}
         return adata
 
     @pytest.mark.parametrize("name", ["a.h5ad", "a.zarr"])

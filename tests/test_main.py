@@ -238,9 +238,10 @@ class TestFilesOfCells:
         adata.obs["plate"] = pd.Series(["a", "b"] * 60, index=adata.obs_names, dtype=object)
         with ad.settings.override(allow_write_nullable_strings=True):
             adata.write_h5ad("cells.h5ad", convert_strings_to_categoricals=False)
-        given = ad.read_h5ad("cells.h5ad").obs["plate"]
         assert predict("cells.h5ad") == 0
-        pd.testing.assert_series_equal(ad.read_h5ad("out.h5ad").obs["plate"], given)
+        found = ad.read_h5ad("out.h5ad").obs["plate"]
+        assert found.dtype != "category"
+        assert found.to_list() == ["a", "b"] * 60
 
     def test_types_missing_in_nullable_strings(self, folder, capsys):
         adata = small_cells(n_genes=60)
