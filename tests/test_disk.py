@@ -22,12 +22,12 @@ def cells() -> ad.AnnData:
     return adata
 
 
-@pytest.fixture(scope="module", params=["h5ad", "gzip", "zarr", "dense"])
+@pytest.fixture(scope="module", params=["h5ad", "gzip", "zarr2.zarr", "zarr3.zarr", "dense"])
 def path(request, cells, tmp_path_factory):
     """Each kind of file that AnnData writes."""
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "zarr":
-        with ad.settings.override(zarr_write_format=3):
+    if request.param.endswith(".zarr"):
+        with ad.settings.override(zarr_write_format=int(request.param[4])):
             cells.write_zarr(folder / "cells.zarr")
         return folder / "cells.zarr"
     written = cells.copy()

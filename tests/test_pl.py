@@ -107,6 +107,18 @@ class TestUmap:
         with pytest.raises(ValueError, match="9 populations, and colours of 8"):
             pl.umap(dict.fromkeys("abcdefghi", CONTROL))
 
+    @pytest.mark.parametrize("n", [1, 2, 5, 14])
+    def test_few_cells(self, n):
+        cells = {"control": CONTROL[:n], "real": CONTROL[n : n + 1], "predicted": PREDICTED[:n]}
+        points = pl.umap(cells).collections[0].get_offsets()
+        assert len(points) == 2 * n + 1
+        assert np.isfinite(points).all()
+        assert len(np.unique(points, axis=0)) == len(points)
+
+    def test_fewer_than_three(self):
+        with pytest.raises(ValueError, match="at least 3 cells, and there are 2"):
+            pl.umap({"control": CONTROL[:1], "real": CONTROL[1:2]})
+
     def test_seed(self):
         first, second = (
             pl.umap({"control": CONTROL}, seed=1).collections[0].get_offsets() for _ in range(2)

@@ -125,7 +125,7 @@ class TestExport:
 
     def test_a_file_that_is_there_is_kept_unless_told(self, trained, copy):
         before = copy.read_bytes()
-        with pytest.raises(FileExistsError):
+        with pytest.raises(FileExistsError, match="exists; pass overwrite=True to replace it"):
             trained.export(copy)
         assert copy.read_bytes() == before
         trained.export(copy, overwrite=True)

@@ -39,7 +39,7 @@ import record
 import scvi
 import torch
 
-from spaperb import SpaPerbModel, datasets, pl
+from spaperb import SpaPerbModel, datasets, files, pl
 from spaperb import __main__ as cli
 from spaperb.files import written_whole
 
@@ -109,7 +109,7 @@ def command(
             yield whole
             time.sleep(PAUSE)
 
-    cli.written_whole = pl.written_whole = slow
+    files.written_whole = pl.written_whole = cli.written_whole = slow
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         code = cli.main([str(argument) for argument in arguments])
@@ -295,7 +295,10 @@ def refused(folder: Path, output: Path, words: str, **options: int) -> str:
     old = output.read_bytes() == b"old" if output.exists() else None
     left = [path.name for path in output.parent.glob(".spaperb-*")]
     crashed = child.process.exitcode != 0
-    if code == 1 and error.endswith(words) and not left and old is not False and not crashed:
+    # The prediction, which is written to another place then.
+    for path in Path(tempfile.gettempdir()).glob(f"{output.stem}_{child.process.pid}*"):
+        path.unlink()
+    if code == 1 and words in error and not left and old is not False and not crashed:
         return "clear error, " + ("old file intact" if old else "nothing written")
     return f"exit code {code}, crashed: {crashed}, {error!r}, old file intact: {old}, left beside it {left}"
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scanpy as sc
@@ -19,13 +19,23 @@ import scvi
 from anndata import AnnData
 
 from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
-from spaperb.files import check_writable, written_whole
+from spaperb.files import (
+    SUFFIXES,
+    check_annotations,
+    check_writable,
+    described,
+    read_cells,
+    write_cells,
+    written_whole,
+)
 from spaperb.validation import (
+    MOST_LOG,
     NORMALISE_ADVICE,
     check_column,
     check_one_stimulus,
     expression_kind,
     expression_matrix,
+    is_log_normalised,
     listed,
     shown,
 )
@@ -46,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"spaperb: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("spaperb: interrupted; nothing was written", file=sys.stderr)
+        print("spaperb: interrupted; what is written already is whole", file=sys.stderr)
         return 130
     return 0
 
@@ -58,11 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="simulate cells, hide one type's response, predict it")
-    demo.add_argument("--output", type=Path, default=Path("spaperb_demo/predicted.h5ad"))
     demo.add_argument("--plots", type=Path, default=Path("spaperb_demo"), metavar="DIR")
     demo.set_defaults(run=run_demo)
 
-    predict = commands.add_parser("predict", help="train on an .h5ad file and predict its cells")
+    predict = commands.add_parser(
+        "predict", help="train on the cells of an .h5ad file or .zarr store and predict them"
+    )
     predict.add_argument(
         "--hide",
         metavar="TYPE",
@@ -71,7 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--batch-key", help="obs column of the batch, to pair cells within batches"
     )
-    predict.add_argument("--output", type=Path, required=True, metavar="OUT.h5ad")
     predict.add_argument(
         "--plots", type=Path, metavar="DIR", help="save a UMAP and a scatter here"
     )
@@ -103,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.set_defaults(run=run_benchmark)
 
     for command in (predict, bench):
-        command.add_argument("file", type=Path, metavar="FILE.h5ad", help="cells by genes")
+        command.add_argument(
+            "file", type=Path, metavar="FILE", help="cells by genes: an .h5ad file or .zarr store"
+        )
         command.add_argument("--condition-key", default="condition", help="obs column")
         command.add_argument("--control", default="control", help="its value for control cells")
         command.add_argument(
@@ -118,9 +130,19 @@ def _parser() -> argparse.ArgumentParser:
             help="X holds raw counts: normalise to 10,000 a cell and log1p (counts go to a layer)",
         )
         command.add_argument(
-            "--n-top-genes", type=_positive, help="keep the most variable genes of training cells"
+            "--n-top-genes",
+            type=_positive,
+            help="keep the most variable genes of training cells, by log-normalised expression",
         )
-    for command in (demo, predict):
+    for command, output in ((demo, Path("spaperb_demo/predicted.h5ad")), (predict, None)):
+        command.add_argument(
+            "--output",
+            type=_cells_path,
+            default=output,
+            required=output is None,
+            metavar="OUT",
+            help=f"file to write, .h5ad or .zarr: the cells, with their prediction as layer {LAYER!r}",
+        )
         command.add_argument(
             "--objective",
             choices=["residual", "published"],
@@ -198,9 +220,7 @@ def _methods(max_epochs: int | None) -> dict[str, benchmark.Method]:
 
 def _read(args: argparse.Namespace) -> tuple[AnnData, dict[str, Any]]:
     """Cells of the user's file, normalised if asked, and what tells them apart."""
-    if not args.file.is_file():
-        raise CommandError(f"There is no file {args.file}.")
-    adata = ad.read_h5ad(args.file)
+    adata = read_cells(args.file)
     _normalize(adata, args.normalize)
     check_column(adata, "condition_key", args.condition_key)
     setup = {
@@ -222,6 +242,7 @@ def _train_and_predict(
 ) -> None:
     _refuse_existing(args)
     check_writable(args.output)
+    check_annotations(adata, args.output)
     if args.plots is not None:
         check_writable(args.plots / "umap.png")
     scvi.settings.seed = args.seed
@@ -232,8 +253,7 @@ def _train_and_predict(
         print(f"Hiding the {hidden.sum()} stimulated cells of {hide} from all that follows.")
     train = adata[~hidden].copy()
     if n_top_genes is not None and n_top_genes < adata.n_vars:
-        sc.pp.highly_variable_genes(train, flavor="seurat", n_top_genes=n_top_genes)
-        genes = train.var["highly_variable"].to_numpy()
+        genes = _most_variable(train, n_top_genes)
         adata, train = adata[:, genes].copy(), train[:, genes].copy()
 
     SpaPerbModel.setup_anndata(train, **setup)
@@ -243,7 +263,11 @@ def _train_and_predict(
         hidden_alone = rf"These cell types .*: {re.escape(listed([hide]))}\.$"
         warnings.filterwarnings("ignore", hidden_alone, UserWarning)
         model.train(max_epochs=args.max_epochs)
-    model.predict_stimulated(adata, key_added=LAYER)
+    try:
+        model.predict_stimulated(adata, key_added=LAYER)
+    except Exception as error:
+        left = _leave("trained model", "_model", model.save, args.output)
+        raise CommandError(f"Prediction failed: {described(error)}. {left}") from error
 
     adata.obs["spaperb_hidden"] = hidden
     _write(adata, args.output, args.overwrite)
@@ -251,7 +275,7 @@ def _train_and_predict(
 
     of_type = np.ones(adata.n_obs, dtype=bool)
     if hide is not None:
-        of_type = adata.obs[setup["labels_key"]].to_numpy() == hide
+        of_type = _has(adata, setup["labels_key"], hide)
         print(f"\nPrediction of the hidden stimulated cells, {hide}:")
         print(_scores(adata[control & of_type], adata[hidden], train, setup).to_string())
     else:
@@ -261,15 +285,64 @@ def _train_and_predict(
         _plot(adata[control & of_type], adata[stimulated & of_type], title, args.plots)
 
 
+def _most_variable(train: AnnData, n: int) -> np.ndarray:
+    """Mask of the most variable genes of training cells, by log-normalised X or raw."""
+    cells = train
+    if not is_log_normalised(train.X):
+        raw = train.raw
+        if raw is None:
+            found = "there is no raw"
+        elif not (raw.var_names.is_unique and train.var_names.isin(raw.var_names).all()):
+            found = "raw does not have all its genes, each once"
+        elif not is_log_normalised(raw.X):
+            found = "raw is not log-normalised either"
+        else:
+            found = None
+        if found is not None:
+            raise CommandError(
+                "--n-top-genes chooses genes by log-normalised expression. X holds other values "
+                f"(negative, as after scaling, or above {MOST_LOG}), and {found}. Store "
+                "log-normalised expression in X or raw, or leave --n-top-genes out and choose "
+                "the genes before."
+            )
+        print("X is not log-normalised, so the genes are chosen by raw, which is.")
+        cells = raw.to_adata()[:, train.var_names]
+    chosen = sc.pp.highly_variable_genes(cells, flavor="seurat", n_top_genes=n, inplace=False)
+    return chosen["highly_variable"].to_numpy()
+
+
 def _write(adata: AnnData, output: Path, overwrite: bool) -> None:
-    """Write an .h5ad file, in memory first: HDF5 crashes the process where a disk is full."""
-    adata.strings_to_categoricals()
-    with h5py.File("cells", "w", driver="core", backing_store=False) as file:
-        ad.io.write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-        file.flush()
-        content = file.id.get_file_image()
-    with written_whole(output, overwrite=overwrite) as path:
-        path.write_bytes(content)
+    """Write the cells, or if that fails the prediction to another place."""
+
+    def write_prediction(path: Path) -> None:
+        cells, genes = (np.array(names, str) for names in (adata.obs_names, adata.var_names))
+        np.savez(path, cells=cells, genes=genes, **{LAYER: adata.layers[LAYER]})
+
+    try:
+        write_cells(adata, output, overwrite=overwrite)
+    except Exception as error:
+        if isinstance(error, FileExistsError):
+            what = f"{output} was made by another process meanwhile, and stays as it is"
+        elif isinstance(error, OSError):
+            what = str(error)
+        else:
+            what = f"{output} could not be written: {described(error)}"
+        left = _leave("prediction (numpy.load reads it)", ".npz", write_prediction, output)
+        raise CommandError(f"{what}. {left}") from error
+
+
+def _leave(result: str, suffix: str, write: Callable[[Path], None], output: Path) -> str:
+    """Write a result beside the output or in the folder of temporary files, and say where."""
+    folders = [output.parent, Path(tempfile.gettempdir())]
+    for folder in folders:
+        path = folder / f"{output.stem}_{os.getpid()}{suffix}"
+        try:
+            with written_whole(path, overwrite=False) as whole:
+                write(whole)
+        except OSError:
+            continue
+        return f"The {result} is in {path}."
+    return f"The {result} could not be written to {listed(folders)} either, and is lost."
 
 
 def _scores(
@@ -294,21 +367,27 @@ def _scores(
 
 
 def _plot(control: AnnData, stimulated: AnnData, title: str, folder: Path) -> None:
+    """Draw what can be drawn: few cells do for some plots."""
     predicted = control.layers[LAYER]
-    pl.umap(
-        {"control": control.X, "real stimulated": stimulated.X, "predicted": predicted},
-        title=title,
-        save=folder / "umap.png",
-    )
-    pl.mean_expression(
-        predicted,
-        stimulated.X,
-        control.var_names,
-        control=control.X,
-        title=title,
-        save=folder / "mean_expression.png",
-    )
-    print(f"Saved {folder / 'umap.png'} and {folder / 'mean_expression.png'}.")
+    populations = {"control": control.X, "real stimulated": stimulated.X, "predicted": predicted}
+    plots: dict[str, Callable[[Path], object]] = {
+        "umap.png": lambda path: pl.umap(populations, title=title, save=path),
+        "mean_expression.png": lambda path: pl.mean_expression(
+            predicted,
+            stimulated.X,
+            control.var_names,
+            control=control.X,
+            title=title,
+            save=path,
+        ),
+    }
+    for name, draw in plots.items():
+        try:
+            draw(folder / name)
+        except (ValueError, RuntimeError) as error:
+            print(f"{name} could not be drawn: {error}")
+        else:
+            print(f"Saved {folder / name}.")
 
 
 def _normalize(adata: AnnData, normalize: bool) -> None:
@@ -337,24 +416,25 @@ def _obs_value(adata: AnnData, key: str, text: str | None) -> Any | None:
 
 
 def _arms(adata: AnnData, setup: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of the control and of the stimulated cells; wrong columns are setup_anndata's errors."""
-    if setup["condition_key"] not in adata.obs:
-        nothing = np.zeros(adata.n_obs, dtype=bool)
-        return nothing, nothing
-    condition = adata.obs[setup["condition_key"]].to_numpy()
-    control = condition == setup["control"]
+    """Masks of the control and of the stimulated cells."""
+    control = _has(adata, setup["condition_key"], setup["control"])
     chosen = setup.get("stimulated")
-    return control, (~control if chosen is None else condition == chosen)
+    return control, (~control if chosen is None else _has(adata, setup["condition_key"], chosen))
+
+
+def _has(adata: AnnData, key: str, value: Any) -> np.ndarray:
+    """Mask of the cells with a value in obs; a cell without any has not."""
+    return adata.obs[key].isin([value]).to_numpy()
 
 
 def _of_type(
     adata: AnnData, key: str, hide: Any, control: np.ndarray, stimulated: np.ndarray
 ) -> np.ndarray:
     """Mask of a cell type to hide, which must have cells in both conditions."""
-    types = adata.obs[key].to_numpy() if key in adata.obs else np.full(adata.n_obs, None)
-    of_type = types == hide
+    check_column(adata, "labels_key", key)
+    of_type = _has(adata, key, hide)
     if not (of_type & control).any() or not (of_type & stimulated).any():
-        found = pd.Series(types[control | stimulated]).value_counts()
+        found = adata.obs[key][control | stimulated].astype(str).value_counts()
         raise CommandError(
             f"--hide {shown(hide)}: {(of_type & control).sum()} control and "
             f"{(of_type & stimulated).sum()} stimulated cells have this value in obs[{key!r}], and "
@@ -366,6 +446,13 @@ def _of_type(
 def _refuse_existing(args: argparse.Namespace) -> None:
     if args.output.exists() and not args.overwrite:
         raise CommandError(f"{args.output} exists. Pass --overwrite to replace it.")
+
+
+def _cells_path(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"must end in {' or '.join(SUFFIXES)}, not {text!r}")
+    return path
 
 
 def _positive(text: str) -> int:

@@ -39,7 +39,14 @@ from spaperb import metrics, populations
 from spaperb._types import Expression
 from spaperb.files import written_whole
 from spaperb.model import SpaPerbModel
-from spaperb.validation import check_column, check_one_stimulus, expression_matrix, listed
+from spaperb.validation import (
+    MOST_LOG,
+    check_column,
+    check_one_stimulus,
+    expression_matrix,
+    is_log_normalised,
+    listed,
+)
 
 MIN_CELLS = 10
 """Fewer cells in a condition give scores of noise."""
@@ -217,11 +224,19 @@ def benchmark(
     Raises
     ------
     ValueError
-        If columns, conditions or contexts are wrong, or a context has fewer than 10 cells in a
-        condition.
+        If columns, conditions or contexts are wrong, a context has fewer than 10 cells in a
+        condition, or genes are to be chosen and ``X`` is not log-normalised.
     """
     task = Task(held_out, condition_key, control, stimulated, labels_key, n_top_genes, n_splits)
     contexts = _contexts(adata, task, contexts, min_cells)
+    chooses = n_top_genes is not None and n_top_genes < adata.n_vars
+    if chooses and not is_log_normalised(expression_matrix(adata, None)):
+        raise ValueError(
+            "`n_top_genes` chooses genes by log-normalised expression, and X holds other values: "
+            f"counts, negative ones (as after scaling) or some above {MOST_LOG}. Put log-normalised "
+            "expression into X (from raw, say: `adata.X = adata.raw[:, adata.var_names].X`), or "
+            "choose the genes before and leave `n_top_genes` out."
+        )
     if taken := {FLOOR, CEILING} & set(methods):
         raise ValueError(f"These names of methods are taken by the benchmark: {listed(taken)}.")
     cells = _plain(adata, np.ones(adata.n_obs, dtype=bool))

@@ -23,6 +23,7 @@ from scipy import sparse
 from scvi.utils import track
 
 from spaperb._types import Expression
+from spaperb.files import ANNOTATIONS, check_readable
 
 if TYPE_CHECKING:
     import dask.array
@@ -61,10 +62,7 @@ def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
         If there is no such file.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
-    if path.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"{path} is neither an .h5ad file nor a .zarr store.")
+    check_readable(path)
     if path.suffix == ".zarr":
         return _read(zarr.open_group(path, mode="r"), path, scratch)
     with h5py.File(path) as file:
@@ -112,11 +110,10 @@ def _read(store: Any, path: Path, scratch: str | Path | None) -> AnnData:
     layers = store["layers"].keys() if "layers" in store else []
     names = [name for name in ("X", *(f"layers/{layer}" for layer in layers)) if name in store]
     mapped = {name: _mapped(name, store[name], path, scratch) for name in names}
-    others = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
     return AnnData(
         mapped.get("X"),
         layers={name.removeprefix("layers/"): x for name, x in mapped.items() if name != "X"},
-        **{name: ad.io.read_elem(store[name]) for name in others if name in store},
+        **{name: ad.io.read_elem(store[name]) for name in ANNOTATIONS if name in store},
     )
 
 

@@ -29,6 +29,8 @@ from spaperb.files import written_whole
 
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 """Colours of Okabe and Ito (2008)."""
+N_NEIGHBORS = 15
+"""Neighbours of a cell in a UMAP."""
 MOST_MOVES = 100
 """Rounds in which labels move apart."""
 
@@ -290,7 +292,8 @@ def umap(
 ) -> Axes:
     """Embed populations of cells together and colour them by population.
 
-    The embedding is scanpy's: 50 principal components, 15 neighbours, UMAP.
+    The embedding is scanpy's: 50 principal components, 15 neighbours, UMAP; with fewer cells fewer of
+    both.
 
     Parameters
     ----------
@@ -308,13 +311,16 @@ def umap(
     Raises
     ------
     ValueError
-        If there are more populations than colours that can be told apart.
+        If there are more populations than colours that can be told apart, or fewer than three
+        cells in all.
     """
     if len(populations) > len(PALETTE):
         raise ValueError(
             f"There are {len(populations)} populations, and colours of {len(PALETTE)} can be told apart. Leave some out, or use "
             "scanpy.pl.umap."
         )
+    if (n_cells := sum(x.shape[0] for x in populations.values())) < 3:
+        raise ValueError(f"A UMAP takes at least 3 cells, and there are {n_cells} in all.")
     ax = _axes(ax, 6, 4.5)
     cells = ad.concat(
         {name: ad.AnnData(sparse.csr_matrix(x)) for name, x in populations.items()},
@@ -323,8 +329,10 @@ def umap(
     )
     n_comps = min(50, min(cells.shape) - 1)
     sc.pp.pca(cells, n_comps=n_comps, random_state=seed)
-    sc.pp.neighbors(cells, n_neighbors=min(15, cells.n_obs - 1), random_state=seed)
-    sc.tl.umap(cells, random_state=seed)
+    sc.pp.neighbors(cells, n_neighbors=min(N_NEIGHBORS, cells.n_obs - 1), random_state=seed)
+    # Where all cells are neighbours, their graph has no shape to start from.
+    start = "spectral" if cells.n_obs > N_NEIGHBORS else "random"
+    sc.tl.umap(cells, init_pos=start, random_state=seed)
     # In random order, so that no population hides another.
     order = np.random.default_rng(seed).permutation(cells.n_obs)
     colors = dict(zip(populations, PALETTE, strict=False))

@@ -259,18 +259,18 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     TypeError
         If an attribute is of a kind that the format does not know.
     """
-    tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
-
-    def keep(array: np.ndarray, name: str) -> str:
-        name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
-        tensors[name] = np.asarray(array, order="C")
-        return name
-
-    attributes = _encode(model.attributes, keep, "attributes")
-    content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
-    text = json.dumps(content)
-    metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
     with written_whole(path, overwrite=overwrite) as whole:
+        tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
+
+        def keep(array: np.ndarray, name: str) -> str:
+            name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
+            tensors[name] = np.asarray(array, order="C")
+            return name
+
+        attributes = _encode(model.attributes, keep, "attributes")
+        content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
+        text = json.dumps(content)
+        metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
         # Not by safetensors' own writing, whose file nobody else may read.
         whole.write_bytes(save(tensors, metadata))
 

@@ -28,6 +28,8 @@ NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.
 ROWS_AT_ONCE = 4096
 MAX_LISTED = 20
 N_CHECKED = 100
+MOST_LOG = 20
+"""Above what is left of a count by a logarithm: log2 of counts per million."""
 MANY_BLOCKS = 20
 ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{11}")
 """Beginning of an Ensembl gene identifier, which may go on with a version."""
@@ -142,6 +144,12 @@ def expression_kind(x: Expression) -> ExpressionKind:
         integer = integer and bool((values % 1 == 0).all())
         any_value = any_value or bool(values.any())
     return ExpressionKind(nonnegative, nonnegative and integer and any_value)
+
+
+def is_log_normalised(x: Expression) -> bool:
+    """Tell whether expression may be log-normalised: not negative, no counts, no large values."""
+    kind = expression_kind(x)
+    return kind.nonnegative and not kind.counts and bool(x.max() <= MOST_LOG)
 
 
 def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression:
