@@ -17,15 +17,9 @@ import scvi
 from anndata import AnnData
 
 from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
+from spaperb.data._scale import NORMALISE_ADVICE, Scale
 from spaperb.files import check_writable, written_whole
-from spaperb.validation import (
-    NORMALISE_ADVICE,
-    check_column,
-    check_one_stimulus,
-    expression_kind,
-    expression_matrix,
-    listed,
-)
+from spaperb.validation import check_column, check_one_stimulus, expression_matrix, listed
 
 LAYER = "spaperb_stimulated"
 
@@ -306,7 +300,7 @@ def _plot(control: AnnData, stimulated: AnnData, title: str, folder: Path) -> No
 
 def _normalize(adata: AnnData, normalize: bool) -> None:
     """Normalise counts if asked, and refuse what does not fit the request."""
-    counts = expression_kind(expression_matrix(adata, None)).counts
+    counts = Scale.of(expression_matrix(adata, None)).counts
     if counts and not normalize:
         raise CommandError(
             "X holds raw counts. Pass --normalize to normalise them here, or store normalised "

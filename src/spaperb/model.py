@@ -25,6 +25,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.utils import setup_anndata_dsp
 
 from spaperb.calibration import Calibration, calibrate
+from spaperb.data._scale import Scale, check_counts, log_base, warn_of_unusual_expression
 from spaperb.dataloaders import PairedDataSplitter, condition_arms, perturbations_of
 from spaperb.disk import is_on_disk
 from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
@@ -52,21 +53,17 @@ from spaperb.train import (
 )
 from spaperb.transfer import How, NetworkChange, Responder, Transfer
 from spaperb.validation import (
-    ExpressionKind,
     as_list,
     check_categories,
     check_choice,
     check_column,
     check_conditions,
-    check_counts,
     check_doses,
     check_no_view,
-    expression_kind,
     expression_matrix,
     listed,
     perturbations_with_pairs,
     warn,
-    warn_of_unusual_expression,
 )
 
 if TYPE_CHECKING:
@@ -178,11 +175,11 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self.calibration_: dict[Situation, Any] = {}
         self._transfer: Transfer | None = None
         # Without data there is nothing to look at, and `load` puts the saved values here.
-        self.expression_kind_: tuple[bool, ...] = ()
+        self.expression_kind_: dict[str, Any] = {}
         self.dose_ranges_: list[tuple[float, float]] = []
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-            self.expression_kind_ = tuple(expression_kind(x))
+            self.expression_kind_ = vars(Scale.of(x, log_base(adata) or math.e))
             if self.module.perturbations is not None and dosed:
                 self._look_at_doses(self.module.perturbations.log_half)
         self._model_summary_string = (
@@ -210,7 +207,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         """%(summary)s.
 
         Expression must be normalised and log-transformed, as by ``scanpy.pp.normalize_total``
-        and ``scanpy.pp.log1p``.
+        and ``scanpy.pp.log1p``; there is a warning if it looks otherwise. The base of the
+        logarithms is ``adata.uns["log1p"]["base"]``, where scanpy notes it, or the natural one.
 
         Parameters
         ----------
@@ -259,7 +257,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         setup_method_args = cls._get_setup_method_args(**locals())
         check_no_view(adata)
         x = expression_matrix(adata, layer)
-        kind = expression_kind(x)
+        scale = Scale.of(x, log_base(adata) or math.e)
         columns = {
             "condition_key": condition_key,
             "labels_key": labels_key,
@@ -280,7 +278,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 check_doses(adata, dose_key, condition_key, stimulated)
             warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
             setup_method_args["setup_args"]["stimulated"] = stimulated
-        warn_of_unusual_expression(x, kind)
+        warn_of_unusual_expression(x, scale)
 
         fields = [
             # Not corrected to C order: the user's matrix is the user's.
@@ -581,7 +579,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if inplace and key_added is None:
             key_added = self._layer_name(target) + ("_counts" if sample else "")
         rows = select_rows(indices, adata.n_obs)
-        is_nonnegative = ExpressionKind(*self.expression_kind_).nonnegative
+        is_nonnegative = self.expression_kind_["nonnegative"]
         how: How = "detection" if detection and is_nonnegative else "shift"
         how = "counts" if sample else how
 
@@ -743,7 +741,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             - ``mean_control``, ``mean_change``: log-normalised units
             - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
               control cells would find
-            - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
+            - ``log2_fold_change``: of the means, transformed back with the base of the training
+              cells, and a millionth of what a training cell's values add up to (in the median,
+              transformed back) added to each: 0.01 for cells of 10,000 counts
             - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
               ``gseapy.prerank`` or ``decoupler``
             - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
@@ -751,6 +751,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
               measured, over the largest such distance of a training context; 0 where it was measured in the
               group itself, above 1 beyond what training saw
+
+            Without ``responding`` where training expression is negative (scaled, say), and without
+            ``log2_fold_change`` where it is no logarithm; a warning says so.
 
         Raises
         ------
@@ -788,7 +791,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             )
         calibrations.setdefault("combined", calibrations["beside"])
         var_names = self.get_var_names()
-        return response_table(groups, codes, query, changes, calibrations, var_names, level)
+        scale = Scale(**self.expression_kind_)
+        return response_table(groups, codes, query, changes, calibrations, var_names, level, scale)
 
     def _counts(self, adata: AnnData, query: Query) -> Any:
         """Raw counts of the cells to predict."""
@@ -835,7 +839,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if self.module.n_batch > 1:
             known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
             batches = batch_shares(adata, setup["batch_key"], known)
-        trained_on = ExpressionKind(*self.expression_kind_)
+        trained_on = Scale(**self.expression_kind_)
         var_names = np.asarray(self.get_var_names())
         return adata, make_query(adata, var_names, setup["layer"], trained_on, batches), target
 

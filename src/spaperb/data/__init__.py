@@ -1,0 +1,1 @@
+"""What cells mean: how their expression is read and checked."""
