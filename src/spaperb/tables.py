@@ -111,22 +111,26 @@ def _finished(table: pd.DataFrame, scale: Scale) -> pd.DataFrame:
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
     names = ["group", "gene", "mean_control", "mean_change", "lower", "upper"]
     if scale.is_logarithm:
-        before, after = (
-            _log_counts(mean.clip(lower=0), scale)
-            for mean in (table["mean_control"], table["mean_control"] + change)
-        )
-        table["log2_fold_change"] = (after - before) / np.log(2)
+        control = table["mean_control"]
+        table["log2_fold_change"] = log2_fold_change(control, control + change, scale)
         names.append("log2_fold_change")
     names += ["score", "responding"] if scale.nonnegative else ["score"]
     return table.loc[order, [*names, "distance"]]
 
 
-def _log_counts(mean: pd.Series, scale: Scale) -> pd.Series:
-    """Natural logarithm of back-transformed means and the pseudocount.
+def log2_fold_change(before: pd.Series, after: pd.Series, scale: Scale) -> pd.Series:
+    """Logarithm to base 2 of the ratio of mean expression, transformed back, after over before.
 
-    Of means that are too large for an exponential too.
+    Parameters
+    ----------
+    before, after
+        Mean log-normalised expression; what is negative counts as 0.
+    scale
+        Scale of the expression: the base, and the total that the pseudocount is a share of.
     """
-    natural = mean * math.log(scale.base)
     # Cells that express nothing have no total, and no fold change with any pseudocount.
     pseudocount = PSEUDOCOUNT * (scale.total or 1.0)
-    return natural + np.log1p((pseudocount - 1) * np.exp(-natural))
+    natural = (mean.clip(lower=0) * math.log(scale.base) for mean in (before, after))
+    # The logarithm of exp(x) - 1 + pseudocount, of an x too large for an exponential too.
+    first, last = (x + np.log1p((pseudocount - 1) * np.exp(-x)) for x in natural)
+    return (last - first) / math.log(2)

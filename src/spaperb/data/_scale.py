@@ -47,8 +47,9 @@ SAME_TOTAL, FEWEST_CELLS = 0.01, 10
 LARGEST_MULTIPLE, NEAR_MULTIPLE, FEWEST_MULTIPLES = 200, 0.02, 4
 """Multiples up to which single precision is exact enough, how far one may be from a whole number,
 and how many different ones make a cell worth looking at."""
-ONE_COUNT = 1e-3
-"""How far from 1 the smallest value of a cell may be if it is a count."""
+ONE_COUNT, UNEVEN = 1e-3, 1.8
+"""Counts were not normalised if nine of ten cells' smallest values are within this of 1, and the
+totals of the middle eight of ten differ by this factor: by 2.1 or more in all of eight data sets."""
 FAR = 3.0
 """A query whose median total is so many times beyond all totals of the training cells is on another
 scale. Of nine data sets with 500 genes or more, whatever cell type was left out of training,
@@ -284,7 +285,7 @@ def _looks(cells: sparse.csr_matrix, base: float, largest: float) -> str:
     ends = cells.indptr[1:-1]
     back = _back(cells.data, base)
     if _is_normalised(back, ends):
-        return NOT_NORMALISED if _is_whole(back, ends) else LOG_NORMALISED
+        return NOT_NORMALISED if _has_its_depth(back, ends) else LOG_NORMALISED
     others = {
         NOT_LOGGED: cells.data,
         LOGGED_TWICE: _back(back, base),
@@ -308,14 +309,18 @@ def _is_normalised(values: FloatArray, ends: npt.NDArray) -> bool:
     )
 
 
-def _is_whole(values: FloatArray, ends: npt.NDArray) -> bool:
-    """Whether each cell's values are counts as they were, of other totals."""
-    units = [abs(cell.min() - 1) < ONE_COUNT for cell in np.split(values, ends) if cell.size]
-    is_enough = len(units) >= FEWEST_CELLS
-    return is_enough and not _has_one_total(values, ends) and _is_true_of_most(units, 0.9)
+def _has_its_depth(values: FloatArray, ends: npt.NDArray) -> bool:
+    """Whether cells of normalised values, or of counts, have the totals that they were measured with."""
+    cells = [cell for cell in np.split(values, ends) if cell.size]
+    if len(cells) < FEWEST_CELLS:
+        return False
+    units = [abs(cell.min() - 1) < ONE_COUNT for cell in cells]
+    low, high = np.quantile([cell.sum() for cell in cells], [0.1, 0.9])
+    return _is_true_of_most(units, 0.9) and high > UNEVEN * low
 
 
 def _has_one_total(values: FloatArray, ends: npt.NDArray) -> bool:
+    """Whether each cell's values add up to the same."""
     totals = np.array([cell.sum() for cell in np.split(values, ends) if cell.size])
     if len(totals) < FEWEST_CELLS:
         return False
