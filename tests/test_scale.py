@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import anndata as ad
 import numpy as np
@@ -170,9 +171,11 @@ class TestQueries:
                 is_context = (adata.obs["context"] == context).to_numpy()
                 trained_on = Scale.of(x[~is_context])
                 arms = [is_context & (condition == arm).to_numpy() for arm in condition.unique()]
-                for arm in (is_context, *(arm for arm in arms if arm.any())):
-                    check_scale(Scale.of(x[arm]), trained_on)
-                check_scale(Scale.of(x[np.flatnonzero(is_context)[:1]]), trained_on)
+                one = np.flatnonzero(is_context)[:1]
+                for cells in (is_context, one, *(arm for arm in arms if arm.any())):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("error")
+                        check_scale(Scale.of(x[cells]), trained_on)
 
     @pytest.mark.parametrize("name", [*REAL, "simulated"])
     def test_another_scale_is_noticed(self, name):
@@ -256,6 +259,13 @@ class TestQueries:
                 check_scale(logged, trained_on)
         with pytest.raises(ValueError, match=r"negative values.*Was it scaled\?"):
             check_scale(scaled, logged)
+
+    def test_the_target_sum_is_told_where_all_genes_are_known(self):
+        adata = datasets.simulated(n_cells=50)
+        million = Scale.of(of_total(adata, 1e6))
+        for genes, target in ((slice(None), "10000"), (slice(300), r"\.\.\.")):
+            with pytest.warns(UserWarning, match=rf"target_sum={target}\)"):
+                check_scale(million, Scale.of(adata.X[:, genes]))
 
     def test_silent_cells_have_no_scale(self, trained, query):
         query.X = np.zeros(query.shape, dtype=np.float32)
