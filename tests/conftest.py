@@ -1,13 +1,12 @@
 """Fixtures: small simulated cells, a trained model, the real cells where they are at hand."""
 
 import os
-from pathlib import Path
 
 import anndata as ad
 import matplotlib as mpl
 import pytest
 import scvi
-from helpers import small_cells, train_small
+from helpers import real_cells, small_cells, train_small
 from hypothesis import HealthCheck, settings
 
 from spaperb import SpaPerbModel
@@ -19,8 +18,6 @@ SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("ci", max_examples=50, derandomize=True, **SLOW)
 settings.register_profile("nightly", max_examples=500, print_blob=True, **SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +44,4 @@ def query(trained) -> ad.AnnData:
 
 @pytest.fixture(scope="session")
 def kang() -> ad.AnnData:
-    path = DATA / "kang_pbmc_ifnb.h5ad"
-    if not path.exists():
-        pytest.skip(f"the real cells are not at {path}; set SPAPERB_DATA to their folder")
-    return ad.read_h5ad(path)
+    return real_cells("kang_pbmc_ifnb")

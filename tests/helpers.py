@@ -5,6 +5,7 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pytest
 import scvi
 import torch
 
@@ -12,6 +13,8 @@ from spaperb import SpaPerbModel, datasets
 from spaperb.cells import order_of
 from spaperb.contexts import Contexts
 from spaperb.response import Description, Response
+
+DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
 SMALL_MODEL = {"n_latent": 4, "n_hidden": 16}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -22,6 +25,14 @@ def small_cells(**kwargs) -> ad.AnnData:
     adata = datasets.simulated(**{"n_cell_types": 3, "n_cells": 20, "n_genes": 30, **kwargs})
     drop_layers(adata)
     return adata
+
+
+def real_cells(name: str) -> ad.AnnData:
+    """Read one of the real data sets, or skip the test where it is not at hand."""
+    path = DATA / f"{name}.h5ad"
+    if not path.exists():
+        pytest.skip(f"the real cells are not at {path}; set SPAPERB_DATA to their folder")
+    return ad.read_h5ad(path)
 
 
 def layer_names(adata: ad.AnnData) -> list[str]:

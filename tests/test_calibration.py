@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scvi
 from helpers import QUIET, SMALL_MODEL, snapshot, train_small
 
@@ -106,16 +107,33 @@ class TestTable:
     def test_expression_without_a_logarithm(self, fold):
         cells = fold.train.copy()
         cells.X = cells.X.toarray() * 1e5
-        with pytest.warns(UserWarning, match="type_0"):
-            table = fit(cells).predict_response(cells)
-        assert table["mean_control"].max() > 1e5
-        after = table["mean_control"] + table["mean_change"]
-        # far above the pseudocount a fold change is a difference of logarithms
-        large = (table["mean_control"] > 50) & (after > 50)
-        np.testing.assert_allclose(
-            table["log2_fold_change"][large] * np.log(2), table["mean_change"][large], rtol=1e-9
+        about_cells = pytest.warns(UserWarning, match="looks not log-transformed")
+        with about_cells, pytest.warns(UserWarning, match="type_0"):
+            model = fit(cells)
+        about_table = (
+            "no column `log2_fold_change`, which transforms logarithms back: the training"
         )
-        assert np.isfinite(table["log2_fold_change"]).all()
+        with pytest.warns(UserWarning, match=about_table) as record:
+            table = model.predict_response(cells)
+        assert len(record) == 1
+        assert table["mean_control"].max() > 1e5
+        assert table.columns.tolist() == [name for name in COLUMNS if "fold" not in name]
+        assert not table.isna().any().any()
+
+    def test_scaled_expression_has_no_silent_genes(self, fold, tmp_path):
+        cells = fold.train.copy()
+        sc.pp.scale(cells)
+        about_cells = pytest.warns(UserWarning, match="negative values")
+        with about_cells, pytest.warns(UserWarning, match="type_0"):
+            model = fit(cells)
+        about_table = "no column `log2_fold_change`, .* and no `responding`, .* look scaled"
+        with pytest.warns(UserWarning, match=about_table) as record:
+            table = model.predict_response(cells)
+        assert len(record) == 1
+        without = ("log2_fold_change", "responding")
+        assert table.columns.tolist() == [name for name in COLUMNS if name not in without]
+        assert not table.isna().any().any()
+        pl.response(table, "type_3", save=tmp_path / "response.png")
 
     def test_cells_that_express_nothing_change_in_nothing(self, fold):
         cells = fold.train.copy()

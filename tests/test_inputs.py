@@ -41,6 +41,7 @@ from scipy import sparse
 import spaperb
 from spaperb import SpaPerbModel
 from spaperb.contexts import MIN_MEASURED
+from spaperb.data._scale import Scale
 
 PACKAGE = str(Path(spaperb.__file__).parent)
 LONGEST = timedelta(seconds=30)
@@ -51,6 +52,9 @@ IDENTIFIERS = {"_scvi_uuid", "_scvi_manager_uuid"}
 EXPECTED_WARNINGS = (
     r"(?:The e|E)xpression holds whole numbers only",
     "Expression holds negative values",
+    "Expression looks (not log-transformed|log-transformed|log-normalised to base)",
+    "The cells to predict seem to be on another scale",
+    "The table has no column `log2_fold_change`",
     "Expression is a CSC matrix",
     "These perturbations have no control cells",
     "These names hold the separator",
@@ -264,7 +268,7 @@ def check_prediction(handed: Handed, query: ad.AnnData) -> None:
         assert z.shape == (query.n_obs, SIZE["n_latent"])
         np.testing.assert_array_equal(np.isfinite(z).all(1), np.isin(np.arange(query.n_obs), rows))
     values = layer[is_wanted]
-    if model.expression_kind_[0]:
+    if model.expression_kind_["nonnegative"]:
         assert (values >= 0).all()
     if asked["sample"]:
         assert (values % 1 == 0).all()
@@ -345,8 +349,13 @@ def check_table(handed: Handed, query: ad.AnnData) -> None:
         assert np.isfinite(by_gene["mean_change"]).all()
         assert (by_gene["lower"] <= by_gene["mean_change"]).all()
         assert (by_gene["mean_change"] <= by_gene["upper"]).all()
-        assert np.isfinite(by_gene["log2_fold_change"]).all()
-        assert by_gene["responding"].between(0, 1 + 1e-9).all()  # a mean over cell types
+        scale = Scale(**model.expression_kind_)
+        assert ("log2_fold_change" in by_gene) == scale.is_logarithm
+        assert ("responding" in by_gene) == scale.nonnegative
+        if scale.is_logarithm:
+            assert np.isfinite(by_gene["log2_fold_change"]).all()
+        if scale.nonnegative:
+            assert by_gene["responding"].between(0, 1 + 1e-9).all()  # a mean over cell types
         assert not by_gene["score"].isna().any()
         assert rows["score"].abs().is_monotonic_decreasing
         assert (by_gene["distance"].isna() | (by_gene["distance"] >= 0)).all()
@@ -358,7 +367,7 @@ def check_table(handed: Handed, query: ad.AnnData) -> None:
         )
         changed = dense(changed)[:, before.var_names.get_indexer(genes)]
         expected = x + np.array([shift[name] for name in groups])
-        expected = np.maximum(expected, 0) if model.expression_kind_[0] else expected
+        expected = np.maximum(expected, 0) if model.expression_kind_["nonnegative"] else expected
         scale = np.abs(x).max(initial=1)
         np.testing.assert_allclose(changed, expected, rtol=1e-4, atol=1e-5 * scale)
 

@@ -3,7 +3,6 @@ import os
 import pickle
 import shutil
 import struct
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -448,26 +447,3 @@ def test_hub_by_a_folder(trained, query, tmp_path):
     assert isinstance(downloaded.model, SpaPerbModel)
     expected = trained.predict_stimulated(query, inplace=False)
     assert np.array_equal(downloaded.model.predict_stimulated(query, inplace=False), expected)
-
-
-@pytest.mark.parametrize(
-    "folder", sorted((Path(__file__).parent / "data").iterdir()), ids=lambda f: f.name
-)
-class TestEarlierVersions:
-    """Models of earlier versions (see save_for_later_versions.py) predict what they did then."""
-
-    def test_saved(self, folder):
-        self.check(SpaPerbModel.load(folder / "saved", adata=False), folder)
-
-    def test_exported(self, folder):
-        self.check(SpaPerbModel.load_exported(folder / "model.safetensors"), folder)
-
-    @staticmethod
-    def check(model, folder):
-        cells = ad.read_h5ad(folder / "cells.h5ad")
-        then = np.load(folder / "predicted.npz")
-        predicted = model.predict_stimulated(cells, inplace=False)
-        # Processors and versions of PyTorch and scikit-learn differ in the last digits.
-        np.testing.assert_allclose(predicted, then["predicted"], atol=1e-4)
-        table = model.predict_response(cells)
-        np.testing.assert_allclose(table["upper"], then["upper"], atol=1e-4)

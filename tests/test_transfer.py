@@ -224,10 +224,10 @@ class TestACellTypeIsItsCells:
 
 
 def query_of(model, adata):
+    from spaperb.data._scale import Scale
     from spaperb.prediction import make_query
-    from spaperb.validation import ExpressionKind
 
-    return make_query(adata, model.get_var_names(), None, ExpressionKind(True, False))
+    return make_query(adata, model.get_var_names(), None, Scale(**model.expression_kind_))
 
 
 class TestParts:

@@ -1,32 +1,9 @@
+"""Values and lists in words."""
+
 import numpy as np
 import pytest
-from scipy import sparse
 
-from spaperb.validation import ROWS_AT_ONCE, ExpressionKind, expression_kind, listed, shown
-
-
-@pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        ([[0.5, 1.0]], ExpressionKind(nonnegative=True, counts=False)),
-        ([[2.0, 1.0]], ExpressionKind(nonnegative=True, counts=True)),
-        ([[-2.0, 1.0]], ExpressionKind(nonnegative=False, counts=False)),
-        ([[0.0, 0.0]], ExpressionKind(nonnegative=True, counts=False)),
-    ],
-)
-@pytest.mark.parametrize("convert", [np.array, sparse.csr_matrix, sparse.csc_matrix])
-def test_kinds(values, kind, convert):
-    assert expression_kind(convert(values)) == kind
-
-
-@pytest.mark.parametrize("row", [0, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE + 3])
-def test_every_block_is_looked_at(row):
-    x = np.ones((2 * ROWS_AT_ONCE + 5, 2))
-    x[row, 1] = -0.5
-    assert expression_kind(x) == ExpressionKind(nonnegative=False, counts=False)
-    x[row, 1] = np.nan
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        expression_kind(x)
+from spaperb.validation import listed, shown
 
 
 def test_long_lists_are_cut():

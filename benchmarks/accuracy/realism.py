@@ -19,7 +19,7 @@ import scvi
 
 from spaperb import SpaPerbModel, baselines, metrics
 from spaperb.benchmark import Task, make_fold
-from spaperb.cells import CountChange, order_of
+from spaperb.cells import CountChange, Sample, order_of
 from spaperb.populations import dense, dispersion, fit_projection, project, rate, scale_of, size_of
 
 HERE = Path(__file__).parent
@@ -42,7 +42,9 @@ def sampled_with(change: np.ndarray, control: ad.AnnData) -> np.ndarray:
     order = order_of(ranks, np.full_like(ranks, len(x)), seed=0, draw=0)
     scale = scale_of(x, counts)
     size = size_of(counts, scale)
-    drawn = CountChange.of(x, counts, order, rate(counts, size), change, dispersion(counts, size))
+    drawn = CountChange.of(
+        Sample(x, counts, order, rate(counts, size)), change, dispersion(counts, size)
+    )
     return np.log1p(drawn.apply(counts, size, order) * scale[:, None])
 
 

@@ -19,6 +19,7 @@ import scvi
 from anndata import AnnData
 
 from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
+from spaperb.data._scale import MOST_LOG, NORMALISE_ADVICE, Scale, is_log_normalised
 from spaperb.files import (
     SUFFIXES,
     check_annotations,
@@ -29,13 +30,9 @@ from spaperb.files import (
     written_whole,
 )
 from spaperb.validation import (
-    MOST_LOG,
-    NORMALISE_ADVICE,
     check_column,
     check_one_stimulus,
-    expression_kind,
     expression_matrix,
-    is_log_normalised,
     listed,
     shown,
 )
@@ -392,7 +389,7 @@ def _plot(control: AnnData, stimulated: AnnData, title: str, folder: Path) -> No
 
 def _normalize(adata: AnnData, normalize: bool) -> None:
     """Normalise counts if asked, and refuse what does not fit the request."""
-    counts = expression_kind(expression_matrix(adata, None)).counts
+    counts = Scale.of(expression_matrix(adata, None)).counts
     if counts and not normalize:
         raise CommandError(
             "X holds raw counts. Pass --normalize to normalise them here, or store normalised "

@@ -37,16 +37,10 @@ from scvi.utils import track
 
 from spaperb import metrics, populations
 from spaperb._types import Expression
+from spaperb.data._scale import MOST_LOG, is_log_normalised
 from spaperb.files import written_whole
 from spaperb.model import SpaPerbModel
-from spaperb.validation import (
-    MOST_LOG,
-    check_column,
-    check_one_stimulus,
-    expression_matrix,
-    is_log_normalised,
-    listed,
-)
+from spaperb.validation import check_column, check_one_stimulus, expression_matrix, listed
 
 MIN_CELLS = 10
 """Fewer cells in a condition give scores of noise."""

@@ -147,11 +147,11 @@ class Noise(NamedTuple):
 
     def variance_of_shift(self, measured: Measured) -> FloatArray:
         """Sampling variance of a measured shift, ``(G,)``."""
-        expected = measured.control.mean
-        return sum(
-            self._of_mean(batches, measured.shares, expected)
+        of_arms = [
+            self._of_mean(batches, measured.shares, measured.control.mean)
             for batches in (measured.by_control, measured.by_stimulated)
-        )
+        ]
+        return np.sum(of_arms, axis=0)
 
     def _of_mean(
         self, batches: list[Profile], shares: FloatArray, expected: FloatArray

@@ -30,6 +30,7 @@ from scvi.utils import setup_anndata_dsp
 from spaperb.calibration import Calibration, calibrate
 from spaperb.cells import How, Survey
 from spaperb.data import control_cells
+from spaperb.data._scale import Scale, check_counts, log_base, warn_of_unusual_expression
 from spaperb.dataloaders import (
     PairedDataSplitter,
     condition_arms,
@@ -66,24 +67,20 @@ from spaperb.train import (
 )
 from spaperb.transfer import NetworkChange, Transfer, populations_of
 from spaperb.validation import (
-    ExpressionKind,
     as_list,
     check_anndata,
     check_categories,
     check_choice,
     check_column,
     check_conditions,
-    check_counts,
     check_doses,
     check_genes,
     check_named_once,
     check_no_view,
     check_unchanged,
-    expression_kind,
     expression_matrix,
     perturbations_with_pairs,
     warn,
-    warn_of_unusual_expression,
 )
 
 if TYPE_CHECKING:
@@ -204,11 +201,11 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         # Tells the cells that the positions of the split are of.
         self.split_of_ = ""
         # Without data there is nothing to look at, and `load` puts the saved values here.
-        self.expression_kind_: tuple[bool, ...] = ()
+        self.expression_kind_: dict[str, Any] = {}
         self.dose_ranges_: list[tuple[float, float]] = []
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-            self.expression_kind_ = tuple(expression_kind(x))
+            self.expression_kind_ = vars(Scale.of(x, log_base(adata) or math.e))
             if self.module.perturbations is not None and dosed:
                 self._look_at_doses(self.module.perturbations.log_half)
         self._model_summary_string = (
@@ -236,7 +233,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         """%(summary)s.
 
         Expression must be normalised and log-transformed, as by ``scanpy.pp.normalize_total``
-        and ``scanpy.pp.log1p``.
+        and ``scanpy.pp.log1p``; there is a warning if it looks otherwise. The base of the
+        logarithms is ``adata.uns["log1p"]["base"]``, where scanpy notes it, or the natural one.
 
         Parameters
         ----------
@@ -286,7 +284,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         check_anndata(adata)
         check_no_view(adata)
         x = expression_matrix(adata, layer)
-        kind = expression_kind(x)
+        scale = Scale.of(x, log_base(adata) or math.e)
         columns = {
             "condition_key": condition_key,
             "labels_key": labels_key,
@@ -310,7 +308,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         else:
             state = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]
             check_genes(adata, state["state_registry"]["column_names"])
-        warn_of_unusual_expression(x, kind)
+        warn_of_unusual_expression(x, scale)
 
         fields = [
             # Not corrected to C order: the user's matrix is the user's.
@@ -657,7 +655,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if inplace and key_added is None:
             key_added = self._layer_name(target) + ("_counts" if sample else "")
         rows = select_rows(indices, adata.n_obs)
-        is_nonnegative = ExpressionKind(*self.expression_kind_).nonnegative
+        is_nonnegative = self.expression_kind_["nonnegative"]
         how: How = "detection" if detection and is_nonnegative else "shift"
         how = "counts" if sample else how
 
@@ -695,8 +693,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         adata.layers[key_added] = predicted
         if latent:
             z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype="f4")
-            for some, prediction in networks.predict(query, rows):
-                z_stim[some], z_delta[some] = prediction.z_stim, prediction.z_delta
+            for some, (_, *z) in networks.predict(query, rows):
+                z_stim[some], z_delta[some] = z
             adata.obsm[f"X_{key_added}"] = z_stim
             adata.obsm[DELTA_KEY] = z_delta
         made_by = {
@@ -894,7 +892,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             - ``mean_control``, ``mean_change``: log-normalised units
             - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
               control cells would find
-            - ``log2_fold_change``: of the back-transformed means, with 0.01 counts per 10,000 added to each
+            - ``log2_fold_change``: of the means, transformed back with the base of the training
+              cells, and a millionth of what a training cell's values add up to (in the median,
+              transformed back) added to each: 0.01 for cells of 10,000 counts
             - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
               ``gseapy.prerank`` or ``decoupler``
             - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
@@ -902,6 +902,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
               measured, over the largest such distance of a training context; 0 where it was measured in the
               group itself, above 1 beyond what training saw
+
+            Without ``responding`` where training expression is negative (scaled, say), and without
+            ``log2_fold_change`` where it is no logarithm; a warning says so.
 
         Raises
         ------
@@ -940,8 +943,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             )
         calibrations.setdefault("combined", calibrations["beside"])
         var_names = self.get_var_names().tolist()
+        scale = Scale(**self.expression_kind_)
         return response_table(
-            groups, context.codes, query, changes, calibrations, var_names, level
+            groups, context.codes, query, changes, calibrations, var_names, level, scale
         )
 
     def _counts(self, adata: AnnData, query: Query) -> Any:
@@ -1024,7 +1028,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if self.module.n_batch > 1:
             known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
             batches = batch_shares(adata, setup["batch_key"], known)
-        trained_on = ExpressionKind(*self.expression_kind_)
+        trained_on = Scale(**self.expression_kind_)
         var_names = np.asarray(self.get_var_names())
         return adata, make_query(adata, var_names, setup["layer"], trained_on, batches)
 

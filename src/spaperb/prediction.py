@@ -16,15 +16,13 @@ from scvi.utils import track
 
 from spaperb._types import Expression
 from spaperb.data import match_labels
+from spaperb.data._scale import Scale, check_scale, log_base
 from spaperb.disk import as_dask, in_memory, rows_of_block
 from spaperb.module import SpaPerbModule
 from spaperb.perturbations import Target
 from spaperb.populations import dense
 from spaperb.validation import (
-    NORMALISE_ADVICE,
-    ExpressionKind,
     check_named_once,
-    expression_kind,
     expression_matrix,
     listed,
     missing_genes_hint,
@@ -113,7 +111,7 @@ def make_query(
     adata: AnnData,
     var_names: np.ndarray,
     layer: str | None,
-    trained_on: ExpressionKind,
+    trained_on: Scale,
     batches: np.ndarray | None = None,
 ) -> Query:
     """Find the model's genes in an AnnData and check that its expression fits the model's.
@@ -127,14 +125,15 @@ def make_query(
     layer
         Layer that the model was set up with; ``None`` for ``X``.
     trained_on
-        What the training expression was like.
+        Scale of the training expression.
     batches
         For every cell the shares of the model's batches, ``(n, n_batch)``.
 
     Raises
     ------
     ValueError
-        If genes of the model are missing, or the expression is unlike the model's.
+        If genes of the model are missing, or expression is NaN, infinite, or negative where that
+        of the training cells was not. There is a warning if it is on another scale.
     """
     x = expression_matrix(adata, layer, lazy=True)
     columns = adata.var_names.get_indexer(var_names)
@@ -151,19 +150,9 @@ def make_query(
             f"{n_extra} of {adata.n_vars} genes are unknown to the model and ignored; their "
             "predictions are NaN."
         )
-    kind = expression_kind(x)
-    if trained_on.nonnegative and not kind.nonnegative:
-        raise ValueError(
-            "The expression holds negative values, and the model was trained on data without. "
-            "Was it scaled? Give the model expression normalised as in training."
-        )
-    if kind.counts and not trained_on.counts:
-        warn(
-            "The expression holds whole numbers only (raw counts?), and the model was trained on "
-            f"normalised data. Normalise first: {NORMALISE_ADVICE}."
-        )
     if sparse.issparse(x) and x.format == "csc":
         x = x.tocsr()
+    check_scale(Scale.of(x, log_base(adata) or trained_on.base, columns), trained_on)
     return Query(x, columns, batches)
 
 

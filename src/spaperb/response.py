@@ -157,13 +157,16 @@ class Change(NamedTuple):
     def mixed(cls, changes: Sequence[Change], shares: FloatArray) -> Change:
         """Mean of changes, as of doses between two that were measured."""
         total = shares.sum()
+        means = {
+            name: shares @ np.array([getattr(c, name) for c in changes])
+            for name in ("mean", "measured", "noise", "unmeasured", "scale")
+        }
         return cls(
-            *(
-                shares @ np.array([getattr(c, name) for c in changes])
-                for name in ("mean", "measured", "noise", "unmeasured", "scale")
+            **means,
+            references=[reference for c in changes for reference in c.references],
+            weights=np.concatenate(
+                [x / total * c.weights for x, c in zip(shares, changes, strict=True)]
             ),
-            [reference for c in changes for reference in c.references],
-            np.concatenate([x / total * c.weights for x, c in zip(shares, changes, strict=True)]),
         )
 
 

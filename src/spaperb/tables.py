@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,19 @@ import pandas as pd
 
 from spaperb._types import IntArray
 from spaperb.calibration import Calibration, Intervals
+from spaperb.data._scale import Scale
 from spaperb.populations import Profile
 from spaperb.prediction import Query
 from spaperb.response import Situation
 from spaperb.transfer import CellChange, some_of
+from spaperb.validation import warn
 
 MAX_CELLS = 10_000
 """Cells of a group that its means are taken from."""
-PSEUDOCOUNT = 0.01
-"""Counts per 10,000 added to both means of a fold change, so that silent genes have one."""
+PSEUDOCOUNT = 1e-6
+"""Share of a cell's total added to both means of a fold change, so that silent genes have one: 0.01
+counts per 10,000. The total is the median of the training cells over the model's genes, which with
+few genes is smaller than the target sum of the normalisation, which nothing tells."""
 
 
 def response_table(
@@ -29,6 +34,7 @@ def response_table(
     calibrations: Mapping[Situation, Calibration],
     var_names: Sequence[str],
     level: float,
+    scale: Scale,
 ) -> pd.DataFrame:
     """Put the changes of groups of cells into a table.
 
@@ -49,6 +55,8 @@ def response_table(
         Gene names, ``(G,)``.
     level
         Level of the intervals, in (0, 1).
+    scale
+        Scale of the training expression.
 
     Returns
     -------
@@ -69,7 +77,15 @@ def response_table(
         )
         table.insert(0, "gene", np.asarray(var_names))
         table.insert(0, "group", name)
-        tables.append(_finished(table))
+        tables.append(_finished(table, scale))
+    if not scale.is_logarithm:
+        missing = ["`log2_fold_change`, which transforms logarithms back"]
+        if not scale.nonnegative:
+            missing.append("`responding`, which takes zeros for silent genes")
+        warn(
+            f"The table has no column {' and no '.join(missing)}: the training cells look {scale}. "
+            "Train on log-normalised expression to have all columns."
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -86,24 +102,37 @@ def _columns(control: Profile, change: CellChange, intervals: Intervals) -> pd.D
     )
 
 
-def _finished(table: pd.DataFrame) -> pd.DataFrame:
+def _finished(table: pd.DataFrame, scale: Scale) -> pd.DataFrame:
     """Ends of the intervals, fold changes, and the surest changes first."""
     change, half = table["mean_change"], table.pop("half_width")
-    before, after = (
-        _log_counts(mean.clip(lower=0))
-        for mean in (table["mean_control"], table["mean_control"] + change)
-    )
     table = table.assign(
         lower=change - half,
         upper=change + half,
-        log2_fold_change=(after - before) / np.log(2),
         score=np.where(change == 0, 0.0, change / half),
     )
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
-    names = ["group", "gene", "mean_control", "mean_change", "lower", "upper", "log2_fold_change"]
-    return table.loc[order, [*names, "score", "responding", "distance"]]
+    names = ["group", "gene", "mean_control", "mean_change", "lower", "upper"]
+    if scale.is_logarithm:
+        control = table["mean_control"]
+        table["log2_fold_change"] = log2_fold_change(control, control + change, scale)
+        names.append("log2_fold_change")
+    names += ["score", "responding"] if scale.nonnegative else ["score"]
+    return table.loc[order, [*names, "distance"]]
 
 
-def _log_counts(mean: pd.Series) -> pd.Series:
-    """Logarithm of back-transformed means and the pseudocount, of means that are too large for an exponential too."""
-    return mean + np.log1p((PSEUDOCOUNT - 1) * np.exp(-mean))
+def log2_fold_change(before: pd.Series, after: pd.Series, scale: Scale) -> pd.Series:
+    """Logarithm to base 2 of the ratio of mean expression, transformed back, after over before.
+
+    Parameters
+    ----------
+    before, after
+        Mean log-normalised expression; what is negative counts as 0.
+    scale
+        Scale of the expression: the base, and the total that the pseudocount is a share of.
+    """
+    # Cells that express nothing have no total, and no fold change with any pseudocount.
+    pseudocount = PSEUDOCOUNT * (scale.total or 1.0)
+    natural = (mean.clip(lower=0) * math.log(scale.base) for mean in (before, after))
+    # The logarithm of exp(x) - 1 + pseudocount, of an x too large for an exponential too.
+    first, last = (x + np.log1p((pseudocount - 1) * np.exp(-x)) for x in natural)
+    return (last - first) / math.log(2)

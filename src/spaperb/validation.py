@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,28 +18,13 @@ from anndata import AnnData
 from anndata.compat import DaskArray
 from scipy import sparse
 from scvi import settings
-from scvi.utils import track
 
 from spaperb._types import Expression
-from spaperb.disk import backed_matrix, in_memory
-from spaperb.populations import dense
+from spaperb.disk import backed_matrix
 
-NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.log1p(adata)"
-ROWS_AT_ONCE = 4096
 MAX_LISTED = 20
-N_CHECKED = 100
-MOST_LOG = 20
-"""Above what is left of a count by a logarithm: log2 of counts per million."""
-MANY_BLOCKS = 20
 ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{11}")
 """Beginning of an Ensembl gene identifier, which may go on with a version."""
-
-
-class ExpressionKind(NamedTuple):
-    """What the values of an expression matrix say about it."""
-
-    nonnegative: bool
-    counts: bool
 
 
 def check_anndata(adata: object) -> None:
@@ -120,88 +105,6 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
             "`adata = adata.to_memory()`, or leave it on disk with `adata = spaperb.read_mapped(path)`."
         )
     return x
-
-
-def expression_kind(x: Expression) -> ExpressionKind:
-    """Tell whether expression is non-negative and whether it is counts.
-
-    Raises
-    ------
-    ValueError
-        If the values are not numbers, or any is NaN or infinite.
-    """
-    if x.dtype.kind not in "fiub":
-        raise ValueError(f"Expression must be numbers; the matrix has the type {x.dtype}.")
-    nonnegative, integer, any_value = True, True, False
-    for values in _value_blocks(x):
-        if not np.isfinite(values).all():
-            raise ValueError(
-                f"Expression holds {int((~np.isfinite(values)).sum())} or more NaN or infinite "
-                "values. Remove the cells or genes that have them, or repeat the step that made "
-                "them (a division by a library size of zero, say)."
-            )
-        nonnegative = nonnegative and bool((values >= 0).all())
-        integer = integer and bool((values % 1 == 0).all())
-        any_value = any_value or bool(values.any())
-    return ExpressionKind(nonnegative, nonnegative and integer and any_value)
-
-
-def is_log_normalised(x: Expression) -> bool:
-    """Tell whether expression may be log-normalised: not negative, no counts, no large values."""
-    kind = expression_kind(x)
-    return kind.nonnegative and not kind.counts and bool(x.max() <= MOST_LOG)
-
-
-def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression:
-    """Return the layer with raw counts, from which expression must come by a factor for each cell and ``log1p``.
-
-    Raises
-    ------
-    ValueError
-        If the layer is missing, holds anything but counts, or has nothing to do with expression.
-    """
-    counts = expression_matrix(adata, counts_layer, lazy=isinstance(x, DaskArray))
-    if not expression_kind(counts).counts:
-        raise ValueError(
-            f"adata.layers[{counts_layer!r}] (`counts_layer`) must hold raw counts, whole numbers of at least 0, "
-            "and holds other values or nothing but 0."
-        )
-    some = np.linspace(0, adata.n_obs - 1, min(adata.n_obs, N_CHECKED)).astype(int)
-    raw, some_x = (dense(in_memory(matrix[some])) for matrix in (counts, x))
-    # The exponential of what was never log-transformed may be infinite.
-    with np.errstate(over="ignore", invalid="ignore"):
-        factors = np.expm1(some_x.astype(float))
-        scaled = raw * (factors.sum(1) / np.maximum(raw.sum(1), 1))[:, None]
-    is_silent = [matrix.sum(1) == 0 for matrix in (raw, factors)]
-    if not (
-        np.isfinite(factors).all()
-        and np.array_equal(*is_silent)
-        and np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9))
-    ):
-        raise ValueError(
-            f"Expression is not log1p of the counts in adata.layers[{counts_layer!r}] (`counts_layer`) times a factor for each "
-            f"cell, so counts cannot be drawn. Normalise it with {NORMALISE_ADVICE}."
-        )
-    return counts
-
-
-def warn_of_unusual_expression(x: Expression, kind: ExpressionKind) -> None:
-    """Warn once if expression to be registered is counts, has negative values, or is CSC."""
-    if kind.counts:
-        warn(
-            "Expression holds whole numbers only: these look like raw counts, and SpaPerb is made "
-            f"for log-normalised expression. Normalise first: {NORMALISE_ADVICE}."
-        )
-    if not kind.nonnegative:
-        warn(
-            "Expression holds negative values (scaled or residual data?). They are used as they "
-            "are, and predictions will not be clipped at 0."
-        )
-    if sparse.issparse(x) and x.format == "csc":
-        warn(
-            "Expression is a CSC matrix, from which single cells are read slowly. Training is "
-            "faster after `adata.X = adata.X.tocsr()`."
-        )
 
 
 def check_column(adata: AnnData, argument: str, key: str) -> None:
@@ -481,18 +384,6 @@ def missing_genes_hint(adata: AnnData, missing: npt.NDArray) -> str:
 
 def _without_version(name: str) -> str:
     return name.split(".")[0] if ENSEMBL_ID.match(name) else name
-
-
-def _value_blocks(x: Expression) -> Iterator[np.ndarray]:
-    """All stored values, in blocks that are small next to the matrix."""
-    if isinstance(x, DaskArray):
-        for rows in track(x.blocks, description="Checking", disable=x.numblocks[0] < MANY_BLOCKS):
-            yield from _value_blocks(rows.compute())
-        return
-    values = x.data if sparse.issparse(x) else x
-    step = ROWS_AT_ONCE if values.ndim == 2 else ROWS_AT_ONCE * 1024
-    for start in range(0, len(values), step):
-        yield values[start : start + step]
 
 
 def warn(message: str) -> None:

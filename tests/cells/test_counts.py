@@ -9,7 +9,7 @@ from scipy import stats
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.benchmark import Task, make_fold
-from spaperb.cells import CountChange
+from spaperb.cells import CountChange, Sample
 from spaperb.populations import dispersion, rate, scale_of, size_of
 
 TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
@@ -23,6 +23,10 @@ def cells():
     p, theta = rng.gamma(1, 2, 30), np.full(30, 2.0)
     counts = rng.poisson(size[:, None] * p * rng.gamma(theta, 1 / theta, (2000, 30)))
     return np.log1p(counts * 10 / size[:, None]), counts.astype(float), size
+
+
+def sample_of(x, counts, order):
+    return Sample(x, counts, order, rate(counts, size_of(counts, scale_of(x, counts))))
 
 
 def test_moments(cells):
@@ -55,10 +59,7 @@ def test_the_mean_is_the_one_asked_for(cells):
     order = even(len(x), 30)
     change = np.random.default_rng(2).normal(0, 0.7, 30)
     found = CountChange.of(
-        x,
-        counts,
-        order,
-        rate(counts, size_of(counts, scale_of(x, counts))),
+        sample_of(x, counts, order),
         change,
         np.full(30, 2.0),
     )
@@ -75,10 +76,7 @@ def test_no_change_changes_no_count(cells):
     x, counts, _ = cells
     order = even(len(x), 30)
     found = CountChange.of(
-        x,
-        counts,
-        order,
-        rate(counts, size_of(counts, scale_of(x, counts))),
+        sample_of(x, counts, order),
         np.zeros(30),
         np.full(30, 2.0),
     )
@@ -92,10 +90,7 @@ def test_empty_cells_and_silent_genes(cells):
     counts[:, 0] = x[:, 0] = 0
     order = even(50, 30)
     found = CountChange.of(
-        x,
-        counts,
-        order,
-        rate(counts, size_of(counts, scale_of(x, counts))),
+        sample_of(x, counts, order),
         np.full(30, 0.5),
         np.full(30, 2.0),
     )

@@ -1,6 +1,6 @@
 """From the mean change of a population to its cells, which have that mean to the last digits."""
 
-from spaperb.cells._counts import CountChange
+from spaperb.cells._counts import CountChange, Sample
 from spaperb.cells._detection import Detection
 from spaperb.cells._making import CellMaker, How, PopulationChange
 from spaperb.cells._order import Survey, order_of
@@ -11,6 +11,7 @@ __all__ = [
     "Detection",
     "How",
     "PopulationChange",
+    "Sample",
     "Survey",
     "order_of",
 ]

@@ -16,6 +16,7 @@ cells (:mod:`spaperb.cells._order`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,19 @@ NUDGE = 1.2
 """Factor on both sides of a rate that the slope of the mean is taken between: wide for its steps."""
 CLOSE = 1e-5
 """A mean of less is that of cells without a count."""
+
+
+class Sample(NamedTuple):
+    """Control cells that rates are found on.
+
+    ``x`` and ``counts``, log-normalised and raw, ``(n, G)``; numbers of each cell and gene on (0, 1), ``order``, ``(n, G)``; and
+    the rates of the population that they are of, ``before``, ``(G,)``.
+    """
+
+    x: npt.NDArray
+    counts: npt.NDArray
+    order: FloatArray
+    before: FloatArray
 
 
 @dataclass
@@ -50,30 +64,19 @@ class CountChange:
     theta: FloatArray
 
     @classmethod
-    def of(
-        cls,
-        x: npt.NDArray,
-        counts: npt.NDArray,
-        order: FloatArray,
-        before: FloatArray,
-        change: FloatArray,
-        theta: FloatArray,
-    ) -> CountChange:
+    def of(cls, sample: Sample, change: FloatArray, theta: FloatArray) -> CountChange:
         """Find the rates that give the predicted change.
 
         Parameters
         ----------
-        x, counts
-            Control cells of the context, log-normalised and raw, ``(n, G)``.
-        order
-            Numbers of each cell and gene on (0, 1), ``(n, G)``.
-        before
-            Rates of the context, ``(G,)``.
+        sample
+            The cells.
         change
             Predicted change of the mean of ``x``, ``(G,)``.
         theta
             Dispersion of stimulated cells, ``(G,)``.
         """
+        x, counts, order, before = sample
         scale = scale_of(x, counts)
         size = size_of(counts, scale)
         target = np.maximum(x.mean(axis=0, dtype=np.float64) + change, 0)
@@ -94,13 +97,7 @@ class CountChange:
         return cls(before, found, theta)
 
     def moved(
-        self,
-        by: FloatArray,
-        low: FloatArray,
-        high: FloatArray,
-        x: npt.NDArray,
-        counts: npt.NDArray,
-        order: FloatArray,
+        self, by: FloatArray, low: FloatArray, high: FloatArray, sample: Sample
     ) -> CountChange:
         """Move the mean by so much, ``(G,)``: a step of Newton's method within bounds.
 
@@ -110,9 +107,10 @@ class CountChange:
             What is to be added to the mean of each gene.
         low, high
             Rates that are known to be too low and too high, ``(G,)``; 0 and infinite where none is.
-        x, counts, order
-            Cells to take the slope from, as for :meth:`of`.
+        sample
+            Cells to take the slope from.
         """
+        x, counts, order, _ = sample
         scale = scale_of(x, counts)
         size = size_of(counts, scale)
         means = [

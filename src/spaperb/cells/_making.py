@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.cells._counts import CountChange
+from spaperb.cells._counts import CountChange, Sample
 from spaperb.cells._detection import Detection
 from spaperb.cells._order import GRID, Part, Survey, order_of, ranks_of
 from spaperb.populations import TINY, Profile, scale_of, size_of
@@ -105,89 +105,88 @@ class CellMaker:
                 yield cells.rows[wanted], made[wanted]
 
     def _make(self, cells: Cells, part: Part) -> npt.NDArray:
-        x = cells.x[part.within]
+        p, x = part.population, cells.x[part.within]
         if self.how == "shift":
-            shift = self.changes[part.population].mean.astype(np.float32)
+            shift = self.changes[p].mean.astype(np.float32)
             return np.maximum(x + shift, np.float32(self.minimum))
         if self.how == "detection":
-            detection = self._detections[part.population]
-            draws = (
-                detection.apply(x, part.order(self.seed, draw)) for draw in range(self.n_samples)
-            )
-            return sum(draws) / np.float32(self.n_samples)
-        raw = cells.counts[part.within]
-        change = self._counts[part.population]
-        return change.apply(raw, size_of(raw, scale_of(x, raw)), part.order(self.seed, 0))
+            orders = (part.order(self.seed, draw) for draw in range(self.n_samples))
+            return np.mean([self._detections[p].apply(x, order) for order in orders], axis=0)
+        raw, size, _ = _counts_of(cells, part)
+        return self._counts[p].apply(raw, size, part.order(self.seed, 0))
 
     def _settle_detections(self) -> None:
         """Scale each gene's cells to the exact mean, which their numbers meet to about a cell."""
-        sums = {p: np.zeros(len(self.survey.query.columns)) for p in self.changes}
-        for cells, part in self._parts("Settling means", self.changes):
-            made = self._make(cells, part).astype(np.float64)
-            sums[part.population] += np.rint(made * GRID).sum(axis=0)
-        for p, detection in self._detections.items():
-            detection.settle(sums[p] / GRID / self.survey.profiles[p].n)
+        for p, mean in self._means(self._make, self.changes).items():
+            self._detections[p].settle(mean)
 
     def _settle_counts(self) -> None:
-        """Find the rates of each population on some of its cells, and again by what all of them give."""
-        sampled: dict[int, tuple[npt.NDArray, ...]] = {}
-        survey = self.survey
-        sizes = {p: survey.profiles[p].n for p in self.changes}
+        """Find the rates of each population on some of its cells, and move them by what these give all cells."""
+        sizes = {p: self.survey.profiles[p].n for p in self.changes}
         n_sampled = {p: n if n <= MAX_SOLVED else N_SOLVED for p, n in sizes.items()}
         batch = np.cumsum(list(n_sampled.values())) // MAX_HELD
+        samples: dict[int, Sample] = {}
         for number in np.unique(batch):
             some = {
                 p: n for (p, n), b in zip(n_sampled.items(), batch, strict=True) if b == number
             }
-            for p, cells in self._sample(some).items():
+            for p, sample in self._sample(some).items():
                 change = self.changes[p]
                 theta = np.array([c.dispersion for c in change.references], dtype=float)
                 theta = np.exp(change.weights @ np.log(theta) / change.weights.sum())
-                self._counts[p] = CountChange.of(*cells, change.mean, theta)
+                self._counts[p] = CountChange.of(sample, change.mean, theta)
                 if sizes[p] > MAX_SOLVED:
-                    sampled[p] = cells
-        n_genes = len(survey.query.columns)
-        best = {p: (self._counts[p], np.full(n_genes, np.inf)) for p in sampled}
-        bounds = {p: (np.zeros(n_genes), np.full(n_genes, np.inf)) for p in sampled}
-        for _ in range(N_SETTLED if sampled else 0):
-            sums = {p: np.zeros(n_genes) for p in sampled}
-            for cells, part in self._parts("Settling means", sampled):
-                x, raw = cells.x[part.within], cells.counts[part.within]
-                made = np.log1p(self._make(cells, part) * scale_of(x, raw)[:, None])
-                sums[part.population] += np.rint(made * GRID).sum(axis=0)
-            for p, (counts, least) in best.items():
-                mean = survey.profiles[p].mean + self.changes[p].mean
-                missed = np.maximum(mean, 0) - sums[p] / GRID / sizes[p]
-                best[p] = (
-                    counts.where(np.abs(missed) >= least, self._counts[p]),
-                    np.minimum(np.abs(missed), least),
-                )
-                rate, (low, high) = self._counts[p].after, bounds[p]
-                bounds[p] = np.where(missed > 0, rate, low), np.where(missed < 0, rate, high)
-                self._counts[p] = self._counts[p].moved(missed, *bounds[p], *sampled[p][:3])
-        self._counts |= {p: counts for p, (counts, _) in best.items()}
+                    samples[p] = sample
+        best, missed_least, low, high = {}, {}, {}, {}
+        for p in samples:
+            best[p], n_genes = self._counts[p], len(self.changes[p].mean)
+            missed_least[p], low[p], high[p] = (np.full(n_genes, x) for x in (np.inf, 0, np.inf))
+        for _ in range(N_SETTLED if samples else 0):
+            for p, mean in self._means(self._normalised_counts, samples).items():
+                wanted = self.survey.profiles[p].mean + self.changes[p].mean
+                missed, now = np.maximum(wanted, 0) - mean, self._counts[p]
+                is_best = np.abs(missed) < missed_least[p]
+                best[p] = now.where(is_best, best[p])
+                missed_least[p] = np.minimum(np.abs(missed), missed_least[p])
+                low[p] = np.where(missed > 0, now.after, low[p])
+                high[p] = np.where(missed < 0, now.after, high[p])
+                self._counts[p] = now.moved(missed, low[p], high[p], samples[p])
+        self._counts |= best
 
-    def _sample(self, sizes: dict[int, int]) -> dict[int, tuple[npt.NDArray, ...]]:
-        """For :meth:`CountChange.of`: some cells of populations, at random, numbers of these alone, and the rates of all."""
+    def _normalised_counts(self, cells: Cells, part: Part) -> npt.NDArray:
+        return np.log1p(self._make(cells, part) * _counts_of(cells, part)[2][:, None])
+
+    def _means(
+        self, make: Callable[[Cells, Part], npt.NDArray], populations: Collection[int]
+    ) -> dict[int, FloatArray]:
+        """Mean over all cells of some populations of what is made of them, exactly, in any order of cells."""
+        sums = {p: np.zeros(len(self.survey.query.columns)) for p in populations}
+        for cells, part in self._parts("Settling means", populations):
+            made = make(cells, part).astype(np.float64)
+            sums[part.population] += np.rint(made * GRID).sum(axis=0)
+        return {p: total / GRID / self.survey.profiles[p].n for p, total in sums.items()}
+
+    def _sample(self, sizes: dict[int, int]) -> dict[int, Sample]:
+        """Some cells of populations, at random, with numbers of these alone."""
         rng = np.random.default_rng(0)
         is_sampled = np.zeros(len(self.survey.populations), dtype=bool)
         for p, n in sizes.items():
             is_sampled[rng.permutation(np.flatnonzero(self.survey.populations == p))[:n]] = True
-        found: dict[int, list[tuple[npt.NDArray, ...]]] = {p: [] for p in sizes}
-        totals = {p: [np.zeros(len(self.survey.query.columns)), 0.0] for p in sizes}
+        found: dict[int, list[tuple[npt.NDArray, npt.NDArray]]] = {p: [] for p in sizes}
+        total = {p: np.zeros(len(self.survey.query.columns)) for p in sizes}
+        total_size = dict.fromkeys(sizes, 0.0)
         for cells, part in self._parts("Looking at counts", sizes):
-            x, counts = cells.x[part.within], cells.counts[part.within]
-            totals[part.population][0] += counts.sum(axis=0)
-            totals[part.population][1] += size_of(counts, scale_of(x, counts)).sum()
-            within = part.within[is_sampled[cells.rows[part.within]]]
-            found[part.population].append((cells.x[within], cells.counts[within]))
-        sampled = {}
+            p, (raw, size, _) = part.population, _counts_of(cells, part)
+            total[p] += raw.sum(axis=0)
+            total_size[p] += size.sum()
+            some = is_sampled[cells.rows[part.within]]
+            found[p].append((cells.x[part.within][some], raw[some]))
+        samples = {}
         for p, pieces in found.items():
-            x, counts = map(np.concatenate, zip(*pieces, strict=True))
-            total, size = totals[p]
+            x, raw = map(np.concatenate, zip(*pieces, strict=True))
             order = order_of(*ranks_of(x != 0), self.seed, 0)
-            sampled[p] = x, counts, order, total / max(size, TINY)
-        return sampled
+            samples[p] = Sample(x, raw, order, total[p] / max(total_size[p], TINY))
+        return samples
 
     def _parts(
         self, description: str, populations: Collection[int]
@@ -198,3 +197,12 @@ class CellMaker:
                 for part in parts:
                     if part.population in populations:
                         yield cells, part
+
+
+def _counts_of(cells: Cells, part: Part) -> tuple[npt.NDArray, FloatArray, FloatArray]:
+    """Raw counts of cells, ``(n, G)``, their size factors and what normalisation multiplied them by, ``(n,)``."""
+    if cells.counts is None:
+        raise ValueError("Counts are drawn from cells that come with counts.")
+    raw = cells.counts[part.within]
+    scale = scale_of(cells.x[part.within], raw)
+    return raw, size_of(raw, scale), scale
