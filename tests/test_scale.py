@@ -455,6 +455,18 @@ class TestFoldChanges:
         share = np.array(of_arm) / np.sum(of_arm, axis=1, keepdims=True)
         np.testing.assert_allclose(means[0], np.diff(np.log2(share + 1e-6), axis=0)[0], atol=1e-5)
 
+    def test_the_target_sum_is_no_less_than_known_where_genes_were_dropped(self):
+        for target_sum in (1e3, 1e4, 1e6):
+            x = table_cells(None, target_sum).X
+            assert Scale.of(x).target_sum == pytest.approx(target_sum, rel=1e-5)
+            part = Scale.of(x[:, :50])
+            assert not part.is_of_all_genes
+            if target_sum <= 1e4:
+                assert part.target_sum == 1e4
+            else:
+                assert 2e5 < part.target_sum < 1e6
+        assert Scale.of(np.zeros((20, 5))).target_sum == 1e4
+
     def test_means_too_large_for_an_exponential(self):
         scale = Scale(True, False, 2.0, UNKNOWN, 5e3, 1e4, 1e4, 1e4)
         change = log2_fold_change(pd.Series([4000.0, 0.0]), pd.Series([5000.0, 5000.0]), scale)

@@ -893,8 +893,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
               control cells would find
             - ``log2_fold_change``: of the means, transformed back with the base of the training
-              cells, and a millionth of what a training cell's values add up to (in the median,
-              transformed back) added to each: 0.01 for cells of 10,000 counts
+              cells, and 0.01 counts per 10,000 added to each: a millionth of the target sum that
+              these were normalised to. If genes were dropped since, that is taken for 10,000 or,
+              if larger, what the largest cell adds up to
             - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
               ``gseapy.prerank`` or ``decoupler``
             - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by

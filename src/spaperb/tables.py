@@ -21,9 +21,8 @@ from spaperb.validation import warn
 MAX_CELLS = 10_000
 """Cells of a group that its means are taken from."""
 PSEUDOCOUNT = 1e-6
-"""Share of a cell's total added to both means of a fold change, so that silent genes have one: 0.01
-counts per 10,000. The total is the median of the training cells over the model's genes, which with
-few genes is smaller than the target sum of the normalisation, which nothing tells."""
+"""Share of the target sum added to both means of a fold change, so that silent genes have one: 0.01
+counts per 10,000."""
 
 
 def response_table(
@@ -128,10 +127,9 @@ def log2_fold_change(before: pd.Series, after: pd.Series, scale: Scale) -> pd.Se
     before, after
         Mean log-normalised expression; what is negative counts as 0.
     scale
-        Scale of the expression: the base, and the total that the pseudocount is a share of.
+        Scale of the expression: the base, and the target sum that the pseudocount is a share of.
     """
-    # Cells that express nothing have no total, and no fold change with any pseudocount.
-    pseudocount = PSEUDOCOUNT * (scale.total or 1.0)
+    pseudocount = PSEUDOCOUNT * scale.target_sum
     natural = (mean.clip(lower=0) * math.log(scale.base) for mean in (before, after))
     # The logarithm of exp(x) - 1 + pseudocount, of an x too large for an exponential too.
     first, last = (x + np.log1p((pseudocount - 1) * np.exp(-x)) for x in natural)

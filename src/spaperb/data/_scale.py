@@ -46,6 +46,9 @@ MOST_COUNTS = 1e7
 """No gene of a cell has so many: a logarithm whose back-transform is larger is none."""
 SAME_TOTAL, FEWEST_CELLS = 0.01, 10
 """Totals are the same if nine of ten are within this share of the median, in so many cells."""
+NO_GENES_DROPPED = 0.9
+"""Least total over the largest, above which at most genes that hardly any cell expresses are gone."""
+USUAL_TARGET_SUM = 1e4
 LARGEST_MULTIPLE, NEAR_MULTIPLE, FEWEST_MULTIPLES = 200, 0.02, 4
 """Multiples up to which single precision is exact enough, how far one may be from a whole number,
 and how many different ones make a cell worth looking at."""
@@ -151,6 +154,20 @@ class Scale:
     def is_logarithm(self) -> bool:
         """Whether values can be transformed back, as far as is known."""
         return self.looks in (LOG_NORMALISED, NOT_NORMALISED, UNKNOWN)
+
+    @property
+    def is_of_all_genes(self) -> bool:
+        """Whether no genes were dropped since the normalisation: all cells have about one total."""
+        return self.least_total > NO_GENES_DROPPED * self.most_total
+
+    @property
+    def target_sum(self) -> float:
+        """Total that cells were normalised to.
+
+        Where genes were dropped nothing tells it. It is no less than the largest total of a cell
+        then, and is taken for that or, by custom, 10,000.
+        """
+        return self.total if self.is_of_all_genes else max(USUAL_TARGET_SUM, self.most_total)
 
     def __str__(self) -> str:
         """Name of the scale and what was found."""
@@ -393,8 +410,7 @@ def _advice_for_query(trained_on: Scale) -> str:
             "Bring them to that scale, or better train on log-normalised cells: "
             f"{NORMALISE_ADVICE}."
         )
-    is_whole = trained_on.most_total < (1 + SAME_TOTAL) * trained_on.least_total
-    target = f"{trained_on.total:.6g}" if is_whole else "..."
+    target = f"{trained_on.target_sum:.6g}" if trained_on.is_of_all_genes else "..."
     is_natural = math.isclose(trained_on.base, math.e)
     base = "" if is_natural else f", base={_name(trained_on.base)}"
     return (
