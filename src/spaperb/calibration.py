@@ -146,7 +146,7 @@ class Calibration:
         for sample in track(samples, description="Calibrating"):
             treatment, k = contexts.treatments[sample.treatment], sample.context
             left_out = None if situation == "alone" else treatment.perturbation
-            without = Response(contexts.without(k, left_out), response.parts, response.singles)
+            without = response.without(k, left_out)
             subject = Subject(contexts.control[k], contexts.cells[k], k)
             parts = response.parts[treatment.perturbation]
             number = None if situation == "combined" else treatment.perturbation

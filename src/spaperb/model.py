@@ -566,7 +566,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         ``indices`` where it matters.
 
         The cells may be new: of cell types that were never seen, without condition or cell type
-        column, with genes in another order. Genes are matched by name.
+        column, with genes in another order. Genes are matched by name; cell types, batches and the
+        control value by value or spelling. A cell type is its cells: their change is predicted
+        from their own control cells, and what training measured under its name counts as far as
+        these are alike.
 
         Parameters
         ----------
@@ -588,7 +591,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             Whether to take the posterior's mean for z, rather than draws from the posterior.
         seed
             Seed of the draws. A cell's draws depend on it and on the cell's row alone; with
-            ``response``, on its place among the cells of its type.
+            ``response``, on its rank among the cells of its type, so that their mean is the
+            predicted one.
         detection
             With ``response``: whether the change of a gene's mean also changes how many cells
             express it, so that silent genes stay silent in most cells, or is added to every cell.

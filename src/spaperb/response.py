@@ -16,9 +16,11 @@ phi_a(s) what anchor a says of s without s, and f(s) all of its features (see :f
 rho is the share of the shifts' squares that sampling noise does not explain, so that noise is pulled to "no
 change", and below a tenth is it. The forest's leaves grow with the noise of t, and where less than three tenths of
 t is more than noise there is none. A context whose shift was measured keeps it as far as it
-was measured well, R = prior + tau^2 / (tau^2 + v) (Delta - prior), with the anchors' leave-one-out value as prior and for tau^2
-the larger of two estimates of the prior's squared error beyond noise: that of all shifts, in proportion to scale^2, and the
-gene's own, rho ((Delta - prior)^2 - v), with the rho of this shift's Delta - prior.
+was measured well, R = prior + t (Delta - prior), t = tau^2 / (tau^2 + v). The prior is the anchors'
+leave-one-out value or, where the shift was measured with few cells, all that is predicted without it.
+tau^2 is the larger of two estimates of its squared error beyond noise: that of all shifts, in
+proportion to scale^2, and the gene's own, rho ((Delta - prior)^2 - 9 v), with the rho of this
+shift's Delta - prior.
 
 With several perturbations every shift of every perturbation is a sample s, and the mean shift of the other perturbations
 in a context is one more anchor of the shifts there. The shift of a combination that was never measured is
@@ -65,6 +67,8 @@ BY_CHANCE = 9.0
 """Squared errors that chance explains, in sampling variances: among thousands of genes some are 3 standard deviations off."""
 FEW_CELLS = 50
 """A shift that was measured in fewer cells is held against all that is predicted without it, forest and all."""
+FEW_SHIFTS = 30
+"""Of more shifts a forest for each that was measured in few cells takes too long, and the anchors have to do."""
 LEAF = 10
 """Samples in a leaf of the forest at least; more where the samples are noisy."""
 SCALE_FLOOR = 0.05
@@ -515,15 +519,12 @@ class Response:
         description = self._describe(sample, *known)
         prior, scale = description.anchors @ regression.anchor_weights, description.scale
         references = treatment.stimulated
-        if treatment.n[i] < FEW_CELLS and len(treatment.paired) > 1:
+        is_few = treatment.n[i] < FEW_CELLS and len(self.samples) <= FEW_SHIFTS
+        if is_few and len(treatment.paired) > 1:
             without = self.without(sample.context, treatment.perturbation)
-            predicted = without.at(self._subject(sample.context), without.number_of(treatment))
-            prior, scale, references, weights = (
-                predicted.mean,
-                predicted.scale,
-                predicted.references,
-                predicted.weights,
-            )
+            number = [t[:2] for t in without.contexts.treatments].index(treatment[:2])
+            predicted = without.at(self._subject(sample.context), number)
+            prior, _, _, _, scale, references, weights = predicted
         mean, trust = regression.measured(prior, scale, shift, variance)
         return Change.improved(mean, trust, variance, scale, references, weights)
 
@@ -533,11 +534,6 @@ class Response:
     def without(self, k: int, perturbation: int | None) -> Response:
         """Forget what was measured of a perturbation in a context, or all that was measured there."""
         return Response(self.contexts.without(k, perturbation), self.parts, self.singles)
-
-    def number_of(self, treatment: Treatment) -> int:
-        """Number of the treatment with the perturbation and dose of another."""
-        of = [t[:2] for t in self.contexts.treatments]
-        return of.index(treatment[:2])
 
     def regression(self, contexts: bool, perturbations: bool) -> Regression:
         """Return the regression of changes that other contexts, or other perturbations there, tell of."""
@@ -570,7 +566,7 @@ class Response:
                 continue
             treatment, k = self.contexts.treatments[sample.treatment], sample.context
             parts = self.parts[treatment.perturbation]
-            subject = Subject(self.contexts.control[k], self.contexts.cells[k], k)
+            subject = self._subject(k)
             changes = [self.at_dose(subject, part, treatment.dose) for part in parts]
             common = self._common(subject, treatment.dose)
             descriptions.append(describe_combination(common, changes, subject.profile))
