@@ -20,7 +20,7 @@ from crispr import HIDDEN_PAIRS
 from spaperb.contexts import Contexts
 from spaperb.perturbations import Perturbations
 from spaperb.populations import mean_expression
-from spaperb.response import Response
+from spaperb.response import BY_CHANCE, Response
 
 HERE = Path(__file__).parent
 N_HALVES = 3
@@ -80,6 +80,9 @@ def errors(cells: ad.AnnData, condition_key: str, labels_key: str, measured: lis
                     ),
                     "largest of all shifts' and rho of each gene (default)": np.maximum(
                         scale2 * regression.tau2, rho * each
+                    ),
+                    "largest of all shifts' and rho of each gene beyond 9 v (of few cells)": (
+                        np.maximum(scale2 * regression.tau2, rho * (error**2 - BY_CHANCE * v))
                     ),
                     "largest of this shift's and of each gene": np.maximum(scale2 * own, each),
                 }

@@ -35,7 +35,7 @@ from spaperb import datasets, metrics, populations, response
 from spaperb.benchmark import SpaPerb, Task, make_fold
 from spaperb.contexts import Contexts
 from spaperb.perturbations import Target
-from spaperb.response import Regression, Response, describe
+from spaperb.response import Regression, Response, Subject, describe
 
 HERE = Path(__file__).parent
 MIN_CELLS = 50
@@ -244,11 +244,13 @@ def networks(fold: Inner) -> dict[str, dict[str, float]]:
     model = SpaPerb(objective="residual").fit(fold.train, **setup).model
     transfer = model._transfer
     k = transfer.contexts.names.index(fold.name)
-    n = transfer.network_change(k, 0, None)
+    n = transfer.network_changes[0, k].astype(float)
+    subject = Subject(transfer.contexts.control[k], transfer.contexts.cells[k], k)
     rows["network alone"] = score(n, fold)
     for share in (0.0, 0.1, 0.2, 0.5):
         mixed = dataclasses.replace(transfer, network_share=share)
-        change = mixed.known(k, Target("stimulated", 0, (0,)), n).mean
+        target = Target("stimulated", 0, (0,))
+        change = mixed.change(subject, target, n, is_control=True).mean
         rows[f"network_share {share}"] = score(change, fold)
     projection = populations.fit_projection(fold.train.X)
     kept = ("pearson_delta", "mse_mean", "energy_distance", "variance_ratio")

@@ -19,8 +19,8 @@ t is more than noise there is none. A context whose shift was measured keeps it 
 was measured well, R = prior + t (Delta - prior), t = tau^2 / (tau^2 + v). The prior is the anchors'
 leave-one-out value or, where the shift was measured with few cells, all that is predicted without it.
 tau^2 is the larger of two estimates of its squared error beyond noise: that of all shifts, in
-proportion to scale^2, and the gene's own, rho ((Delta - prior)^2 - 9 v), with the rho of this
-shift's Delta - prior.
+proportion to scale^2, and the gene's own, rho ((Delta - prior)^2 - v), with the rho of this shift's
+Delta - prior, and 9 v in place of v where it was measured with few cells.
 
 With several perturbations every shift of every perturbation is a sample s, and the mean shift of the other perturbations
 in a context is one more anchor of the shifts there. The shift of a combination that was never measured is
@@ -63,10 +63,10 @@ MIN_RELIABILITY = 0.1
 MIN_LEARNABLE = 0.3
 """Where less of what the anchors leave is more than noise, a forest learns the noise."""
 N_TREES = 100
-BY_CHANCE = 9.0
-"""Squared errors that chance explains, in sampling variances: among thousands of genes some are 3 standard deviations off."""
 FEW_CELLS = 50
 """A shift that was measured in fewer cells is held against all that is predicted without it, forest and all."""
+BY_CHANCE = 9.0
+"""Squared errors of such a shift that chance explains, in sampling variances: the means of a few cells have long tails."""
 FEW_SHIFTS = 30
 """Of more shifts a forest for each that was measured in few cells takes too long, and the anchors have to do."""
 LEAF = 10
@@ -350,7 +350,12 @@ class Regression:
         return change
 
     def measured(
-        self, prior: FloatArray, scale: FloatArray, shift: FloatArray, variance: FloatArray
+        self,
+        prior: FloatArray,
+        scale: FloatArray,
+        shift: FloatArray,
+        variance: FloatArray,
+        by_chance: float,
     ) -> tuple[FloatArray, FloatArray]:
         """Improve a measured shift by what is known without it, its ``prior``.
 
@@ -363,7 +368,7 @@ class Regression:
         rho = reliability(error[None], variance[None], np.ones(1))
         # What no other shift hints at may still be there, and large: the gene's own error counts too,
         # as far as chance does not explain it.
-        tau2 = np.maximum(scale**2 * self.tau2, rho * (error**2 - BY_CHANCE * variance))
+        tau2 = np.maximum(scale**2 * self.tau2, rho * (error**2 - by_chance * variance))
         trust = tau2 / np.maximum(tau2 + variance, 1e-12)
         return prior + trust * error, trust
 
@@ -519,13 +524,14 @@ class Response:
         description = self._describe(sample, *known)
         prior, scale = description.anchors @ regression.anchor_weights, description.scale
         references = treatment.stimulated
-        is_few = treatment.n[i] < FEW_CELLS and len(self.samples) <= FEW_SHIFTS
-        if is_few and len(treatment.paired) > 1:
+        is_few = treatment.n[i] < FEW_CELLS
+        if is_few and len(treatment.paired) > 1 and len(self.samples) <= FEW_SHIFTS:
             without = self.without(sample.context, treatment.perturbation)
             number = [t[:2] for t in without.contexts.treatments].index(treatment[:2])
             predicted = without.at(self._subject(sample.context), number)
             prior, _, _, _, scale, references, weights = predicted
-        mean, trust = regression.measured(prior, scale, shift, variance)
+        by_chance = BY_CHANCE if is_few else 1.0
+        mean, trust = regression.measured(prior, scale, shift, variance, by_chance)
         return Change.improved(mean, trust, variance, scale, references, weights)
 
     def _subject(self, k: int) -> Subject:
