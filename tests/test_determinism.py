@@ -23,6 +23,13 @@ def train(objective, adata=None, **train_kwargs) -> SpaPerbModel:
     return model
 
 
+# The cells are of another simulation, one type of them new: it is said, and is no matter here.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:These cell types are new:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The control cells of these:UserWarning"),
+]
+
+
 @pytest.fixture(scope="module", params=["published", "residual"])
 def objective(request):
     return request.param

@@ -192,7 +192,8 @@ class TestPrediction:
             for target in (Target("A+B", None, (0, 1)), Target("A", 0, (0,)), Target("B", 1, (1,)))
         )
         np.testing.assert_array_equal(both, np.minimum(a, b))
-        assert both.max() > 0.4
+        # B was measured with ten cells
+        assert both.max() > 0.2
         assert not response.predict(
             known._replace(number=None), Target("", None, (0, 1))
         ).measured.any()
@@ -218,7 +219,8 @@ class TestPrediction:
         bare = ad.AnnData(
             known.X, obs=pd.DataFrame({"cell_type": "new"}, known.obs_names), var=known.var
         )
-        elsewhere = change(model, bare, "A+C", detection=False)
+        with pytest.warns(UserWarning, match="knows none of the cell types"):
+            elsewhere = change(model, bare, "A+C", detection=False)
         assert np.corrcoef(elsewhere, together)[0, 1] > 0.8
 
     def test_a_screen_in_one_cell_line(self, data):
@@ -226,8 +228,8 @@ class TestPrediction:
         line = data[(data.obs["cell_type"] == "type_0") & (data.obs["condition"] != "A+B")].copy()
         model = fit(line)
         known = control_of(line)
-        # A has 40 cells and is kept, B ten and is shrunk
-        for name, genes, least in (("A", slice(0, 10), 0.8), ("B", slice(10, 20), 0.4)):
+        # A has 40 cells and is kept, B ten and is shrunk: chance explains much of what ten cells say
+        for name, genes, least in (("A", slice(0, 10), 0.8), ("B", slice(10, 20), 0.2)):
             cells = line.X[(line.obs["condition"] == name).to_numpy()]
             measured = (cells.mean(0) - known.X.mean(0))[genes].mean()
             kept = change(model, known, name, detection=False)[genes].mean() / measured
@@ -517,8 +519,20 @@ class TestBatches:
         unknown, none, known = cells.copy(), cells.copy(), cells
         unknown.obs["lane"] = "third"
         del none.obs["lane"]
-        np.testing.assert_array_equal(change(model, unknown), change(model, none))
-        assert not np.allclose(change(model, unknown), change(model, known))
+        with pytest.warns(UserWarning, match=r"none of the 1 batches.*third.*first, second"):
+            of_unknown = change(model, unknown)
+        np.testing.assert_array_equal(of_unknown, change(model, none))
+        assert not np.allclose(of_unknown, change(model, known))
+
+    def test_batches_of_another_type_are_those_of_training(self, confounded):
+        """The number 1 and the text "1" are one batch."""
+        numbered = confounded.copy()
+        numbered.obs["lane"] = (numbered.obs["lane"] == "second").astype(int)
+        model = fit(numbered, {"batch_key": "lane"}, response=False)
+        cells = control_of(numbered)
+        as_text = cells.copy()
+        as_text.obs["lane"] = cells.obs["lane"].astype(str)
+        np.testing.assert_array_equal(change(model, as_text), change(model, cells))
 
     def test_one_batch_is_no_covariate(self, adata):
         adata.obs["lane"] = "only"

@@ -81,7 +81,7 @@ def errors(cells: ad.AnnData, condition_key: str, labels_key: str, measured: lis
                     "largest of all shifts' and rho of each gene (default)": np.maximum(
                         scale2 * regression.tau2, rho * each
                     ),
-                    "largest of all shifts' and rho of each gene beyond 9 v (of few cells)": (
+                    "largest of all shifts' and rho of each gene beyond 9 v (of one cell)": (
                         np.maximum(scale2 * regression.tau2, rho * (error**2 - BY_CHANCE * v))
                     ),
                     "largest of this shift's and of each gene": np.maximum(scale2 * own, each),

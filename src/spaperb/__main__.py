@@ -339,7 +339,7 @@ def _leave(result: str, suffix: str, write: Callable[[Path], None], output: Path
         except OSError:
             continue
         return f"The {result} is in {path}."
-    return f"The {result} could not be written to {listed(folders)} either, and is lost."
+    return f"The {result} could not be written to {listed(map(str, folders))} either, and is lost."
 
 
 def _scores(

@@ -20,7 +20,7 @@ was measured well, R = prior + t (Delta - prior), t = tau^2 / (tau^2 + v). The p
 leave-one-out value or, where the shift was measured with few cells, all that is predicted without it.
 tau^2 is the larger of two estimates of its squared error beyond noise: that of all shifts, in
 proportion to scale^2, and the gene's own, rho ((Delta - prior)^2 - v), with the rho of this shift's
-Delta - prior, and 9 v in place of v where it was measured with few cells.
+Delta - prior; of few cells up to 9 v are taken off in place of v.
 
 With several perturbations every shift of every perturbation is a sample s, and the mean shift of the other perturbations
 in a context is one more anchor of the shifts there. The shift of a combination that was never measured is
@@ -64,11 +64,14 @@ MIN_LEARNABLE = 0.3
 """Where less of what the anchors leave is more than noise, a forest learns the noise."""
 N_TREES = 100
 FEW_CELLS = 50
-"""A shift that was measured in fewer cells is held against all that is predicted without it, forest and all."""
+"""A shift that was measured in fewer cells is held against all that is predicted without it, forest and all. With several
+perturbations that takes too many forests, and the anchors have to do."""
 BY_CHANCE = 9.0
-"""Squared errors of such a shift that chance explains, in sampling variances: the means of a few cells have long tails."""
-FEW_SHIFTS = 30
-"""Of more shifts a forest for each that was measured in few cells takes too long, and the anchors have to do."""
+"""Squared errors that chance explains where a single cell measured a shift, in sampling variances: the means of few cells
+have long tails. It falls to 1 with FEW_CELLS."""
+BY_CHANCE = 9.0
+"""Squared errors that chance explains where a single cell measured a shift, in sampling variances: the means of few cells
+have long tails. It falls to 1 with FEW_CELLS."""
 LEAF = 10
 """Samples in a leaf of the forest at least; more where the samples are noisy."""
 SCALE_FLOOR = 0.05
@@ -525,12 +528,11 @@ class Response:
         prior, scale = description.anchors @ regression.anchor_weights, description.scale
         references = treatment.stimulated
         is_few = treatment.n[i] < FEW_CELLS
-        if is_few and len(treatment.paired) > 1 and len(self.samples) <= FEW_SHIFTS:
+        if is_few and len(treatment.paired) > 1 and len(self.contexts.treatments) == 1:
             without = self.without(sample.context, treatment.perturbation)
-            number = [t[:2] for t in without.contexts.treatments].index(treatment[:2])
-            predicted = without.at(self._subject(sample.context), number)
+            predicted = without.at(self._subject(sample.context), 0)
             prior, _, _, _, scale, references, weights = predicted
-        by_chance = BY_CHANCE if is_few else 1.0
+        by_chance = 1 + (BY_CHANCE - 1) * max(0.0, 1 - treatment.n[i] / FEW_CELLS) ** 2
         mean, trust = regression.measured(prior, scale, shift, variance, by_chance)
         return Change.improved(mean, trust, variance, scale, references, weights)
 
