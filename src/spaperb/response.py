@@ -69,9 +69,6 @@ perturbations that takes too many forests, and the anchors have to do."""
 BY_CHANCE = 9.0
 """Squared errors that chance explains where a single cell measured a shift, in sampling variances: the means of few cells
 have long tails. It falls to 1 with FEW_CELLS."""
-BY_CHANCE = 9.0
-"""Squared errors that chance explains where a single cell measured a shift, in sampling variances: the means of few cells
-have long tails. It falls to 1 with FEW_CELLS."""
 LEAF = 10
 """Samples in a leaf of the forest at least; more where the samples are noisy."""
 SCALE_FLOOR = 0.05
