@@ -1,9 +1,12 @@
 """Odd cells: Hypothesis strategies of what a user may hand in, and AnnData made of them.
 
 A `Case` says in plain values what its cells, model and prediction are like, so that Hypothesis can print and shrink it; numbers of
-expression come from its seed.
+expression come from its seed. `Sound` and `Few` are of simulated cells, enough of them to tell what must not go
+unnoticed. `HARMLESS` holds what may be done to cells without a difference to their prediction, `OTHER_SCALES` what
+may not.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +16,8 @@ import pandas as pd
 from dask import array as da
 from hypothesis import strategies as st
 from scipy import sparse
+
+from spaperb import datasets
 
 LAYER, COUNTS = "normalised", "counts"
 CONDITION, TYPE, BATCH, DOSE = "condition", "cell_type", "batch", "dose"
@@ -218,6 +223,60 @@ CASES = st.builds(
 ).map(flawed)
 
 
+@dataclass(frozen=True)
+class Sound:
+    """Simulated cells, of which every second of a type and condition is to be predicted."""
+
+    seed: int
+    n_cell_types: int
+    n_cells: int
+    n_genes: int
+    objective: str
+    counts: bool
+
+
+SOUND = st.builds(
+    Sound,
+    seed=st.integers(0, 2**16),
+    n_cell_types=st.integers(3, 5),
+    # 15 control cells of a type to predict or more: with fewer, noise explains almost any difference.
+    n_cells=st.integers(30, 60),
+    # With fewer genes a cell shows too few different counts to tell its scale from.
+    n_genes=st.integers(60, 150),
+    objective=mostly("residual", odd=("published",)),
+    counts=st.booleans(),
+)
+
+
+@dataclass(frozen=True)
+class Few:
+    """Simulated cells, of one type of which hardly any stimulated cell was measured."""
+
+    seed: int
+    n_cell_types: int
+    n_cells: int
+    n_genes: int
+    n_kept: int
+
+
+FEW = st.builds(
+    Few,
+    seed=st.integers(0, 2**16),
+    # Fewer other types, cells or genes do not tell how well a type is predicted without its own.
+    n_cell_types=st.integers(5, 8),
+    n_cells=st.integers(60, 100),
+    n_genes=st.integers(150, 300),
+    n_kept=st.integers(1, 3),
+)
+
+
+def simulated_cells(case: Sound | Few) -> ad.AnnData:
+    """Control and stimulated cells, without the truth beside them."""
+    adata = datasets.simulated(case.n_cell_types, case.n_cells, case.n_genes, seed=case.seed)
+    del adata.layers["true_control"], adata.layers["true_stimulated"]
+    return adata
+
+
 def setup_arguments(case: Case) -> dict[str, Any]:
     """Arguments of `setup_anndata`."""
     columns, conditions = case.columns, case.columns["conditions"]
@@ -333,6 +392,142 @@ def query_cells(case: Case, train: ad.AnnData) -> ad.AnnData:
         new.layers[layer] = stored
         new.X = None
     return new
+
+
+def with_layers(adata: ad.AnnData, change: Callable[[Any], Any], var: pd.DataFrame) -> ad.AnnData:
+    """The same cells with other matrices of expression and counts, for these genes."""
+    x = None if adata.X is None else change(adata.X)
+    layers = {key: change(adata.layers[key]) for key in adata.layers if key is not None}
+    return ad.AnnData(x, adata.obs.copy(), var, layers=layers)
+
+
+Names = dict[str, Any]
+"""Names of the training cells by column."""
+Change = Callable[[ad.AnnData, np.random.Generator, Names], ad.AnnData]
+
+
+def _genes_in_another_order(
+    adata: ad.AnnData, rng: np.random.Generator, names: Names
+) -> ad.AnnData:
+    return adata[:, rng.permutation(adata.n_vars)].copy()
+
+
+def _more_genes(adata: ad.AnnData, rng: np.random.Generator, names: Names) -> ad.AnnData:
+    at = rng.integers(adata.n_vars + 1)
+    genes = list(adata.var_names)
+    var = pd.DataFrame(index=[*genes[:at], "further_0", "further_1", *genes[at:]])
+    change = lambda matrix: np.insert(dense(matrix), [at, at], 0, axis=1)  # noqa: E731
+    return with_layers(adata, change, var)
+
+
+def _stored_otherwise(adata: ad.AnnData, rng: np.random.Generator, names: Names) -> ad.AnnData:
+    storages = [
+        "c",
+        "f",
+        "strided",
+        "readonly",
+        "csr_matrix",
+        "csc_array",
+        "unsorted",
+        "duplicates",
+    ]
+    storage = rng.choice([*storages, "explicit zeros", "long indices", "dask"])
+    return with_layers(
+        adata, lambda matrix: _stored(dense(matrix), matrix.dtype, storage), adata.var.copy()
+    )
+
+
+def _in_another_precision(adata: ad.AnnData, rng: np.random.Generator, names: Names) -> ad.AnnData:
+    # Models read single precision, which double holds exactly.
+    dtype = rng.choice(["f4", "f8"])
+    return with_layers(
+        adata, lambda matrix: dense(matrix).astype("f4").astype(dtype), adata.var.copy()
+    )
+
+
+def _viewed(adata: ad.AnnData, rng: np.random.Generator, names: Names) -> ad.AnnData:
+    return viewed(adata, int(rng.integers(1, 3)))
+
+
+def _columns_in_another_order(
+    adata: ad.AnnData, rng: np.random.Generator, names: Names
+) -> ad.AnnData:
+    other = adata.copy()
+    other.obs["further"] = 1.0
+    other.obs = other.obs[rng.permutation(other.obs.columns)]
+    return other
+
+
+def _spelling(name: Any) -> Any:
+    """What names are told apart by: numbers by value, texts but for case and spaces at their ends."""
+    try:
+        return float(name)
+    except ValueError:
+        return str(name).strip().casefold()
+
+
+def _typed_otherwise(key: str) -> Change:
+    def change(adata: ad.AnnData, rng: np.random.Generator, names: Names) -> ad.AnnData:
+        other = adata.copy()
+        if key not in other.obs:
+            return other
+        values = other.obs[key].astype(object)
+        found = list(values.dropna().unique())
+        # Texts that are spelled alike are told apart by their exact spelling, which has to stay then.
+        known = {*names[key], *found}
+        is_clear = len(set(map(_spelling, known))) == len(known)
+        how = rng.choice(["object", "text", "padded", "float"] if is_clear else ["object"])
+        if how == "float" and all(type(name) in (int, np.int64) for name in found):
+            values = values.astype(float).astype(object)
+        elif how in ("text", "padded"):
+            form = " {} ".format if how == "padded" else str
+            values = values.map(form, na_action="ignore")
+        present = list(values.dropna().unique())
+        categories = [present[i] for i in rng.permutation(len(present))] + [
+            _unseen(present or [""])
+        ]
+        dtypes = [object, pd.CategoricalDtype(pd.Index(categories, dtype=object).unique())]
+        if all(isinstance(name, str) for name in present):
+            dtypes.append("string")
+        other.obs[key] = values.astype(dtypes[rng.integers(len(dtypes))])
+        return other
+
+    return change
+
+
+HARMLESS: dict[str, Change] = {
+    "called twice": lambda adata, rng, names: adata.copy(),
+    "genes in another order": _genes_in_another_order,
+    "more genes": _more_genes,
+    "stored otherwise": _stored_otherwise,
+    "in another precision": _in_another_precision,
+    "a view": _viewed,
+    "columns in another order": _columns_in_another_order,
+    "types of another type": _typed_otherwise(TYPE),
+    "conditions of another type": _typed_otherwise(CONDITION),
+    "batches of another type": _typed_otherwise(BATCH),
+}
+"""The same cells in other ways: each has the prediction that it has anyway, to the last bit."""
+
+
+def _normalised(counts: np.ndarray, target_sum: float = 1e4) -> np.ndarray:
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1) * target_sum
+
+
+OTHER_SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "raw counts": lambda counts: counts,
+    "not logged": _normalised,
+    "logged twice": lambda counts: np.log1p(np.log1p(_normalised(counts))),
+    "base 2": lambda counts: np.log1p(_normalised(counts)) / np.log(2),
+    "base 10": lambda counts: np.log1p(_normalised(counts)) / np.log(10),
+    "counts per million": lambda counts: np.log1p(_normalised(counts, 1e6)),
+    "scaled": lambda counts: _scaled(np.log1p(_normalised(counts))),
+}
+"""From counts to expression on another scale than ten thousand counts and natural logarithms."""
+
+
+def _scaled(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(0)) / np.maximum(x.std(0), 1e-3)
 
 
 def viewed(adata: ad.AnnData, depth: int) -> ad.AnnData:

@@ -132,3 +132,10 @@ def test_sparse_and_dense_cells_have_the_same_components_to_the_last_bit():
     of_sparse, of_dense = Contexts.of(x, *rest), Contexts.of(x.toarray(), *rest)
     for a, b in zip(of_sparse.cells, of_dense.cells, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_components_are_double_whatever_expression_is():
+    x, *rest = context_arrays(small_cells())
+    for dtype in (np.float32, np.longdouble):
+        contexts = Contexts.of(x.toarray().astype(dtype), *rest)
+        assert {cells.dtype for cells in contexts.cells} == {np.dtype(np.float64)}

@@ -308,7 +308,7 @@ class Contexts:
 
     def project(self, cells: Expression) -> FloatArray:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""
-        return (dense(cells) - self.center) @ self.components.T
+        return (dense(cells).astype(np.float64) - self.center) @ self.components.T
 
     def neighbours(self, cells: npt.NDArray, among: IntArray) -> FloatArray:
         """Share of each context ``among`` some in the nearest control cells, ``(len(among),)``.

@@ -24,6 +24,17 @@ def test_spelled_otherwise():
     )
 
 
+def test_a_perturbation_spelled_like_the_control_is_none():
+    with pytest.warns(UserWarning, match="All cells have the condition 'a'"):
+        assert control_cells(cells(["a", "a"]), "A", ["a"]).all()
+    np.testing.assert_array_equal(control_cells(cells(["a", "A"]), "A", ["a"]), [False, True])
+
+
+def test_numbers_are_shown_as_they_are_written():
+    with pytest.warns(UserWarning, match="but all have 14: they"):
+        control_cells(cells([14, 14], "int64"), 9, [4])
+
+
 def test_a_column_without_values_says_nothing():
     assert control_cells(cells([None, np.nan]), "control", ["IFN"]).all()
 

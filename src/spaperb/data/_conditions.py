@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from spaperb.data._labels import match_labels
-from spaperb.validation import listed, warn
+from spaperb.validation import listed, shown, warn
 
 
 def control_cells(
@@ -36,26 +36,27 @@ def control_cells(
     found = list(conditions.dropna().unique())
     if not found:
         return np.ones(len(conditions), dtype=bool)
-    if match_labels(found, [control]):
-        is_control = [label for label, _ in match_labels(found, [control]).items()]
-        return conditions.isin(is_control).to_numpy(dtype=bool)
+    # Among all values, so that a perturbation that is spelled like the control is not taken for it.
+    numbers = match_labels(found, [control, *perturbations])
+    if of_control := [label for label, number in numbers.items() if number == 0]:
+        return conditions.isin(of_control).to_numpy(dtype=bool)
     column = f"adata.obs[{conditions.name!r}]"
     if len(found) > 1:
         raise ValueError(
-            f"No cell has the control value {control!r} in {column}, so control cells can't be told "
-            f"from others; the values are: {listed(found)}. Rename the one of control cells, or, if "
-            f"all are control cells, pass them without the column: adata.obs.drop(columns="
+            f"No cell has the control value {shown(control)} in {column}, so control cells can't be "
+            f"told from others; the values are: {listed(found)}. Rename the one of control cells, or, "
+            f"if all are control cells, pass them without the column: adata.obs.drop(columns="
             f"{conditions.name!r})."
         )
     (value,) = found
-    if match_labels(found, perturbations):
+    if value in numbers:
         warn(
-            f"All cells have the condition {value!r} in {column}. The change is added to what they "
-            "are, as if they were control cells, and no data speak for that."
+            f"All cells have the condition {shown(value)} in {column}. The change is added to what "
+            "they are, as if they were control cells, and no data speak for that."
         )
     else:
         warn(
-            f"No cell has the control value {control!r} in {column}, but all have {value!r}: they "
-            "are taken for control cells."
+            f"No cell has the control value {shown(control)} in {column}, but all have "
+            f"{shown(value)}: they are taken for control cells."
         )
     return np.ones(len(conditions), dtype=bool)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+WHOLE = re.compile(r"-?\d+\.0")
+"""A whole number as a floating-point one is written."""
+
 
 def match_labels(labels: Iterable[Hashable], known: Sequence[Any]) -> dict[Any, int]:
     """Find labels among those of training: the same value, or the only ones that are spelled alike.
 
-    The number 1 and the text ``"1"`` are spelled alike, and so are texts that differ by spaces at
-    their ends or by case. Columns change in these ways when they are written and read again.
+    The numbers 1 and 1.0 and the texts ``"1"`` and ``"1.0"`` are spelled alike, and so are texts
+    that differ by spaces at their ends or by case. Columns change in these ways when they are
+    written and read again.
 
     Parameters
     ----------
@@ -48,4 +53,5 @@ def _spelling(label: Any) -> str:
     # A column of whole numbers with a missing value is one of floating-point numbers.
     if isinstance(label, float | np.floating) and float(label).is_integer():
         label = int(label)
-    return str(label).strip().casefold()
+    text = str(label).strip().casefold()
+    return text.partition(".")[0] if WHOLE.fullmatch(text) else text
