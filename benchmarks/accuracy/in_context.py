@@ -1,0 +1,113 @@
+"""The in-context networks on hidden cell types of Kang et al.: from scratch, pretrained elsewhere, fine-tuned.
+
+    python benchmarks/accuracy/in_context.py FOLDER
+
+FOLDER holds the data sets. Weights are pretrained on seven sets that are not Kang et al.; its stimulated cells of
+the hidden type are used for nothing but the score of the mean change. Writes `in_context.csv` beside this file, a row for each
+hidden type, way and seed, and `in_context_summary.csv`.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+
+from spaperb.baselines import KNNShift
+from spaperb.benchmark import Fold, Task, make_fold
+from spaperb.evidence import Evidence, Query, describe
+from spaperb.in_context import InContextNetwork, Settings, predict, train
+from spaperb.populations import mean_expression
+
+HERE = Path(__file__).parent
+SETS = (
+    "mouse_spleen_lps_jaitin",
+    "human_trachea_smoking",
+    "human_pbmc_covid_combat",
+    "mouse_embryo_tal1",
+    "pig_airway_cftr",
+    "mouse_lung_tumor_zilionis",
+    "mouse_oligo_stress_marques",
+)
+KANG = Task("cell_type", "condition", "control", None, "cell_type", 2000, 0)
+LEAST_CELLS, LEAST_HIDDEN, LEAST_FEW = 20, 50, 30
+N_NETWORKS = 2
+SCRATCH = Settings(n_steps=250)
+PRETRAIN = Settings(n_steps=350)
+FINE = Settings(n_steps=100, learning_rate=1e-3, penalty=1.0)
+
+
+def read(path: Path) -> ad.AnnData:
+    """Read counts and normalise each cell by itself."""
+    cells = ad.read_h5ad(path)
+    sc.pp.normalize_total(cells, target_sum=1e4)
+    sc.pp.log1p(cells)
+    return cells
+
+
+def measure(cells: ad.AnnData, context_key: str, seed: int = 0) -> Evidence:
+    """Measure the changes of all conditions but the control."""
+    contexts = cells.obs[context_key].astype("category").cat
+    conditions = [c for c in np.unique(cells.obs["condition"]) if c != "control"]
+    arms = np.zeros(cells.n_obs, dtype=int)
+    for i, condition in enumerate(conditions):
+        arms[(cells.obs["condition"] == condition).to_numpy()] = 1 + i
+    labels = contexts.codes.to_numpy().astype(int)
+    return Evidence.of(cells.X, arms, labels, list(contexts.categories), seed=seed)
+
+
+def pretraining_set(path: Path) -> Evidence:
+    """Contexts with enough cells in the control and in another condition; the 2,000 most variable genes."""
+    cells = read(path)
+    sizes = pd.crosstab(cells.obs["context"], cells.obs["condition"])
+    enough = sizes >= LEAST_CELLS
+    pairs = list(zip(cells.obs["context"], cells.obs["condition"], strict=True))
+    has_control = enough["control"]
+    cells = cells[[bool(enough.loc[c, p] and has_control[c]) for c, p in pairs]].copy()
+    if cells.n_vars > 2000:
+        chosen = sc.pp.highly_variable_genes(
+            cells, flavor="seurat", n_top_genes=2000, inplace=False
+        )["highly_variable"].to_numpy()
+        cells = cells[:, chosen].copy()
+    return measure(cells, "context")
+
+
+def change(
+    networks: Sequence[InContextNetwork], evidence: Evidence, name: str, kept: np.ndarray
+) -> np.ndarray:
+    """Mean change of a context that was not measured, the mean of some networks."""
+    query = Query.of_population(evidence, evidence.names.index(name), 0)
+    description = describe(evidence, query, kept)
+    return np.mean([predict(network, description)[0] for network in networks], axis=0)
+
+
+def score(change: np.ndarray, fold: Fold) -> dict[str, float]:
+    """Score a mean change."""
+    control, real = mean_expression(fold.control.X), mean_expression(fold.real)
+    predicted = np.maximum(control + change, 0)
+    return {
+        "pearson_delta": float(np.corrcoef(predicted - control, real - control)[0, 1]),
+        "mse": float(1e3 * np.mean((predicted - real) ** 2)),
+    }
+
+
+def networks_of(
+    evidence: Sequence[Evidence],
+    settings: Settings,
+    seed: int,
+    start: Sequence[InContextNetwork | None] = (None,) * N_NETWORKS,
+) -> list[InContextNetwork]:
+    """Some networks with seeds of their own."""
+    return [
+        train(evidence, settings, N_NETWORKS * seed + i, first) for i, first in enumerate(start)
+    ]
+
+
+def untrained(evidence: Evidence) -> InContextNetwork:
+    """The prior alone."""
+    return train([evidence], dataclasses.replace(SCRATCH, n_steps=1, learning_rate=0.0), 0)

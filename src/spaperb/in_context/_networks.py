@@ -1,0 +1,175 @@
+"""E, H, attention, E_delta and D of the in-context objective: networks that know a gene by how it looks alone.
+
+With the inputs of :mod:`spaperb.evidence` (genes g, pieces of evidence s)::
+
+    Z_ctrl    = E(u_g)                      h_sg = H(x_sg, r_s, Z_ctrl)
+    a_sg      = softmax_s( l(h_sg) + log prior_s )
+    Z_delta, sigma = E_delta(sum_s a_sg h_sg, Z_ctrl)
+    change_g  = (sum_s a_sg Delta_sg) (1 + gate) + c_g (D(Z_ctrl + Z_delta) - D(Z_ctrl))
+
+V_delta, uniform on (0, 1), draws a change through the normal quantile function::
+
+    change_g(V) = change_g + c_g sigma_g Phi^-1(V_g)
+
+The last layers start at zero: untrained, the change is the prior-weighted mean of the shifts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from spaperb._types import FloatArray
+from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
+
+MAX_INPUT = 5.0
+"""Standardised inputs are clipped here, so that data unlike any in training do not lead far astray."""
+FIRST_SCALE = 0.1
+"""sigma of an untrained network, in units of c."""
+
+
+class Constants(NamedTuple):
+    """Mean and standard deviation that inputs are standardised by: fixed, and saved with the weights."""
+
+    state: tuple[FloatArray, FloatArray]
+    pieces: tuple[FloatArray, FloatArray]
+    relations: tuple[FloatArray, FloatArray]
+
+
+class Answer(NamedTuple):
+    """Predicted change of each gene, ``(G,)`` each.
+
+    Attributes
+    ----------
+    mean
+        Change of the mean.
+    sigma
+        Error scale: the change's error beyond sampling noise has this standard deviation.
+    z_ctrl, z_delta
+        Latent state of the control cells and its shift, ``(G, L)``.
+    attention
+        a, ``(M, G)``.
+    """
+
+    mean: torch.Tensor
+    sigma: torch.Tensor
+    z_ctrl: torch.Tensor
+    z_delta: torch.Tensor
+    attention: torch.Tensor
+
+    def draw(self, v_delta: torch.Tensor) -> torch.Tensor:
+        """Change at the quantile levels V_delta in (0, 1), ``(..., G)``."""
+        return self.mean + self.sigma * torch.special.ndtri(v_delta)
+
+
+class Standardise(nn.Module):
+    """Inputs less their usual mean over their usual deviation, clipped."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, mean: FloatArray, deviation: FloatArray):
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
+        self.register_buffer("deviation", torch.as_tensor(deviation, dtype=torch.float32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Standardise the last axis."""
+        return ((x - self.mean) / self.deviation).clamp(-MAX_INPUT, MAX_INPUT)
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class InContextNetwork(nn.Module):
+    """E, H, attention, E_delta and D.
+
+    Parameters
+    ----------
+    constants
+        What inputs are standardised by.
+    n_latent
+        Latent dimensions of a gene, L.
+    n_hidden
+        Units of each hidden layer.
+    """
+
+    def __init__(self, constants: Constants, n_latent: int = 16, n_hidden: int = 48):
+        super().__init__()
+        self.n_latent, self.n_hidden = n_latent, n_hidden
+        self.of_state = Standardise(*constants.state)
+        self.of_pieces = Standardise(*constants.pieces)
+        self.of_relations = Standardise(*constants.relations)
+        n_state, n_pieces, n_relations = map(
+            len, (STATE_FEATURES, EVIDENCE_FEATURES, RELATIONS)
+        )
+        self.encoder = nn.Sequential(
+            nn.Linear(n_state, n_hidden), nn.ELU(), nn.Linear(n_hidden, n_latent)
+        )
+        # The first layer of H in three parts: what is the same for all genes, or for all pieces, is computed once.
+        self.h_pieces = nn.Linear(n_pieces, n_hidden)
+        self.h_relations = nn.Linear(n_relations, n_hidden, bias=False)
+        self.h_state = nn.Linear(n_latent, n_hidden, bias=False)
+        self.h_last = nn.Sequential(nn.ELU(), nn.Linear(n_hidden, n_hidden), nn.ELU())
+        self.score = _zero(nn.Linear(n_hidden, 1))
+        self.delta_hidden = nn.Sequential(nn.Linear(n_hidden + n_latent, n_hidden), nn.ELU())
+        self.delta_latent = nn.Linear(n_hidden, n_latent)
+        self.delta_sigma = _zero(nn.Linear(n_hidden, 1))
+        self.gate = _zero(nn.Linear(n_hidden, 1))
+        self.decoder = nn.Sequential(
+            nn.Linear(n_latent, n_hidden), nn.ELU(), _zero(nn.Linear(n_hidden, 1))
+        )
+
+    @property
+    def constants(self) -> Constants:
+        """What inputs are standardised by."""
+        return Constants(
+            *(
+                (part.mean.double().numpy(), part.deviation.double().numpy())
+                for part in (self.of_state, self.of_pieces, self.of_relations)
+            )
+        )
+
+    def encode(self, state: torch.Tensor) -> torch.Tensor:
+        """E: states u ``(G, n_state)`` to Z ``(G, L)``."""
+        return self.encoder(self.of_state(state))
+
+    def forward(
+        self,
+        state: torch.Tensor,
+        pieces: torch.Tensor,
+        relations: torch.Tensor,
+        log_prior: torch.Tensor,
+        shifts: torch.Tensor,
+        scale: torch.Tensor,
+    ) -> Answer:
+        """Predict the change of a query from its description (:class:`spaperb.evidence.Description`).
+
+        Pieces with a log prior of minus infinity are padding and change nothing.
+        """
+        z_ctrl = self.encode(state)
+        h = self.h_last(
+            self.h_pieces(self.of_pieces(pieces))
+            + self.h_relations(self.of_relations(relations))[:, None]
+            + self.h_state(z_ctrl)
+        )
+        attention = torch.softmax(self.score(h)[..., 0] + log_prior[:, None], dim=0)
+        context = (attention[..., None] * h).sum(dim=0)
+        hidden = self.delta_hidden(torch.cat([context, z_ctrl], dim=-1))
+        z_delta = self.delta_latent(hidden)
+        shift = (attention * shifts).sum(dim=0)
+        correction = self.decoder(z_ctrl + z_delta) - self.decoder(z_ctrl)
+        mean = shift * (1 + self.gate(hidden)[..., 0]) + scale * correction[..., 0]
+        sigma = scale * FIRST_SCALE * self.delta_sigma(hidden)[..., 0].exp()
+        return Answer(mean, sigma, z_ctrl, z_delta, attention)
+
+
+def tensors(arrays: tuple[FloatArray, ...]) -> list[torch.Tensor]:
+    """Arrays in single precision."""
+    return [torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in arrays]
