@@ -77,6 +77,12 @@ def pretraining_set(path: Path) -> Evidence:
     return measure(cells, "context")
 
 
+def hidden_types(kang: ad.AnnData) -> list[str]:
+    """Cell types that are hidden in turn."""
+    sizes = pd.crosstab(kang.obs["cell_type"], kang.obs["condition"])
+    return list(sizes.index[sizes.min(axis=1) >= LEAST_HIDDEN])
+
+
 def change(
     networks: Sequence[InContextNetwork], evidence: Evidence, name: str, kept: np.ndarray
 ) -> np.ndarray:

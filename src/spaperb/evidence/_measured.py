@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,6 +192,14 @@ class Evidence:
     def mean_square(self) -> float:
         """Mean square of the changes of whole contexts: the unit of this data set's errors."""
         return float(max((self.changes.shift[self.whole] ** 2).mean(), LEAST_SQUARE))
+
+    def without(self, context: int, perturbation: int | None = None) -> Evidence:
+        """Forget what was measured in a context: of one perturbation, or everything."""
+        changes = self.changes
+        forgotten = self.populations.context[changes.population] == context
+        if perturbation is not None:
+            forgotten &= changes.perturbation == perturbation
+        return replace(self, changes=Changes(*(moments[~forgotten] for moments in changes)))
 
     def error_of_mean(self, profile: Profile) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
