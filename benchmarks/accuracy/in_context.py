@@ -12,11 +12,13 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scanpy as sc
+import torch
 
 from spaperb.baselines import KNNShift
 from spaperb.benchmark import Fold, Task, make_fold
@@ -83,12 +85,10 @@ def hidden_types(kang: ad.AnnData) -> list[str]:
     return list(sizes.index[sizes.min(axis=1) >= LEAST_HIDDEN])
 
 
-def change(
-    networks: Sequence[InContextNetwork], evidence: Evidence, name: str, kept: np.ndarray
-) -> np.ndarray:
+def change(networks: Sequence[InContextNetwork], evidence: Evidence, name: str) -> np.ndarray:
     """Mean change of a context that was not measured, the mean of some networks."""
     query = Query.of_population(evidence, evidence.names.index(name), 0)
-    description = describe(evidence, query, kept)
+    description = describe(evidence, query, evidence.whole)
     return np.mean([predict(network, description)[0] for network in networks], axis=0)
 
 
@@ -100,6 +100,16 @@ def score(change: np.ndarray, fold: Fold) -> dict[str, float]:
         "pearson_delta": float(np.corrcoef(predicted - control, real - control)[0, 1]),
         "mse": float(1e3 * np.mean((predicted - real) ** 2)),
     }
+
+
+def few(kang: ad.AnnData, hidden: str, n: int, draw: int) -> Fold:
+    """Hide all stimulated cells but those of a few types drawn at random."""
+    of_type = kang.obs["cell_type"].to_numpy()
+    is_control = (kang.obs["condition"] == "control").to_numpy()
+    sizes = pd.Series(of_type[is_control]).value_counts()
+    others = sorted(sizes.index[(sizes >= LEAST_FEW) & (sizes.index != hidden)])
+    chosen = np.random.default_rng([draw, n]).permutation(others)[:n]
+    return make_fold(kang[is_control | np.isin(of_type, [hidden, *chosen])], hidden, KANG)
 
 
 def networks_of(
@@ -117,3 +127,77 @@ def networks_of(
 def untrained(evidence: Evidence) -> InContextNetwork:
     """The prior alone."""
     return train([evidence], dataclasses.replace(SCRATCH, n_steps=1, learning_rate=0.0), 0)
+
+
+def run(
+    fold: Fold, name: str, pretrained: Sequence[Sequence[InContextNetwork]]
+) -> Iterator[dict[str, Any]]:
+    """Score every way and seed on a fold."""
+    evidence = measure(fold.train, "cell_type")
+    knn = KNNShift().fit(
+        fold.train,
+        held_out="cell_type",
+        condition_key="condition",
+        control="control",
+        stimulated=None,
+        labels_key="cell_type",
+        seed=0,
+    )
+    of_knn = mean_expression(knn.predict(fold.control)) - mean_expression(fold.control.X)
+    yield {"way": "knn_shift", "seed": 0, **score(of_knn, fold)}
+    of_prior = change([untrained(evidence)], evidence, name)
+    yield {"way": "prior", "seed": 0, **score(of_prior, fold)}
+    for seed, networks in enumerate(pretrained):
+        ways = {
+            "from scratch": networks_of([evidence], SCRATCH, seed),
+            "untouched": networks,
+            "fine-tuned": networks_of([evidence], FINE, seed, networks),
+        }
+        changes = {way: change(n, evidence, name) for way, n in ways.items()}
+        for way, mean in changes.items():
+            yield {"way": way, "seed": seed, **score(mean, fold)}
+
+
+def main() -> None:
+    """Pretrain, and predict every hidden type."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    sets = [pretraining_set(args.folder / f"{name}.h5ad") for name in SETS]
+    pretrained = [networks_of(sets, PRETRAIN, seed) for seed in range(args.seeds)]
+    print(f"pretrained in {time.perf_counter() - start:.0f} s", flush=True)
+    kang = read(args.folder / "kang_pbmc_ifnb.h5ad")
+    rows = []
+    for name in hidden_types(kang):
+        folds = {("kang-loco", 0): make_fold(kang, name, KANG)}
+        folds |= {(f"kang-few {n}", d): few(kang, name, n, d) for n in (2, 3) for d in (0, 1)}
+        for (protocol, drawn), fold in folds.items():
+            rows += [
+                {"protocol": protocol, "context": name, "draw": drawn, **row}
+                for row in run(fold, name, pretrained)
+            ]
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(HERE / "in_context.csv", index=False, float_format="%.4g")
+    summary = summarised(table)
+    summary.to_csv(HERE / "in_context_summary.csv", float_format="%.4g")
+    print(summary.to_string())
+
+
+def summarised(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over types of the median over seeds, and the standard deviation over seeds of the mean over types."""
+    keys, scores = ["protocol", "way"], ["pearson_delta", "mse"]
+    cases = table.groupby([*keys, "context", "draw"], sort=False)[scores].median()
+    seeds = table.groupby([*keys, "seed"], sort=False)[scores].mean()
+    return (
+        cases.groupby(keys, sort=False)
+        .mean()
+        .join(seeds.groupby(keys, sort=False).std().add_suffix("_spread"))
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,12 @@
 
     python benchmarks/accuracy/in_context_variants.py FOLDER [NAME ...]
 
-Two kinds of folds:
+Three kinds of folds:
 
 - elsewhere: pretrain on six of the seven sets, predict each context of the seventh, untouched
 - inner: from scratch on the training cells of a fold of Kang et al., with a second cell type hidden among them, which is
   predicted; every third pair of an outer and an inner type
+- fine: as inner, from weights pretrained on the seven sets
 
 Scores are of the mean change: `pearson_delta`, and `mse` over that of the prior alone. Adds to `in_context_variants.csv`.
 """
@@ -15,7 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +24,7 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 from in_context import (
+    FINE,
     KANG,
     N_NETWORKS,
     PRETRAIN,
@@ -82,12 +84,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8 episodes": {"n_episodes": 8},
     "8 simulated sets too": {"simulated": 8},
     "simulated sets alone": {"simulated": 8, "real": False},
+    # Of fine-tuning.
+    "penalty 0": {"penalty": 0.0},
+    "penalty 0.1": {"penalty": 0.1},
+    "penalty 0.1, learning_rate 3e-3": {"penalty": 0.1, "learning_rate": 3e-3},
+    "penalty 0.01, learning_rate 3e-3": {"penalty": 0.01, "learning_rate": 3e-3},
+    "untouched": {"n_steps": 1, "learning_rate": 0.0},
 }
 
 
-def scores(
-    networks: list[InContextNetwork], evidence: Evidence, target: int
-) -> dict[str, float]:
+def scores(networks: list[InContextNetwork], evidence: Evidence, target: int) -> dict[str, float]:
     """Score the prediction of a measured change from other contexts' changes."""
     changes = evidence.changes
     population = int(changes.population[target])
@@ -105,7 +111,9 @@ def scores(
     return {"pearson_delta": r, "gain": r - r_prior, "mse_of_prior": mse / mse_prior}
 
 
-def elsewhere(sets: dict[str, Evidence], more: list[Evidence], settings: Settings, real: bool):
+def elsewhere(
+    sets: dict[str, Evidence], more: list[Evidence], settings: Settings, real: bool
+) -> Iterator[tuple[str, pd.Series]]:
     """Scores on each set without training on it."""
     for name, evidence in sets.items():
         others = [e for other, e in sets.items() if other != name and real]
@@ -114,15 +122,17 @@ def elsewhere(sets: dict[str, Evidence], more: list[Evidence], settings: Setting
         yield name, pd.DataFrame(rows).mean()
 
 
-def inner(folds: list[tuple[str, Evidence, str]], settings: Settings):
-    """Scores on inner folds, trained on each from scratch."""
+def inner(
+    folds: list[tuple[str, Evidence, str]],
+    settings: Settings,
+    pretrained: Sequence[InContextNetwork | None] = (None,) * N_NETWORKS,
+) -> Iterator[tuple[str, pd.Series]]:
+    """Scores on inner folds, trained on each from scratch or from pretrained weights."""
     for outer, evidence, name in folds:
-        target = int(
-            evidence.whole[
-                evidence.changes.population[evidence.whole] == evidence.names.index(name)
-            ][0]
-        )
-        networks = networks_of([evidence.without(evidence.names.index(name))], settings, 0)
+        population = evidence.changes.population[evidence.whole]
+        target = int(evidence.whole[population == evidence.names.index(name)][0])
+        known = evidence.without(evidence.names.index(name))
+        networks = networks_of([known], settings, 0, pretrained)
         yield f"{outer}: {name}", pd.Series(scores(networks, evidence, target))
 
 
@@ -141,16 +151,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", help="variants, all by default")
-    parser.add_argument("--folds", choices=["elsewhere", "inner"], nargs="*", default=["elsewhere"])
+    parser.add_argument(
+        "--folds", choices=["elsewhere", "inner", "fine"], nargs="*", default=["elsewhere"]
+    )
     args = parser.parse_args()
     sets = {name: pretraining_set(args.folder / f"{name}.h5ad") for name in SETS}
     folds = []
-    if "inner" in args.folds:
+    if {"inner", "fine"} & set(args.folds):
         kang = read(args.folder / "kang_pbmc_ifnb.h5ad")
         for outer in hidden_types(kang):
             evidence = measure(make_fold(kang, outer, KANG).train, "cell_type")
             folds += [(outer, evidence, i) for i in hidden_types(kang) if i != outer]
         folds = folds[::3]
+    pretrained = networks_of(list(sets.values()), PRETRAIN, 0) if "fine" in args.folds else []
     file = HERE / "in_context_variants.csv"
     for name in args.names or VARIANTS:
         variant = VARIANTS[name]
@@ -167,8 +180,11 @@ def main() -> None:
                             variant.get("real", True),
                         )
                     )
-                else:
+                elif kind == "inner":
                     rows = dict(inner(folds, dataclasses.replace(SCRATCH, **changes)))
+                else:
+                    settings = dataclasses.replace(FINE, **changes)
+                    rows = dict(inner(folds, settings, pretrained))
             table = pd.DataFrame(rows).T.rename_axis("fold").reset_index()
             table.insert(0, "variant", name)
             table.insert(0, "folds", kind)

@@ -53,7 +53,9 @@ def test_halves_share_no_cell_and_make_up_the_whole():
         halves = populations.context == k
         halves[:2] = False
         np.testing.assert_allclose(populations.mean[halves].mean(axis=0), populations.mean[k])
-        assert len(populations.cells[k]) == sum(len(populations.cells[i]) for i in np.flatnonzero(halves))
+        assert len(populations.cells[k]) == sum(
+            len(populations.cells[i]) for i in np.flatnonzero(halves)
+        )
         of = np.flatnonzero(halves[changes.population])
         np.testing.assert_allclose(changes.shift[of].mean(axis=0), changes.shift[k])
 

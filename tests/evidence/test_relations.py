@@ -86,9 +86,7 @@ def test_features_by_hand(evidence):
             column(state, STATE_FEATURES, name), value, atol=1e-12, err_msg=name
         )
     r = np.corrcoef(populations.mean[[0, *kept]])[0, 1:]
-    np.testing.assert_allclose(
-        column(relations, RELATIONS, "correlation of control means"), r
-    )
+    np.testing.assert_allclose(column(relations, RELATIONS, "correlation of control means"), r)
     np.testing.assert_allclose(column(relations, RELATIONS, "n / (n + 30)"), 0.5)
     assert column(relations, RELATIONS, "same perturbation").all()
     assert not column(relations, RELATIONS, "same context").any()
@@ -146,9 +144,7 @@ def test_order_of_evidence_and_choice_of_genes_change_nothing(evidence):
 
 
 def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
-    cells = datasets.simulated(
-        n_cell_types=2, n_cells=80, n_genes=30, doses=(1.0, 10.0), seed=0
-    )
+    cells = datasets.simulated(n_cell_types=2, n_cells=80, n_genes=30, doses=(1.0, 10.0), seed=0)
     x, arms, labels = arrays(cells)
     # Perturbations a, b, c; c is not a part of a+b.
     arms[arms == 1] += np.arange((arms == 1).sum()) // 2 % 3
@@ -172,7 +168,9 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     np.testing.assert_array_equal(of("part of the combination"), changes.perturbation[kept] < 2)
     np.testing.assert_allclose(of("log ratio of doses"), np.log(10 / changes.dose[kept]))
     prior = np.exp(description.log_prior)
-    assert prior[changes.perturbation[kept] == 2].max() < prior[changes.perturbation[kept] < 2].min()
+    assert (
+        prior[changes.perturbation[kept] == 2].max() < prior[changes.perturbation[kept] < 2].min()
+    )
     single = describe(evidence, query._replace(parts=(2,), perturbation=2), kept)
     np.testing.assert_array_equal(
         column(single.relations, RELATIONS, "same perturbation"), changes.perturbation[kept] == 2

@@ -76,8 +76,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
     description = describe(evidence, query, kept, genes)
     changes = evidence.changes
     mean, detection, error = (
-        moments[target][genes]
-        for moments in (changes.mean, changes.detection, changes.mean_error)
+        moments[target][genes] for moments in (changes.mean, changes.detection, changes.mean_error)
     )
     return Episode(
         description,
@@ -134,7 +133,7 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     def twins_of(s: int) -> IntArray:
         return np.flatnonzero((context == context[s]) & (half == 3 - half[s]))
 
-    candidates = [s for s in np.flatnonzero(half != WHOLE) if len(twins_of(s))]
+    candidates = [s for s in np.flatnonzero(half != WHOLE).tolist() if len(twins_of(s))]
     if not candidates:
         return None
     target = int(rng.choice(candidates))

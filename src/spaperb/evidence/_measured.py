@@ -206,9 +206,7 @@ class Evidence:
         return _error_of_mean(profile, self.ratio, self.has_mean)
 
 
-def _halves(
-    arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int
-) -> IntArray:
+def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:
     """Half of each cell, 0 or 1, at random among the cells of its context, condition and batch."""
     rng = np.random.default_rng(seed)
     keys = [arms, labels] if batches is None else [arms, labels, batches]
@@ -252,10 +250,7 @@ def _changes(contexts: Contexts, halves: Contexts, noise: Noise) -> Changes:
         mean=of_cells("mean"),
         detection=of_cells("detection"),
         mean_error=np.array(
-            [
-                _error_of_mean(t.stimulated[i], noise.ratio, noise.has_mean)
-                for _, t, i in pieces
-            ]
+            [_error_of_mean(t.stimulated[i], noise.ratio, noise.has_mean) for _, t, i in pieces]
         ),
     )
 

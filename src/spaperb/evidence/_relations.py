@@ -179,7 +179,10 @@ def describe(
     shifts, errors = changes.shift[kept][:, genes], changes.error[kept][:, genes]
     stimulated = changes.mean[kept][:, genes]
     scale = np.abs(shifts).max(axis=0) + LEAST_SCALE
-    level, detection = log_level(populations.mean[of][:, genes]), populations.detection[of][:, genes]
+    level, detection = (
+        log_level(populations.mean[of][:, genes]),
+        populations.detection[of][:, genes],
+    )
     level_q, detection_q = log_level(query.mean[genes]), query.detection[genes]
     pieces = np.stack(
         [
@@ -236,9 +239,7 @@ def relate(
     is_part = np.isin(perturbation, query.parts) & ~is_same
     doses = changes.dose[kept]
     has_dose = (doses > 0) & (query.dose > 0)
-    log_ratio = np.log(
-        np.divide(query.dose, doses, out=np.ones_like(doses), where=has_dose)
-    )
+    log_ratio = np.log(np.divide(query.dose, doses, out=np.ones_like(doses), where=has_dose))
     relations = np.column_stack(
         [
             near[inverse],

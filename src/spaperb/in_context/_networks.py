@@ -106,9 +106,7 @@ class InContextNetwork(nn.Module):
         self.of_state = Standardise(*constants.state)
         self.of_pieces = Standardise(*constants.pieces)
         self.of_relations = Standardise(*constants.relations)
-        n_state, n_pieces, n_relations = map(
-            len, (STATE_FEATURES, EVIDENCE_FEATURES, RELATIONS)
-        )
+        n_state, n_pieces, n_relations = map(len, (STATE_FEATURES, EVIDENCE_FEATURES, RELATIONS))
         self.encoder = nn.Sequential(
             nn.Linear(n_state, n_hidden), nn.ELU(), nn.Linear(n_hidden, n_latent)
         )

@@ -35,7 +35,7 @@ class Settings:
     latent_weight: float = 0.1
     sigma_weight: float = 0.01
     penalty: float = 0.0
-    """Weight of the mean squared distance from the pretrained weights."""
+    """Weight of the squared distance from the pretrained weights."""
     max_norm: float = 1.0
 
 
@@ -72,9 +72,7 @@ def loss_of(
     variance = answer.sigma**2 + error**2
     likelihood = 0.5 * (variance.log() + squares.detach() / variance).mean()
     return episode.weight * (
-        reconstruction
-        + settings.latent_weight * latent
-        + settings.sigma_weight * likelihood
+        reconstruction + settings.latent_weight * latent + settings.sigma_weight * likelihood
     )
 
 
@@ -120,16 +118,15 @@ def train(
     for _ in range(settings.n_steps):
         optimiser.zero_grad()
         for _ in range(settings.n_episodes):
-            i = rng.integers(len(evidence))
+            i = int(rng.integers(len(evidence)))
             episode = draw(evidence[i], rng, settings.n_genes)
             loss = loss_of(network, episode, units[i], settings)
             (loss / settings.n_episodes).backward()
         if settings.penalty:
-            moved = sum(
-                ((p - p0) ** 2).sum()
-                for p, p0 in zip(network.parameters(), first, strict=True)
+            moved = torch.stack(
+                [((p - p0) ** 2).sum() for p, p0 in zip(network.parameters(), first, strict=True)]
             )
-            (settings.penalty * moved).backward()
+            (settings.penalty * moved.sum()).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), settings.max_norm)
         optimiser.step()
         schedule.step()
