@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spaperb.evidence import Evidence
+from spaperb.evidence import Changes, Evidence, Populations
 from spaperb.evidence._measured import log_level
 from spaperb.pairing import CONTROL, NEITHER
 
@@ -106,6 +106,21 @@ def test_contexts_without_stimulated_cells_are_populations_without_changes():
     control = x[(labels == 0) & (arms == CONTROL)]
     np.testing.assert_allclose(evidence.populations.mean[k], control.mean(axis=0))
     assert k not in evidence.populations.context[evidence.changes.population]
+
+
+def test_components_are_those_of_the_populations():
+    x, arms, labels = cells()
+    evidence = Evidence.of(x, arms, labels, ["a", "b"])
+    control = x[(labels == 1) & (arms == CONTROL)]
+    np.testing.assert_allclose(evidence.project(control), evidence.populations.cells[1])
+
+
+def test_state_holds_everything():
+    evidence = Evidence.of(*cells(), ["a", "b"])
+    again = Evidence.from_state(evidence.to_state())
+    assert isinstance(again.populations, Populations)
+    assert isinstance(again.changes, Changes)
+    np.testing.assert_equal(vars(again), vars(evidence))
 
 
 def test_log_level_has_no_jump_where_means_change_their_sign():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.contexts import MAX_CELLS, PRIOR_CELLS, Contexts, Noise
 from spaperb.pairing import CONTROL
-from spaperb.populations import Profile
+from spaperb.populations import Profile, dense
 
 WHOLE = 0
 """The half of a population that is no half."""
@@ -201,9 +201,27 @@ class Evidence:
             forgotten &= changes.perturbation == perturbation
         return replace(self, changes=Changes(*(moments[~forgotten] for moments in changes)))
 
+    def project(self, cells: Expression) -> FloatArray:
+        """Components of cells ``(n, G)``, ``(n, n_components)``."""
+        return (dense(cells) - self.center) @ self.components.T
+
     def error_of_mean(self, profile: Profile) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
         return _error_of_mean(profile, self.ratio, self.has_mean)
+
+    def to_state(self) -> dict[str, Any]:
+        """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
+        return {
+            **vars(self),
+            "populations": self.populations._asdict(),
+            "changes": self.changes._asdict(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Evidence:
+        """Restore what :meth:`to_state` gave."""
+        populations, changes = Populations(**state["populations"]), Changes(**state["changes"])
+        return cls(**{**state, "populations": populations, "changes": changes})
 
 
 def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:
