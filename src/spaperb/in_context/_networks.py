@@ -4,7 +4,7 @@ With the inputs of :mod:`spaperb.evidence` (genes g, pieces of evidence s)::
 
     Z_ctrl    = E(u_g)                      h_sg = H(x_sg, r_s, Z_ctrl)
     a_sg      = softmax_s( l(h_sg) + log prior_s )
-    Z_delta, sigma = E_delta(sum_s a_sg h_sg, Z_ctrl)
+    Z_delta, gate, sigma = E_delta(sum_s a_sg h_sg, Z_ctrl)
     change_g  = (sum_s a_sg Delta_sg) (1 + gate) + c_g (D(Z_ctrl + Z_delta) - D(Z_ctrl))
 
 V_delta, uniform on (0, 1), draws a change through the normal quantile function::
@@ -27,7 +27,7 @@ from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
 
 MAX_INPUT = 5.0
 """Standardised inputs are clipped here, so that data unlike any in training do not lead far astray."""
-FIRST_SCALE = 0.1
+FIRST_SIGMA = 0.1
 """sigma of an untrained network, in units of c."""
 
 
@@ -81,10 +81,52 @@ class Standardise(nn.Module):
         return ((x - self.mean) / self.deviation).clamp(-MAX_INPUT, MAX_INPUT)
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
+def zero_linear(n_input: int) -> nn.Linear:
+    """Last layer with one output, which starts at zero."""
+    layer = nn.Linear(n_input, 1)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+class EvidenceEncoder(nn.Module):
+    """H: a piece of evidence on a gene, how it relates to the query, and Z_ctrl, to h.
+
+    The first layer comes in three parts, so that what is the same for all genes, or for all pieces, is computed once.
+    """
+
+    def __init__(self, n_latent: int, n_hidden: int):
+        super().__init__()
+        self.of_pieces = nn.Linear(len(EVIDENCE_FEATURES), n_hidden)
+        self.of_relations = nn.Linear(len(RELATIONS), n_hidden, bias=False)
+        self.of_latent = nn.Linear(n_latent, n_hidden, bias=False)
+        self.last = nn.Sequential(nn.ELU(), nn.Linear(n_hidden, n_hidden), nn.ELU())
+
+    def forward(
+        self, pieces: torch.Tensor, relations: torch.Tensor, z_ctrl: torch.Tensor
+    ) -> torch.Tensor:
+        """Map x ``(M, G, n_evidence)``, r ``(M, n_relations)`` and Z_ctrl ``(G, L)`` to ``(M, G, n_hidden)``."""
+        first = self.of_pieces(pieces) + self.of_relations(relations)[:, None]
+        return self.last(first + self.of_latent(z_ctrl))
+
+
+class GeneDeltaEncoder(nn.Module):
+    """E_delta: what attention gathered, and Z_ctrl, to Z_delta, the gate and the error scale that V_delta draws by."""
+
+    def __init__(self, n_latent: int, n_hidden: int):
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Linear(n_hidden + n_latent, n_hidden), nn.ELU())
+        self.latent = nn.Linear(n_hidden, n_latent)
+        self.gate = zero_linear(n_hidden)
+        self.log_sigma = zero_linear(n_hidden)
+
+    def forward(
+        self, context: torch.Tensor, z_ctrl: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Map ``(G, n_hidden)`` and ``(G, L)`` to Z_delta ``(G, L)``, the gate and sigma / c, ``(G,)``."""
+        hidden = self.hidden(torch.cat([context, z_ctrl], dim=-1))
+        sigma = FIRST_SIGMA * self.log_sigma(hidden)[..., 0].exp()
+        return self.latent(hidden), self.gate(hidden)[..., 0], sigma
 
 
 class InContextNetwork(nn.Module):
@@ -106,22 +148,14 @@ class InContextNetwork(nn.Module):
         self.of_state = Standardise(*constants.state)
         self.of_pieces = Standardise(*constants.pieces)
         self.of_relations = Standardise(*constants.relations)
-        n_state, n_pieces, n_relations = map(len, (STATE_FEATURES, EVIDENCE_FEATURES, RELATIONS))
         self.encoder = nn.Sequential(
-            nn.Linear(n_state, n_hidden), nn.ELU(), nn.Linear(n_hidden, n_latent)
+            nn.Linear(len(STATE_FEATURES), n_hidden), nn.ELU(), nn.Linear(n_hidden, n_latent)
         )
-        # The first layer of H in three parts: what is the same for all genes, or for all pieces, is computed once.
-        self.h_pieces = nn.Linear(n_pieces, n_hidden)
-        self.h_relations = nn.Linear(n_relations, n_hidden, bias=False)
-        self.h_state = nn.Linear(n_latent, n_hidden, bias=False)
-        self.h_last = nn.Sequential(nn.ELU(), nn.Linear(n_hidden, n_hidden), nn.ELU())
-        self.score = _zero(nn.Linear(n_hidden, 1))
-        self.delta_hidden = nn.Sequential(nn.Linear(n_hidden + n_latent, n_hidden), nn.ELU())
-        self.delta_latent = nn.Linear(n_hidden, n_latent)
-        self.delta_sigma = _zero(nn.Linear(n_hidden, 1))
-        self.gate = _zero(nn.Linear(n_hidden, 1))
+        self.evidence_encoder = EvidenceEncoder(n_latent, n_hidden)
+        self.score = zero_linear(n_hidden)
+        self.delta_encoder = GeneDeltaEncoder(n_latent, n_hidden)
         self.decoder = nn.Sequential(
-            nn.Linear(n_latent, n_hidden), nn.ELU(), _zero(nn.Linear(n_hidden, 1))
+            nn.Linear(n_latent, n_hidden), nn.ELU(), zero_linear(n_hidden)
         )
 
     @property
@@ -152,20 +186,13 @@ class InContextNetwork(nn.Module):
         Pieces with a log prior of minus infinity are padding and change nothing.
         """
         z_ctrl = self.encode(state)
-        h = self.h_last(
-            self.h_pieces(self.of_pieces(pieces))
-            + self.h_relations(self.of_relations(relations))[:, None]
-            + self.h_state(z_ctrl)
-        )
+        h = self.evidence_encoder(self.of_pieces(pieces), self.of_relations(relations), z_ctrl)
         attention = torch.softmax(self.score(h)[..., 0] + log_prior[:, None], dim=0)
         context = (attention[..., None] * h).sum(dim=0)
-        hidden = self.delta_hidden(torch.cat([context, z_ctrl], dim=-1))
-        z_delta = self.delta_latent(hidden)
-        shift = (attention * shifts).sum(dim=0)
-        correction = self.decoder(z_ctrl + z_delta) - self.decoder(z_ctrl)
-        mean = shift * (1 + self.gate(hidden)[..., 0]) + scale * correction[..., 0]
-        sigma = scale * FIRST_SCALE * self.delta_sigma(hidden)[..., 0].exp()
-        return Answer(mean, sigma, z_ctrl, z_delta, attention)
+        z_delta, gate, sigma = self.delta_encoder(context, z_ctrl)
+        correction = (self.decoder(z_ctrl + z_delta) - self.decoder(z_ctrl))[..., 0]
+        mean = (attention * shifts).sum(dim=0) * (1 + gate) + scale * correction
+        return Answer(mean, scale * sigma, z_ctrl, z_delta, attention)
 
 
 def tensors(arrays: tuple[FloatArray, ...]) -> list[torch.Tensor]:

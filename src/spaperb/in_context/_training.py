@@ -32,7 +32,7 @@ class Settings:
     n_genes: int = 512
     learning_rate: float = 5e-3
     weight_decay: float = 1e-2
-    latent_weight: float = 0.1
+    latent_weight: float = 1.0
     sigma_weight: float = 0.01
     penalty: float = 0.0
     """Weight of the squared distance from the pretrained weights."""
