@@ -80,7 +80,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "twins in half": {"TWINS": 0.5},
     "all kept in 8 of 10": {"ALL_KEPT": 0.8},
     "all kept in 2 of 10": {"ALL_KEPT": 0.2},
-    "evidence of halves, a third": {"HALVED": 0.33},
     "no weight decay": {"weight_decay": 0.0},
     "8 episodes": {"n_episodes": 8},
     "8 simulated sets too": {"simulated": 8},
@@ -141,7 +140,7 @@ def inner(
 def patched(variant: dict[str, Any]) -> Iterator[None]:
     """Change constants of the episodes."""
     with contextlib.ExitStack() as stack:
-        for name in ("TWINS", "MEASURED", "ALL_KEPT", "HALVED"):
+        for name in ("TWINS", "MEASURED", "ALL_KEPT"):
             if name in variant:
                 stack.enter_context(mock.patch.object(_episodes, name, variant[name]))
         yield

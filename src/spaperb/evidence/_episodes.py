@@ -17,8 +17,6 @@ MEASURED = 0.25
 """Share of those whose query is known to be the very context, so that its measurement is improved."""
 ALL_KEPT = 0.5
 """Share of the episodes that keep all the evidence they may; others keep that of a random number of contexts."""
-HALVED = 0.0
-"""Share of the pieces of evidence that are measured in one half of their context alone."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
@@ -124,28 +122,7 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
         int(changes.perturbation[target]),
         float(changes.dose[target]),
     )
-    return Plan(query, _halved(evidence, _some(evidence, kept, rng), rng), target)
-
-
-def _halved(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntArray:
-    """Some of the changes of whole contexts by those of one of their halves."""
-    changes, populations = evidence.changes, evidence.populations
-    half, context = populations.half[changes.population], populations.context[changes.population]
-    of_context = {k: int(rng.integers(1, 3)) for k in np.unique(context[kept]).tolist()}
-    chosen = {k for k in of_context if rng.random() < HALVED}
-
-    def replaced(s: int) -> int:
-        if context[s] not in chosen:
-            return s
-        same = (
-            (context == context[s])
-            & (half == of_context[int(context[s])])
-            & (changes.perturbation == changes.perturbation[s])
-            & ((changes.dose == changes.dose[s]) | np.isnan(changes.dose[s]))
-        )
-        return int(np.flatnonzero(same)[0]) if same.any() else s
-
-    return np.array([replaced(s) for s in kept.tolist()])
+    return Plan(query, _some(evidence, kept, rng), target)
 
 
 def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
