@@ -165,9 +165,12 @@ def run(
         ways = {"untouched": networks, "fine-tuned": networks_of([evidence], FINE, seed, networks)}
         if from_scratch:
             ways["from scratch"] = networks_of([evidence], SCRATCH, seed)
-        for way, trained in ways.items():
-            mean, sigma = change(trained, evidence, name)
+        changes = {way: change(trained, evidence, name) for way, trained in ways.items()}
+        for way, (mean, sigma) in changes.items():
             yield {"way": way, "seed": seed, **score(mean, fold, sigma)}
+        for way in list(ways)[1:]:
+            mean = (changes["untouched"][0] + changes[way][0]) / 2
+            yield {"way": f"mean of untouched and {way}", "seed": seed, **score(mean, fold)}
 
 
 def main() -> None:

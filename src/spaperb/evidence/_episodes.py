@@ -102,14 +102,15 @@ def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
 
 
 def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
-    """Leave a change of a whole context out: with all that was measured there, alone, or with its perturbation."""
+    """Leave a change of a whole context out."""
     changes, whole = evidence.changes, evidence.whole
     target = int(rng.choice(whole))
     others = whole[whole != target]
     is_here = changes.population[others] == changes.population[target]
     is_same = changes.perturbation[others] == changes.perturbation[target]
-    ways = [others[~is_here], others[~is_same & is_here], others]
-    # Leaving the context out is what most users ask for; the other ways need further measurements there.
+    ways = [others[~is_here], others[~is_same], others]
+    # With all that was measured there, which most users ask for; with its perturbation, which no other context
+    # then tells of; alone. The last two need further measurements there.
     chances = np.array([1.0, 0.25, 0.5]) * [bool(len(kept)) for kept in ways]
     if not is_here.any():
         chances[1:] = 0
