@@ -111,9 +111,8 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     ways = [others[~is_here], others[~is_same], others]
     # With all that was measured there, which most users ask for; with its perturbation, which no other context
     # then tells of; alone. The last two need further measurements there.
-    chances = np.array([1.0, 0.25, 0.5]) * [bool(len(kept)) for kept in ways]
-    if not is_here.any():
-        chances[1:] = 0
+    chances = np.array([1.0, 0.25, 0.5] if is_here.any() else [1.0, 0.0, 0.0])
+    chances *= [len(kept) > 0 for kept in ways]
     if not chances.any():
         return None
     kept = ways[rng.choice(3, p=chances / chances.sum())]
