@@ -185,20 +185,25 @@ def main() -> None:
     pretrained = [networks_of(sets, PRETRAIN, seed) for seed in range(args.seeds)]
     print(f"pretrained in {time.perf_counter() - start:.0f} s", flush=True)
     kang = read(args.folder / "kang_pbmc_ifnb.h5ad")
-    rows = []
-    for name in hidden_types(kang):
-        folds = {("kang-loco", 0): make_fold(kang, name, KANG)}
-        folds |= {(f"kang-few {n}", d): few(kang, name, n, d) for n in (2, 3) for d in (0, 1)}
-        for (protocol, drawn), fold in folds.items():
-            rows += [
-                {"protocol": protocol, "context": name, "draw": drawn, **row}
-                for row in run(fold, name, pretrained, protocol == "kang-loco")
-            ]
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    table = pd.DataFrame(rows)
-    table.to_csv(HERE / "in_context.csv", index=False, float_format="%.4g")
-    summary = summarised(table)
-    summary.to_csv(HERE / "in_context_summary.csv", float_format="%.4g")
+    types = hidden_types(kang)
+    cases = [("kang-loco", name, 0) for name in types]
+    cases += [(f"kang-few {n}", name, d) for n in (2, 3) for d in (0, 1) for name in types]
+    rows: list[dict[str, Any]] = []
+    for protocol, name, drawn in cases:
+        if protocol == "kang-loco":
+            fold = make_fold(kang, name, KANG)
+        else:
+            fold = few(kang, name, int(protocol.split()[1]), drawn)
+        case = {"protocol": protocol, "context": name, "draw": drawn}
+        rows += [
+            case | row for row in run(fold, name, pretrained, from_scratch=protocol == "kang-loco")
+        ]
+        # After each fold, so that a run that is stopped leaves what it has.
+        table = pd.DataFrame(rows)
+        table.to_csv(HERE / "in_context.csv", index=False, float_format="%.4g")
+        summary = summarised(table)
+        summary.to_csv(HERE / "in_context_summary.csv", float_format="%.4g")
+        print(f"{protocol}, {name}: {time.perf_counter() - start:.0f} s", flush=True)
     print(summary.to_string())
 
 
