@@ -1,9 +1,11 @@
-"""The in-context networks on hidden cell types of Kang et al.: from scratch, pretrained elsewhere, fine-tuned.
+"""The in-context networks on hidden cell types: from scratch, pretrained, fine-tuned.
 
     python benchmarks/accuracy/in_context.py FOLDER
 
-FOLDER holds the data sets. Weights are pretrained on seven sets that are not Kang et al.; its stimulated cells of
-the hidden type are used for nothing but the score of the mean change. Writes `in_context.csv` beside this file, a row for each
+FOLDER holds the data sets. Weights are pretrained on seven sets that are not Kang et al.; its
+stimulated cells of
+the hidden type are used for nothing but the score of the mean change. Writes `in_context.csv`
+beside this file, a row for each
 hidden type, way and seed, and `in_context_summary.csv`.
 """
 
@@ -65,7 +67,7 @@ def measure(cells: ad.AnnData, context_key: str, seed: int = 0) -> Evidence:
 
 
 def pretraining_set(path: Path) -> Evidence:
-    """Contexts with enough cells in the control and in another condition; the 2,000 most variable genes."""
+    """Contexts with enough cells in two conditions; the 2,000 most variable genes."""
     cells = read(path)
     sizes = pd.crosstab(cells.obs["context"], cells.obs["condition"])
     enough = sizes >= LEAST_CELLS
@@ -89,7 +91,7 @@ def hidden_types(kang: ad.AnnData) -> list[str]:
 def change(
     networks: Sequence[InContextNetwork], evidence: Evidence, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean change of a context that was not measured, the mean of some networks, and its error scale."""
+    """Mean change of an unmeasured context, averaged over networks, and its error scale."""
     query = Query.of_population(evidence, evidence.names.index(name), 0)
     description = describe(evidence, query, evidence.whole)
     means, sigmas = zip(*(predict(network, description) for network in networks), strict=True)
@@ -97,7 +99,7 @@ def change(
 
 
 def score(change: np.ndarray, fold: Fold, sigma: np.ndarray | None = None) -> dict[str, float]:
-    """Score a mean change, and how often nine tenths of its error's distribution hold the measured one."""
+    """Score a mean change, and the share of genes within 90 % intervals of it."""
     control, real = mean_expression(fold.control.X), mean_expression(fold.real)
     predicted = np.maximum(control + change, 0)
     scores = {
@@ -208,7 +210,7 @@ def main() -> None:
 
 
 def summarised(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over types of the median over seeds, and the standard deviation over seeds of the mean over types."""
+    """Mean over types of medians over seeds; deviation over seeds of means over types."""
     keys, scores = ["protocol", "way"], ["pearson_delta", "mse", "coverage"]
     cases = table.groupby([*keys, "context", "draw"], sort=False)[scores].median()
     seeds = table.groupby([*keys, "seed"], sort=False)[scores].mean()

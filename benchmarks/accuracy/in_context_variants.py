@@ -1,15 +1,17 @@
-"""Every variant of the in-context networks that was tried, scored without a hidden cell of the benchmark.
+"""Variants of the in-context networks, scored without a hidden cell of the benchmark.
 
     python benchmarks/accuracy/in_context_variants.py FOLDER [NAME ...]
 
 Three kinds of folds:
 
 - elsewhere: pretrain on six of the seven sets, predict each context of the seventh, untouched
-- inner: from scratch on the training cells of a fold of Kang et al., with a second cell type hidden among them, which is
+- inner: from scratch on the training cells of a fold of Kang et al., with a second cell type hidden
+among them, which is
   predicted; every third pair of an outer and an inner type
 - fine: as inner, from weights pretrained on the seven sets
 
-Scores are of the mean change: `pearson_delta`, and `mse` over that of the prior alone. Adds to `in_context_variants.csv`.
+Scores are of the mean change: `pearson_delta`, and `mse` over that of the prior alone. Adds to
+`in_context_variants.csv`.
 """
 
 import argparse

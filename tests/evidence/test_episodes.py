@@ -17,7 +17,7 @@ def measured(n_types=4, n_cells=24, n_perturbations=1):
 
 
 def spoiled(evidence, plan):
-    """All that the episode may not see is NaN: changes not kept, and control cells of no piece of evidence."""
+    """Put NaN in all that an episode may not see: other changes, cells of other contexts."""
     changes, populations = evidence.changes, evidence.populations
     hidden = np.setdiff1d(np.arange(len(changes.n)), plan.kept)
     unseen = np.setdiff1d(np.arange(len(populations.half)), changes.population[plan.kept])

@@ -1,4 +1,4 @@
-"""What was measured: changes of contexts and their errors, how they relate to a query, and episodes to learn from."""
+"""Measured changes, how they relate to a query, and episodes to learn from."""
 
 from spaperb.evidence._episodes import Episode, draw
 from spaperb.evidence._measured import Changes, Evidence, Populations

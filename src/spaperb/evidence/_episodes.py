@@ -1,4 +1,4 @@
-"""Episodes: a measured change is left out, and the rest, or some of it, is the evidence. Training imitates the test."""
+"""Episodes: a measured change is left out, and some of the rest is the evidence."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from spaperb.evidence._measured import WHOLE, Evidence
 from spaperb.evidence._relations import Description, Query, describe, state_after
 
 TWINS = 0.3
-"""Share of the episodes whose query has a near twin in the evidence: the other half of its context."""
+"""Share of the episodes with a near twin in the evidence: the other half of the context."""
 MEASURED = 0.25
-"""Share of those whose query is known to be the very context, so that its measurement is improved."""
+"""Share of those whose query is told to be that context: a measurement to be improved."""
 ALL_KEPT = 0.5
-"""Share of the episodes that keep all the evidence they may; others keep that of a random number of contexts."""
+"""Share of the episodes that keep all the evidence they may; others keep some contexts'."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
 
 class Plan(NamedTuple):
-    """An episode before it is described: the ``query``, numbers of the changes ``kept`` as evidence and of the ``target``."""
+    """An episode before it is described: its query, and numbers of changes kept and to predict."""
 
     query: Query
     kept: IntArray
@@ -97,7 +97,8 @@ def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
             return plan._replace(query=plan.query._replace(cells=plan.query.cells[some]))
     raise ValueError(
         "There is nothing to learn from: leaving a measured change out leaves no other one. "
-        f"Measured changes: {len(evidence.whole)}; at least two are needed, or one with twice the cells."
+        f"Measured changes: {len(evidence.whole)}; at least two contexts are needed, or one with "
+        "several cells in each condition."
     )
 
 
@@ -109,7 +110,8 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     is_here = changes.population[others] == changes.population[target]
     is_same = changes.perturbation[others] == changes.perturbation[target]
     ways = [others[~is_here], others[~is_same], others]
-    # With all that was measured there, which most users ask for; with its perturbation, which no other context
+    # With all that was measured there, which most users ask for; with its perturbation,
+    # which no other context
     # then tells of; alone. The last two need further measurements there.
     chances = np.array([1.0, 0.25, 0.5] if is_here.any() else [1.0, 0.0, 0.0])
     chances *= [len(kept) > 0 for kept in ways]

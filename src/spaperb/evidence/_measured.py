@@ -1,4 +1,4 @@
-"""Control populations of contexts and their random halves, and the changes that were measured of them."""
+"""Control populations of contexts and of their random halves, and their measured changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEAST_SQUARE = 1e-8
 
 
 class Populations(NamedTuple):
-    """Control cells of contexts, P populations: whole contexts first, their random halves after them.
+    """Control cells of contexts, P populations: whole contexts first, then random halves.
 
     Attributes
     ----------
@@ -62,7 +62,8 @@ class Changes(NamedTuple):
     shift, error
         Mean of stimulated minus mean of control cells, and its standard error, ``(S, G)``.
     mean, detection, mean_error
-        Mean expression and detection of the stimulated cells, and the mean's standard error, ``(S, G)``.
+        Mean expression and detection of the stimulated cells, and the mean's standard error, ``(S,
+        G)``.
     """
 
     population: IntArray
@@ -124,7 +125,8 @@ class Evidence:
         x
             Log-normalised expression, ``(n, G)``.
         arms
-            For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation, ``(n,)``.
+            For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
+            ``(n,)``.
         labels
             For every cell the number of its context, ``(n,)``.
         names
@@ -238,7 +240,7 @@ def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: in
 
 
 def _error_of_mean(profile: Profile, ratio: FloatArray, has_mean: bool) -> FloatArray:
-    """Standard error of a mean; a few cells have no variance to speak of, and get some of the usual one."""
+    """Standard error of a mean; a few cells lack a variance and get some of the usual one."""
     usual = ratio * (profile.mean if has_mean else 1.0)
     variance = (profile.n * profile.variance + PRIOR_CELLS * usual) / (
         max(profile.n - 1, 0) + PRIOR_CELLS
@@ -274,7 +276,7 @@ def _changes(contexts: Contexts, halves: Contexts, noise: Noise) -> Changes:
 
 
 def correlations(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Pearson correlation of each row of ``a`` with each of ``b``; 0 with a row that is constant."""
+    """Pearson correlation of each row of ``a`` with each of ``b``; 0 for constant rows."""
 
     def unit(x: FloatArray) -> FloatArray:
         centred = x - x.mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""How pieces of evidence relate to a query, and what is known of each gene: the inputs of the networks."""
+"""The inputs of the networks: how evidence relates to a query, and what it says of genes."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ TEMPERATURE = 0.03
 """Of the softmax over correlations, as in the baseline ``similarity_shift``."""
 LEAST_SCALE = 0.05
 LEAST_SHARE = 1e-3
-"""Prior weight of a context without a single one of the nearest cells: small, but not beyond attention."""
+"""Added to prior weights, so that contexts without near cells are not beyond attention."""
 OTHER_PERTURBATION = -4.0
-"""Log prior of evidence on other perturbations than the query's, next to the same one or to a part of it."""
+"""Log prior of other perturbations, next to the query's own or a part of it."""
 LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
 
@@ -93,7 +93,7 @@ class Query(NamedTuple):
         dose: float = np.nan,
         context: int | None = None,
     ) -> Query:
-        """Ask for cells that may be new: their profile and their components (``Contexts.project``)."""
+        """Ask for cells that may be new: their profile and components (``Evidence.project``)."""
         return cls(
             profile.mean,
             profile.detection,
@@ -115,7 +115,7 @@ class Query(NamedTuple):
         dose: float = np.nan,
         is_known: bool = True,
     ) -> Query:
-        """Ask for a control population of the evidence; ``is_known`` tells which context it is of."""
+        """Ask for a population of the evidence; ``is_known`` tells which context it is of."""
         p = evidence.populations
         return cls(
             p.mean[population],
@@ -213,7 +213,7 @@ def describe(
 def state_after(
     description: Description, mean: FloatArray, detection: FloatArray, error: FloatArray
 ) -> FloatArray:
-    """State of the query once it is stimulated: u with the stimulated cells in place of the control cells."""
+    """State of the query once stimulated: u with stimulated in place of control cells."""
     after = description.state.copy()
     after[:, 0], after[:, 1], after[:, 2] = log_level(mean), detection, error / description.scale
     return after
@@ -227,7 +227,8 @@ def relate(
     Returns
     -------
     tuple of numpy.ndarray
-        r, ``(M, n_relations)``; log prior, ``(M,)``; weights by perturbation and dose alone, ``(M,)``.
+        r, ``(M, n_relations)``; log prior, ``(M,)``; weights by perturbation and dose alone,
+        ``(M,)``.
     """
     changes = evidence.changes
     of, inverse = np.unique(changes.population[kept], return_inverse=True)
@@ -257,7 +258,7 @@ def relate(
 
 
 def nearest_shares(evidence: Evidence, query: Query, among: IntArray) -> FloatArray:
-    """Share of each of some control populations in the nearest control cells of the query, ``(len(among),)``."""
+    """Share of each of some populations in the query's nearest cells, ``(len(among),)``."""
     cells = [evidence.populations.cells[p] for p in among]
     sizes = np.array([len(c) for c in cells])
     reference = np.concatenate(cells)

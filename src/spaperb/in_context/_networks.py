@@ -1,4 +1,4 @@
-"""E, H, attention, E_delta and D of the in-context objective: networks that know a gene by how it looks alone.
+"""The in-context networks: E, H, attention, E_delta and D know a gene by its looks alone.
 
 With the inputs of :mod:`spaperb.evidence` (genes g, pieces of evidence s)::
 
@@ -26,13 +26,13 @@ from spaperb._types import FloatArray
 from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
 
 MAX_INPUT = 5.0
-"""Standardised inputs are clipped here, so that data unlike any in training do not lead far astray."""
+"""Standardised inputs are clipped here: data unlike any in training lead less far astray."""
 FIRST_SIGMA = 0.1
 """sigma of an untrained network, in units of c."""
 
 
 class Constants(NamedTuple):
-    """Mean and standard deviation that inputs are standardised by: fixed, and saved with the weights."""
+    """Mean and deviation that inputs are standardised by: fixed, saved with the weights."""
 
     state: tuple[FloatArray, FloatArray]
     pieces: tuple[FloatArray, FloatArray]
@@ -92,7 +92,8 @@ def zero_linear(n_input: int) -> nn.Linear:
 class EvidenceEncoder(nn.Module):
     """H: a piece of evidence on a gene, how it relates to the query, and Z_ctrl, to h.
 
-    The first layer comes in three parts, so that what is the same for all genes, or for all pieces, is computed once.
+    The first layer comes in three parts, so that what is the same for all genes, or for all pieces,
+    is computed once.
     """
 
     def __init__(self, n_latent: int, n_hidden: int):
@@ -105,13 +106,13 @@ class EvidenceEncoder(nn.Module):
     def forward(
         self, pieces: torch.Tensor, relations: torch.Tensor, z_ctrl: torch.Tensor
     ) -> torch.Tensor:
-        """Map x ``(M, G, n_evidence)``, r ``(M, n_relations)`` and Z_ctrl ``(G, L)`` to ``(M, G, n_hidden)``."""
+        """Map x ``(M, G, n_evidence)``, r ``(M, n_relations)``, Z_ctrl ``(G, L)`` to h."""
         first = self.of_pieces(pieces) + self.of_relations(relations)[:, None]
         return self.last(first + self.of_latent(z_ctrl))
 
 
 class GeneDeltaEncoder(nn.Module):
-    """E_delta: what attention gathered, and Z_ctrl, to Z_delta, the gate and the error scale that V_delta draws by."""
+    """E_delta: what attention gathered, and Z_ctrl, to Z_delta, gate and error scale."""
 
     def __init__(self, n_latent: int, n_hidden: int):
         super().__init__()
@@ -123,7 +124,7 @@ class GeneDeltaEncoder(nn.Module):
     def forward(
         self, context: torch.Tensor, z_ctrl: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map ``(G, n_hidden)`` and ``(G, L)`` to Z_delta ``(G, L)``, the gate and sigma / c, ``(G,)``."""
+        """Map ``(G, n_hidden)``, ``(G, L)`` to Z_delta ``(G, L)``, gate and sigma / c ``(G,)``."""
         hidden = self.hidden(torch.cat([context, z_ctrl], dim=-1))
         sigma = FIRST_SIGMA * self.log_sigma(hidden)[..., 0].exp()
         return self.latent(hidden), self.gate(hidden)[..., 0], sigma
@@ -181,7 +182,7 @@ class InContextNetwork(nn.Module):
         shifts: torch.Tensor,
         scale: torch.Tensor,
     ) -> Answer:
-        """Predict the change of a query from its description (:class:`spaperb.evidence.Description`).
+        """Predict a change from its description (:class:`spaperb.evidence.Description`).
 
         Pieces with a log prior of minus infinity are padding and change nothing.
         """

@@ -62,7 +62,7 @@ def fit_constants(evidence: Sequence[Evidence], seed: int, n_genes: int = 512) -
 def loss_of(
     network: InContextNetwork, episode: Episode, unit: float, settings: Settings
 ) -> torch.Tensor:
-    """Loss of an episode; squared errors are in ``unit``, the mean square of the data set's changes."""
+    """Loss of an episode; ``unit`` is the mean square of the data set's changes."""
     answer: Answer = network(*tensors(episode.description))
     after, target, error = tensors((episode.after, episode.target, episode.error))
     squares = (answer.mean - target) ** 2
