@@ -71,7 +71,7 @@ def simulated(n: int) -> list[Evidence]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "latent_weight 0": {"latent_weight": 0.0},
-    "latent_weight 1": {"latent_weight": 1.0},
+    "latent_weight 0.1": {"latent_weight": 0.1},
     "learning_rate 2e-3": {"learning_rate": 2e-3},
     "learning_rate 1e-2": {"learning_rate": 1e-2},
     "1,000 steps": {"n_steps": 1000},
