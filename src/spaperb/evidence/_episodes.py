@@ -1,0 +1,163 @@
+"""Episodes: a measured change is left out, and some of the rest is the evidence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from spaperb._types import FloatArray, IntArray
+from spaperb.contexts import HALF_WEIGHT
+from spaperb.evidence._measured import WHOLE, Evidence
+from spaperb.evidence._relations import Description, Query, describe, state_after
+
+TWINS = 0.3
+"""Share of the episodes with a near twin in the evidence: the other half of the context."""
+MEASURED = 0.25
+"""Share of those whose query is told to be that context: a measurement to be improved."""
+ALL_KEPT = 0.5
+"""Share of the episodes that keep all the evidence they may; others keep some contexts'."""
+MAX_QUERY_CELLS = 200
+"""Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
+
+
+class Plan(NamedTuple):
+    """An episode before it is described: its query, and numbers of changes kept and to predict."""
+
+    query: Query
+    kept: IntArray
+    target: int
+
+
+class Episode(NamedTuple):
+    """A left-out change and what the evidence says of it.
+
+    Attributes
+    ----------
+    description
+        The query, described by the evidence.
+    after
+        State once it is stimulated, ``(G, n_state)``.
+    target, error
+        The left-out shift and its standard error, ``(G,)``.
+    weight
+        Weight of the target, n / (n + 30) of its n cells.
+    """
+
+    description: Description
+    after: FloatArray
+    target: FloatArray
+    error: FloatArray
+    weight: float
+
+
+def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = None) -> Episode:
+    """Draw an episode.
+
+    Parameters
+    ----------
+    evidence
+        What was measured, at least two changes.
+    rng
+        Source of randomness.
+    n_genes
+        Number of genes to draw, ``None`` for all.
+    """
+    plan = draw_plan(evidence, rng)
+    genes: IntArray | slice = slice(None)
+    if n_genes is not None and n_genes < evidence.n_genes:
+        genes = np.sort(rng.choice(evidence.n_genes, n_genes, replace=False))
+    return make_episode(evidence, plan, genes)
+
+
+def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice(None)) -> Episode:
+    """Describe what was planned."""
+    query, kept, target = plan
+    description = describe(evidence, query, kept, genes)
+    changes = evidence.changes
+    mean, detection, error = (
+        moments[target][genes] for moments in (changes.mean, changes.detection, changes.mean_error)
+    )
+    return Episode(
+        description,
+        state_after(description, mean, detection, error),
+        changes.shift[target][genes],
+        changes.error[target][genes],
+        float(changes.n[target] / (changes.n[target] + HALF_WEIGHT)),
+    )
+
+
+def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
+    """Draw what is left out and what is kept."""
+    plans = [_twin, _left_out] if rng.random() < TWINS else [_left_out, _twin]
+    for make in plans:
+        plan = make(evidence, rng)
+        if plan is not None:
+            some = rng.permutation(len(plan.query.cells))[:MAX_QUERY_CELLS]
+            return plan._replace(query=plan.query._replace(cells=plan.query.cells[some]))
+    raise ValueError(
+        "There is nothing to learn from: leaving a measured change out leaves no other one. "
+        f"Measured changes: {len(evidence.whole)}; at least two contexts are needed, or one with "
+        "several cells in each condition."
+    )
+
+
+def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
+    """Leave a change of a whole context out."""
+    changes, whole = evidence.changes, evidence.whole
+    target = int(rng.choice(whole))
+    others = whole[whole != target]
+    is_here = changes.population[others] == changes.population[target]
+    is_same = changes.perturbation[others] == changes.perturbation[target]
+    ways = [others[~is_here], others[~is_same], others]
+    # With all that was measured there, which most users ask for; with its perturbation,
+    # which no other context
+    # then tells of; alone. The last two need further measurements there.
+    chances = np.array([1.0, 0.25, 0.5] if is_here.any() else [1.0, 0.0, 0.0])
+    chances *= [len(kept) > 0 for kept in ways]
+    if not chances.any():
+        return None
+    kept = ways[rng.choice(3, p=chances / chances.sum())]
+    query = Query.of_population(
+        evidence,
+        int(changes.population[target]),
+        int(changes.perturbation[target]),
+        float(changes.dose[target]),
+    )
+    return Plan(query, _some(evidence, kept, rng), target)
+
+
+def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
+    """Ask for one half of a context where the other half was measured."""
+    changes, populations = evidence.changes, evidence.populations
+    half, context = populations.half[changes.population], populations.context[changes.population]
+
+    def twins_of(s: int) -> IntArray:
+        return np.flatnonzero((context == context[s]) & (half == 3 - half[s]))
+
+    candidates = [s for s in np.flatnonzero(half != WHOLE).tolist() if len(twins_of(s))]
+    if not candidates:
+        return None
+    target = int(rng.choice(candidates))
+    twins = twins_of(target)
+    others = evidence.whole[context[evidence.whole] != context[target]]
+    is_measured = rng.random() < MEASURED
+    query = Query.of_population(
+        evidence,
+        int(changes.population[twins[0] if is_measured else target]),
+        int(changes.perturbation[target]),
+        float(changes.dose[target]),
+        is_known=is_measured,
+    )
+    kept = np.concatenate([_some(evidence, others, rng), twins])
+    return Plan(query, kept, target)
+
+
+def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntArray:
+    """All of the changes, or those of a random number of contexts."""
+    if not len(kept) or rng.random() < ALL_KEPT:
+        return kept
+    populations = evidence.changes.population[kept]
+    names = np.unique(populations)
+    some = rng.permutation(names)[: rng.integers(1, len(names) + 1)]
+    return kept[np.isin(populations, some)]

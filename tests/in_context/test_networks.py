@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+import torch
+
+from spaperb import datasets
+from spaperb.evidence import Evidence, Query, describe
+from spaperb.in_context import InContextNetwork, fit_constants
+from spaperb.in_context._networks import tensors
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    cells = datasets.simulated(n_cell_types=5, n_cells=30, n_genes=40, seed=1)
+    arms = (cells.obs["condition"] == "stimulated").to_numpy().astype(int)
+    labels = cells.obs["cell_type"].cat.codes.to_numpy().astype(int)
+    return Evidence.of(cells.X, arms, labels, list(cells.obs["cell_type"].cat.categories))
+
+
+@pytest.fixture
+def network(evidence):
+    torch.manual_seed(0)
+    return InContextNetwork(fit_constants([evidence], 0))
+
+
+@pytest.fixture
+def trained(network):
+    """Weights as training may leave them: no layer is zero."""
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return network
+
+
+@pytest.fixture
+def description(evidence):
+    return describe(evidence, Query.of_population(evidence, 0, 0), np.arange(1, 5))
+
+
+def test_an_untrained_network_is_the_prior_weighted_mean(network, description):
+    mean = network(*tensors(description)).mean.detach().numpy()
+    expected = np.exp(description.log_prior) @ description.shifts
+    np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_shapes(trained, description):
+    answer = trained(*tensors(description))
+    assert answer.mean.shape == answer.sigma.shape == (40,)
+    assert answer.z_ctrl.shape == answer.z_delta.shape == (40, 16)
+    assert answer.attention.shape == (4, 40)
+    torch.testing.assert_close(answer.attention.sum(dim=0), torch.ones(40))
+    assert (answer.sigma > 0).all()
+    assert sum(p.numel() for p in trained.parameters()) < 15_000
+
+
+def test_order_of_evidence_order_of_genes_and_padding_change_nothing(trained, description):
+    whole = trained(*tensors(description)).mean
+    assert not torch.allclose(
+        whole, torch.from_numpy(np.exp(description.log_prior) @ description.shifts).float()
+    )
+    state, pieces, relations, log_prior, shifts, scale = tensors(description)
+    order, genes = torch.tensor([2, 0, 3, 1]), torch.randperm(40)
+    permuted = trained(
+        state, pieces[order], relations[order], log_prior[order], shifts[order], scale
+    )
+    torch.testing.assert_close(permuted.mean, whole)
+    of_genes = trained(
+        state[genes], pieces[:, genes], relations, log_prior, shifts[:, genes], scale[genes]
+    )
+    torch.testing.assert_close(of_genes.mean, whole[genes])
+
+    def padded(x, value):
+        return torch.cat([x, torch.full((3, *x.shape[1:]), value)])
+
+    padding = trained(
+        state,
+        padded(pieces, 7.0),
+        padded(relations, 7.0),
+        padded(log_prior, -torch.inf),
+        padded(shifts, 7.0),
+        scale,
+    )
+    torch.testing.assert_close(padding.mean, whole)
+
+
+def test_copies_of_a_piece_of_evidence_say_what_it_says_once(trained, description):
+    """Shares of the prior are what counts, not the number of pieces."""
+    state, pieces, relations, log_prior, shifts, scale = tensors(description)
+    twice = [torch.cat([x, x]) for x in (pieces, relations)]
+    again = trained(
+        state,
+        *twice,
+        torch.cat([log_prior, log_prior]) - np.log(2),
+        torch.cat([shifts, shifts]),
+        scale,
+    )
+    torch.testing.assert_close(again.mean, trained(*tensors(description)).mean)
+
+
+def test_v_delta_draws_changes_of_the_mean_and_error_scale(trained, description):
+    answer = trained(*tensors(description))
+    torch.testing.assert_close(answer.draw(torch.full((40,), 0.5)), answer.mean)
+    torch.manual_seed(1)
+    draws = answer.draw(torch.rand(20_000, 40))
+    torch.testing.assert_close(draws.std(dim=0) / answer.sigma, torch.ones(40), rtol=0, atol=0.03)
+
+
+def test_inputs_unlike_any_in_training_stay_finite(trained, description):
+    wild = [1e6 * x if x.ndim > 1 else x for x in tensors(description)]
+    assert torch.isfinite(trained(*wild).mean).all()
+
+
+def test_constants_are_saved_with_the_weights(network, evidence):
+    other = InContextNetwork(fit_constants([evidence], 1))
+    other.load_state_dict(network.state_dict())
+    for mine, theirs in zip(network.constants, other.constants, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
