@@ -47,10 +47,12 @@ if os.environ.get("READTHEDOCS"):
     }
 packages = "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scanpy scipy scvi sklearn torch"
 nitpick_ignore_regex = [
+    # Where a package keeps a name that it exports.
+    ("py:class", r"spaperb\.\w+\._\w+\.\w+"),
     ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
     (
         "py:class",
-        "AnnOrMuData|FloatArray|How|IntArray|Tensors",
+        "AnnOrMuData|FloatArray|How|IntArray|Part|Ranks|Tensors|pd.Series",
     ),  # fields of named tuples, whose types autodoc leaves unread, and a type of scvi-tools' own signatures
 ]
 

@@ -15,8 +15,8 @@ from scipy import sparse
 from scvi.utils import track
 
 from spaperb._types import Expression
-from spaperb.data import match_labels
-from spaperb.data._scale import Scale, check_scale, log_base
+from spaperb.data import Scale, match_labels
+from spaperb.data._scale import check_scale, log_base
 from spaperb.disk import as_dask, in_memory, rows_of_block
 from spaperb.module import SpaPerbModule
 from spaperb.perturbations import Target

@@ -11,7 +11,7 @@ import pandas as pd
 
 from spaperb._types import IntArray
 from spaperb.calibration import Calibration, Intervals
-from spaperb.data._scale import Scale
+from spaperb.data import Scale
 from spaperb.populations import Profile
 from spaperb.prediction import Query
 from spaperb.response import Situation
