@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scvi
+from joblib import Parallel, delayed
 
 from spaperb import SpaPerbModel, datasets
 
@@ -53,7 +54,8 @@ def run(n: int, seed: int) -> dict[str, float]:
 
 def main() -> None:
     """Run all sizes."""
-    table = pd.DataFrame([run(n, seed) for n in SIZES for seed in range(3)])
+    settings = [(n, seed) for n in SIZES for seed in range(3)]
+    table = pd.DataFrame(Parallel(n_jobs=2)(delayed(run)(*setting) for setting in settings))
     table.to_csv(HERE / "few_cells.csv", index=False, float_format="%.4g")
     by = table.groupby("n").agg(["mean", "std"])
     print(by.drop(columns="seed").round(3).to_string())
