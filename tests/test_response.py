@@ -7,7 +7,7 @@ from helpers import context_arrays, left_out, response_of, small_cells
 from spaperb import datasets
 from spaperb.contexts import Contexts
 from spaperb.perturbations import Target
-from spaperb.response import ANCHORS, Response, Subject, describe
+from spaperb.response import ANCHORS, Change, Response, Subject, describe
 
 ONE = Target("stimulated", 0, (0,))
 
@@ -123,3 +123,14 @@ def test_one_paired_context_gives_its_own_shift():
 def test_predictions_repeat(many):
     one, other = response(many), response(many)
     np.testing.assert_array_equal(predict(one, 0).mean, predict(other, 0).mean)
+
+
+def test_a_part_of_a_change_is_no_better_known_than_the_whole(many):
+    """Below the lowest dose: its error shrinks with the change, and nothing of it was measured."""
+    description = left_out(response(many), 0)
+    whole = Change.predicted(description.anchors[:, 0], description)
+    part = Change.mixed([whole], np.array([0.3]))
+    np.testing.assert_allclose(part.mean, 0.3 * whole.mean)
+    np.testing.assert_allclose(part.scale, 0.3 * whole.scale)
+    np.testing.assert_array_equal(part.unmeasured, 1)
+    np.testing.assert_allclose(part.weights.sum(), whole.weights.sum())

@@ -159,17 +159,22 @@ class Change(NamedTuple):
 
     @classmethod
     def mixed(cls, changes: Sequence[Change], shares: FloatArray) -> Change:
-        """Mean of changes, as of doses between two that were measured."""
-        total = shares.sum()
+        """Mean of changes, as of doses between two that were measured.
+
+        Shares of less than 1 in all make the change, and the scale of its error, smaller; they do not
+        make it better known.
+        """
+        parts = shares / shares.sum()
         means = {
             name: shares @ np.array([getattr(c, name) for c in changes])
-            for name in ("mean", "measured", "noise", "unmeasured", "scale")
+            for name in ("mean", "measured", "noise", "scale")
         }
         return cls(
             **means,
+            unmeasured=parts @ np.array([c.unmeasured for c in changes]),
             references=[reference for c in changes for reference in c.references],
             weights=np.concatenate(
-                [x / total * c.weights for x, c in zip(shares, changes, strict=True)]
+                [part * c.weights for part, c in zip(parts, changes, strict=True)]
             ),
         )
 
