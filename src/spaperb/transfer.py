@@ -44,7 +44,7 @@ NetworkChange = Callable[[IntArray, Target], FloatArray]
 
 
 class CellChange(NamedTuple):
-    """Change of a context: of its ``mean``, ``(G,)``, and what that does to zeros and levels.
+    """Change of a context: of its ``mean``, ``(G,)``.
 
     ``control`` is the profile of its control cells, ``response`` what was learned across genes, and ``distance`` how far
     it is from contexts in which the perturbation was measured, over the largest such distance of a training
@@ -52,7 +52,6 @@ class CellChange(NamedTuple):
     """
 
     mean: FloatArray
-    detection: Detection
     control: Profile
     response: Change
     distance: float
@@ -62,6 +61,12 @@ class CellChange(NamedTuple):
     """Whether it has control cells."""
     alike: float
     """How far its control cells are those of the training context of its name, in [0, 1]."""
+
+    @property
+    def detection(self) -> Detection:
+        """What the change does to zeros and levels of its control cells."""
+        response = self.response
+        return Detection.of(response.references, self.control, self.mean, response.weights)
 
 
 class Assignment(NamedTuple):
@@ -209,7 +214,6 @@ class Transfer:
         response = self.response.predict(subject, target)
         share = self.share * (1 - response.measured)
         change = response.mean + share * (network_change - response.mean)
-        detection = Detection.of(response.references, subject.profile, change, response.weights)
         distance = self._distance(subject, target)
         is_known = subject.number in self.response.of_context and subject.alike > 0.5
         situation: Situation = "beside" if is_known else "alone"
@@ -217,7 +221,6 @@ class Transfer:
             situation = "combined"
         return CellChange(
             change,
-            detection,
             subject.profile,
             response,
             distance,

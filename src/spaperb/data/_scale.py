@@ -208,7 +208,7 @@ def log_base(adata: AnnData) -> float | None:
 def is_log_normalised(x: Expression) -> bool:
     """Tell whether expression may be log-normalised: not negative, no counts, no large values."""
     scale = Scale.of(x)
-    return scale.nonnegative and not scale.counts and bool(x.max() <= MOST_LOG)
+    return scale.nonnegative and not scale.counts and scale.largest <= MOST_LOG
 
 
 def warn_of_unusual_expression(x: Expression, scale: Scale) -> None:
