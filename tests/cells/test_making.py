@@ -132,3 +132,14 @@ def test_shifted_cells_are_not_below_the_minimum():
     x, _ = cells_of(50, 0)
     change = np.random.default_rng(1).normal(0, 0.7, GENES)
     np.testing.assert_allclose(make(x, change, "shift"), x + change, atol=1e-5)
+
+
+def test_cells_that_changed_before_they_are_made_are_refused():
+    """As on disk, where a layer is made when it is asked for."""
+    x, _ = cells_of(50, 0)
+    survey = Survey.of(Query(x, np.arange(GENES)), np.zeros(50, dtype=int))
+    change = PopulationChange(np.full(GENES, 0.1), [Profile.of(x)], np.ones(1))
+    maker = CellMaker(survey, {0: change}, "detection")
+    for other in (np.zeros_like(x), x + 1):
+        with pytest.raises(RuntimeError, match="changed since"):
+            list(maker.make(Query(other, np.arange(GENES)), np.arange(50)))

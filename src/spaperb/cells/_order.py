@@ -182,5 +182,11 @@ class Survey:
                 expressing[p] = on[-1]
                 ranks = _ranks(is_on, on, self.places[cells.rows[within]])
                 sizes = _sizes(is_on, self.n_expressing[p], self.profiles[p].n)
+                if (ranks >= sizes).any():
+                    # Without this the search for a place would never end.
+                    raise RuntimeError(
+                        "The cells changed since their prediction was set up (a file on disk that "
+                        "was written anew, say). Predict them again."
+                    )
                 parts.append(Part(p, within, ranks, sizes))
             yield cells, parts
