@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         choices=sorted(_methods(None)),
-        default=["spaperb_residual", "spaperb_published", *baselines.BASELINES],
+        default=["spaperb_in_context", "spaperb_published", *baselines.BASELINES],
         help="methods to run; default: SpaPerb's objectives and all baselines of cell types",
     )
     bench.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -142,8 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--objective",
-            choices=["residual", "published"],
-            default="residual",
+            choices=["in_context", "published"],
+            default="in_context",
             help="the recommended model (default) or the published one",
         )
         command.add_argument("--overwrite", action="store_true", help="replace the output file")
@@ -208,7 +208,7 @@ def _methods(max_epochs: int | None) -> dict[str, benchmark.Method]:
             f"spaperb_{objective}": benchmark.SpaPerb(
                 {"max_epochs": max_epochs}, objective=objective
             )
-            for objective in ("residual", "published")
+            for objective in ("in_context", "published")
         },
         **baselines.BASELINES,
         "own_type_shift": baselines.OwnTypeShift(),

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import numpy as np
@@ -71,6 +71,8 @@ class SpaPerbTrainingPlan(TrainingPlan):
         If an argument is none of these.
     """
 
+    minibatches_are: ClassVar[dict[str, bool]] = {"paired": True}
+
     def __init__(
         self,
         module: BaseModuleClass,
@@ -95,7 +97,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             weight_decay=weight_decay,
             eps=eps,
             n_epochs_kl_warmup=n_epochs_kl_warmup,
-            paired=True,
+            **self.minibatches_are,
             **kwargs,
         )
         self._resumed: dict[str, Any] | None = None
@@ -109,8 +111,8 @@ class SpaPerbTrainingPlan(TrainingPlan):
         return functools.partial(optimizer, **settings, fused=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Pass a minibatch of pairs through the module."""
-        return super().forward(*args, generative_kwargs={"paired": True}, **kwargs)
+        """Pass a minibatch through the module."""
+        return super().forward(*args, generative_kwargs=self.minibatches_are, **kwargs)
 
     def compute_and_log_metrics(
         self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
@@ -199,6 +201,45 @@ class SpaPerbTrainingPlan(TrainingPlan):
             self.trainer.should_stop = True
         _set_random_states(self._resumed["random_states"])
         self._resumed = None
+
+
+class InContextTrainingPlan(SpaPerbTrainingPlan):
+    """Train on episodes with AdamW, a learning rate that rises and falls, and inputs standardised.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    lr
+        Highest learning rate, after three tenths of training; it starts at a 25th of it and ends
+        near 0.
+    **kwargs
+        Further arguments of :class:`SpaPerbTrainingPlan`.
+
+    References
+    ----------
+    Smith and Topin (2019), Super-convergence, SPIE 11006.
+    """
+
+    minibatches_are: ClassVar[dict[str, bool]] = {}
+
+    def __init__(self, module: BaseModuleClass, *, lr: float = 5e-3, **kwargs: Any):
+        super().__init__(module, lr=lr, **kwargs)
+
+    def on_fit_start(self) -> None:
+        """Standardise inputs as they are in some episodes, unless that was done before."""
+        if not self.module.is_standardised:
+            self.module.standardise_by(self.trainer.datamodule.constants())
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Let the learning rate rise and fall once."""
+        optimisers = super().configure_optimizers()
+        if self.reduce_lr_on_plateau:
+            return optimisers
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimisers["optimizer"], self.lr, self.trainer.estimated_stepping_batches
+        )
+        return {**optimisers, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def data_digests(

@@ -1,72 +1,80 @@
-"""From contexts to cells: the change that each cell of a query gets.
+"""From contexts to cells: the change that each context of a query gets, and its cells.
 
-The change of a context mixes what is learned across genes with what the network decodes::
-
-    change = R + share (N - R),    N = mean over the context's control cells of X_stim' - X_ctrl,
-    share  = network_share * max(0, 1 - sum_s w_s |N_s - Delta_s|^2 / sum_s w_s |Delta_s|^2),
-
-so that a network that does not even fit the measured changes Delta_s of the training contexts has no say. Of a
-context whose change was measured, the network has the less to say the better it was.
+A context of the query is described by its own control cells and by what training measured; the
+networks say its change and the scale of its error. The control cells of a known name count as that
+context as far as they are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scvi.utils import track
+from scipy.special import ndtri
 
-from spaperb._types import Expression, FloatArray, IntArray
+from spaperb._types import FloatArray, IntArray
 from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
-from spaperb.contexts import MAX_CELLS, Contexts
 from spaperb.data import match_labels
-from spaperb.pairing import CONTROL
-from spaperb.perturbations import Target
+from spaperb.evidence import Evidence, Query, Relation, describe_related, relate
+from spaperb.intervals import Intervals
+from spaperb.module import InContextModule
+from spaperb.perturbations import CLOSE, Target
 from spaperb.populations import Profile
-from spaperb.prediction import Query
-from spaperb.response import Change, Response, Situation, Subject
+from spaperb.prediction import Query as Cells
 from spaperb.validation import listed, warn
 
+MAX_CELLS = 1000
+"""Control cells of a context that its nearest ones are sought for."""
+MAX_REFERENCES = 30
+"""Stimulated populations that tell of zeros, those with the greatest weights."""
 UNLIKE = 0.75
 """Cells of a known name that are less like those of training are warned of."""
 HIGH_DISTANCE = 1.25
-"""A context that is farther from training, by a quarter more than any training context is from the others, is warned of."""
-MIN_NETWORK_CELLS, MAX_NETWORK_CELLS = 20, 100_000
-"""Cells that a context's network change is taken from at least, and those of all contexts and perturbations together."""
-
-NetworkChange = Callable[[IntArray, Target], FloatArray]
-"""From rows of control cells and a perturbation to the mean change that the network decodes, N, ``(G,)``."""
+"""A context that is farther from training, by a quarter more than any training context is from the
+others, is warned of."""
 
 
 class CellChange(NamedTuple):
-    """Change of a context: of its ``mean``, ``(G,)``.
+    """Change of a context.
 
-    ``control`` is the profile of its control cells, ``response`` what was learned across genes, and ``distance`` how far
-    it is from contexts in which the perturbation was measured, over the largest such distance of a training
-    context; 0 where it was measured in the context itself, NaN with fewer than three contexts to compare with.
+    Attributes
+    ----------
+    mean, sigma
+        Change of the mean, and the scale of its error, ``(G,)``.
+    scale
+        c, the scale of each gene's change, ``(G,)``.
+    control
+        Profile of its control cells.
+    references, weights
+        Stimulated populations that it resembles, and how much.
+    distance
+        How far it is from contexts in which the perturbation was measured, over the largest such
+        distance of a training context; 0 where it was measured in the context itself, NaN with
+        fewer than three contexts to compare with.
+    is_control
+        Whether it has control cells.
+    alike
+        How far its control cells are those of the training context of its name, in [0, 1].
     """
 
     mean: FloatArray
+    sigma: FloatArray
+    scale: FloatArray
     control: Profile
-    response: Change
+    references: list[Profile]
+    weights: FloatArray
     distance: float
-    situation: Situation
-    """What was measured in the context."""
     is_control: bool
-    """Whether it has control cells."""
     alike: float
-    """How far its control cells are those of the training context of its name, in [0, 1]."""
 
     @property
     def detection(self) -> Detection:
         """What the change does to zeros and levels of its control cells."""
-        response = self.response
-        return Detection.of(response.references, self.control, self.mean, response.weights)
+        return Detection.of(self.references, self.control, self.mean, self.weights)
 
 
 class Assignment(NamedTuple):
@@ -78,167 +86,142 @@ class Assignment(NamedTuple):
 
 @dataclass
 class Transfer:
-    """Changes of the contexts of a training set, and of new ones.
+    """Changes of the contexts of a query.
 
     Attributes
     ----------
-    contexts
-        The training contexts, K of them.
-    parts
-        For each perturbation the numbers of those that it combines.
-    singles
-        Numbers of the perturbations that are neither a combination nor named like one.
-    network_changes
-        N of each treatment of the contexts and each context, ``(T, K, G)``.
-    network_share
-        Share of a network that fits the measured changes exactly, in [0, 1].
+    evidence
+        What was measured in training.
+    module
+        The trained networks.
+    intervals
+        How far held-out changes were off.
+    usual_distance
+        Largest distance of a training context from the others.
     """
 
-    contexts: Contexts
-    parts: list[tuple[int, ...]]
-    singles: list[int]
-    network_changes: npt.NDArray[np.float32]
-    network_share: float
+    evidence: Evidence
+    module: InContextModule
+    intervals: Intervals
+    usual_distance: float
 
     def __post_init__(self) -> None:
         self._told: set[Any] = set()
 
     @classmethod
-    def learn(
-        cls,
-        x: Expression,
-        arms: IntArray,
-        labels: IntArray,
-        names: list[Any],
-        network_change: NetworkChange,
-        network_share: float,
-        parts: list[tuple[int, ...]],
-        singles: list[int],
-        batches: IntArray | None = None,
-        doses: FloatArray | None = None,
-        counts: Expression | None = None,
-    ) -> Transfer:
-        """Measure the contexts of training cells.
-
-        Parameters
-        ----------
-        x
-            Log-normalised expression, ``(n, G)``.
-        arms
-            For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
-            ``(n,)``.
-        labels
-            For every cell the number of its context, ``(n,)``.
-        names
-            Names of the contexts by that number.
-        network_change
-            The trained network's N.
-        network_share
-            Its share.
-        parts
-            For each perturbation the numbers of those that it combines.
-        singles
-            Numbers of the perturbations that are neither a combination nor named like one.
-        batches
-            For every cell the number of its batch, ``(n,)``.
-        doses
-            For every cell its dose, ``(n,)``.
-        counts
-            Raw counts, ``(n, G)``.
-        """
-        contexts = Contexts.of(x, arms, labels, names, batches, doses, counts)
-        control = [
-            some_of(np.flatnonzero((labels == names.index(name)) & (arms == CONTROL)), MAX_CELLS)
-            for name in contexts.names
-        ]
-        pairs = [(t, rows) for t in contexts.treatments for rows in control]
-        n_cells = max(MIN_NETWORK_CELLS, min(MAX_CELLS, MAX_NETWORK_CELLS // len(pairs)))
-        changes = [
-            network_change(
-                some_of(rows, n_cells), Target("", t.perturbation, parts[t.perturbation], t.dose)
-            )
-            for t, rows in track(pairs, description="Contexts", disable=len(pairs) < 100)
-        ]
-        shape = len(contexts.treatments), len(contexts.names), -1
-        array = np.array(changes, dtype=np.float32).reshape(shape)
-        return cls(contexts, parts, singles, array, network_share)
+    def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
+        """Learn from changes that were held out how far predicted ones may be off."""
+        intervals = Intervals.of(evidence, module)
+        return cls(evidence, module, intervals, evidence.usual_distance())
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
         return {
-            "contexts": self.contexts.to_state(),
-            "parts": self.parts,
-            "singles": self.singles,
-            "network_changes": self.network_changes,
-            "network_share": self.network_share,
+            "evidence": self.evidence.to_state(),
+            "intervals": self.intervals._asdict(),
+            "usual_distance": self.usual_distance,
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Transfer:
+    def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
         """Restore what :meth:`to_state` gave."""
-        return cls(**{**state, "contexts": Contexts.from_state(state["contexts"])})
-
-    @cached_property
-    def response(self) -> Response:
-        """What is learned across genes."""
-        return Response(self.contexts, self.parts, self.singles)
-
-    @cached_property
-    def share(self) -> float:
-        """Share of the network, by how well it fits the measured changes."""
-        if not self.response.is_reliable:
-            return 0.0  # the measured changes are noise, and fitting them is no merit
-        error = total = 0.0
-        for t, changes in zip(self.contexts.treatments, self.network_changes, strict=True):
-            w = t.weights[:, None]
-            error += (w * (changes[t.paired] - t.shifts) ** 2).sum()
-            total += (w * t.shifts**2).sum()
-        return self.network_share * max(0.0, 1 - error / max(total, 1e-12))
+        evidence, intervals = Evidence.from_state(state["evidence"]), state["intervals"]
+        return cls(evidence, module, Intervals(**intervals), state["usual_distance"])
 
     def change(
-        self, subject: Subject, target: Target, network_change: FloatArray, is_control: bool
+        self,
+        profile: Profile,
+        cells: FloatArray,
+        target: Target,
+        number: int | None,
+        is_control: bool,
+        v_delta: FloatArray | None = None,
     ) -> CellChange:
         """Change of a context.
 
         Parameters
         ----------
-        subject
-            Its control cells, and the training context of its name if there is one.
+        profile
+            Profile of its control cells.
+        cells
+            Their components, ``(n, n_components)``.
         target
             The perturbation.
-        network_change
-            The trained network's N of its control cells.
+        number
+            Number of the training context of its name, ``None`` for a new one.
         is_control
             Whether these are control cells, rather than all that there are.
+        v_delta
+            Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
+            all.
         """
-        response = self.response.predict(subject, target)
-        share = self.share * (1 - response.measured)
-        change = response.mean + share * (network_change - response.mean)
-        distance = self._distance(subject, target)
-        is_known = subject.number in self.response.of_context and subject.alike > 0.5
-        situation: Situation = "beside" if is_known else "alone"
-        if target.number is None and distance == 0:
-            situation = "combined"
+        evidence = self.evidence
+        alike = 1.0 if number is None else evidence.likeness(profile, number)
+        dose, share = self._dose(target)
+        query = Query.of(
+            evidence, profile, cells, target.parts, target.number, dose, number, alike
+        )
+        relation = relate(evidence, query, evidence.whole)
+        description = describe_related(evidence, query, relation)
+        predicted = self.module.predict(description)
+        mean = predicted.mean
+        if v_delta is not None:
+            mean = mean + predicted.sigma * ndtri(v_delta).mean(axis=0)
+        references, weights = self._references(relation, target)
         return CellChange(
-            change,
-            subject.profile,
-            response,
-            distance,
-            situation,
+            share * mean,
+            share * predicted.sigma,
+            description.scale,
+            profile,
+            references,
+            weights,
+            self._distance(profile, cells, target, number, alike),
             is_control,
-            subject.alike,
+            alike,
         )
 
-    def _distance(self, subject: Subject, target: Target) -> float:
+    def _dose(self, target: Target) -> tuple[float, float]:
+        """Dose to ask for, within those measured, and the share of the change that is left below."""
+        if target.dose is None:
+            return np.nan, 1.0
+        changes = self.evidence.changes
+        of = target.parts if target.number is None else (target.number,)
+        doses = changes.dose[np.isin(changes.perturbation, of) & (changes.dose > 0)]
+        lowest, highest = doses.min(), doses.max()
+        if target.dose < lowest * (1 - CLOSE):
+            return lowest, target.dose / lowest
+        return float(np.clip(target.dose, lowest, highest)), 1.0
+
+    def _references(self, relation: Relation, target: Target) -> tuple[list[Profile], FloatArray]:
+        """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
+        perturbation = self.evidence.changes.perturbation[relation.kept]
+        is_target = np.isin(perturbation, [*target.parts, *([] if target.number is None else [target.number])])
+        if target.number is not None and (perturbation == target.number).any():
+            is_target = perturbation == target.number
+        some = np.flatnonzero(is_target)
+        best = some[np.argsort(-relation.log_prior[some], kind="stable")[:MAX_REFERENCES]]
+        weights = np.exp(relation.log_prior[best] - relation.log_prior[best].max())
+        profiles = [self.evidence.changes.profile(s) for s in relation.kept[best]]
+        return profiles, weights / weights.sum()
+
+    def _distance(
+        self, profile: Profile, cells: FloatArray, target: Target, number: int | None, alike: float
+    ) -> float:
+        def of(perturbation: int) -> float:
+            changes = self.evidence.changes
+            here = (self.evidence.context == number) & (changes.perturbation == perturbation)
+            if number is None or not here.any():
+                return self.evidence.distance(profile, cells, perturbation, number)
+            if alike == 1:
+                return 0.0
+            return (1 - alike) * self.evidence.distance(profile, cells, perturbation)
+
         perturbations = target.parts if target.number is None else (target.number,)
-        distance = max(self.response.distance(subject, p) for p in perturbations)
-        return distance / self.response.usual_distance if distance else 0.0
+        distance = max(map(of, perturbations))
+        return distance / self.usual_distance if distance else 0.0
 
     def changes(
-        self,
-        survey: Survey,
-        target: Target,
-        network_change: NetworkChange,
+        self, survey: Survey, target: Target, v_delta: FloatArray | None = None
     ) -> dict[int, CellChange]:
         """Change of each context of a query.
 
@@ -248,32 +231,53 @@ class Transfer:
             Its cells, in the populations that :func:`populations_of` tells apart.
         target
             The perturbation.
-        network_change
-            The trained network's N of rows of the query.
+        v_delta
+            Draws of V_delta, as for :meth:`change`.
         """
         changes = {}
         for code in sorted({p // 2 for p in survey.profiles}):
             # Control cells, or all cells of a context if none is known to be one.
             population = 2 * code if 2 * code in survey.profiles else 2 * code + 1
-            profile = survey.profiles[population]
             some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
-            cells = self.contexts.project(survey.query.rows(some))
-            subject = Subject(profile, cells)
-            if code < len(self.contexts.names):
-                alike = self.contexts.likeness(profile, code)
-                subject = Subject(profile, cells, code, alike)
-            n = network_change(some, target)
-            changes[code] = self.change(subject, target, n, is_control=population % 2 == 0)
+            changes[code] = self.change(
+                survey.profiles[population],
+                self.evidence.project(survey.query.rows(some)),
+                target,
+                code if code < len(self.evidence.names) else None,
+                population % 2 == 0,
+                v_delta,
+            )
         return changes
+
+    def effects(self, n_perturbations: int, dose: float | None) -> FloatArray:
+        """Mean measured change of each perturbation in components, ``(P, n_components)``.
+
+        Parameters
+        ----------
+        n_perturbations
+            Number of perturbations, P.
+        dose
+            The measured dose that is nearest to it is taken; ``None`` for the highest.
+        """
+        evidence, changes = self.evidence, self.evidence.changes
+        rows = []
+        for p in range(n_perturbations):
+            of = evidence.whole[changes.perturbation[evidence.whole] == p]
+            doses = changes.dose[of]
+            if np.isfinite(doses).all():
+                asked = doses.max() if dose is None else dose
+                of = of[np.abs(doses - asked) == np.abs(doses - asked).min()]
+            rows.append(changes.shift[of].mean(axis=0) @ evidence.components.T)
+        return np.array(rows)
 
     def maker(
         self,
-        query: Query,
+        query: Cells,
         context: Assignment,
         is_control: npt.NDArray[np.bool_],
         rows: IntArray,
         target: Target,
-        network_change: NetworkChange,
+        v_delta: FloatArray | None = None,
         **how: Any,
     ) -> CellMaker:
         """Find the change of each context, for its cells.
@@ -290,22 +294,22 @@ class Transfer:
             Rows to predict.
         target
             The perturbation.
-        network_change
-            The trained network's N of rows of the query.
+        v_delta
+            Draws of V_delta, as for :meth:`change`.
         **how
             Further arguments of :class:`~spaperb.cells.CellMaker`: what becomes of a cell.
         """
         survey = Survey.of(query, populations_of(context.codes, is_control, rows))
-        changes = self.changes(survey, target, network_change)
+        changes = self.changes(survey, target, v_delta)
         self.warn_of(changes, context.names)
         of_populations = {
-            p: PopulationChange(c.mean, c.response.references, c.response.weights)
+            p: PopulationChange(c.mean, c.references, c.weights)
             for p in survey.profiles
             for c in [changes[p // 2]]
         }
         return CellMaker(survey, of_populations, **how)
 
-    def assign(self, query: Query, labels: npt.NDArray | None) -> Assignment:
+    def assign(self, query: Cells, labels: npt.NDArray | None) -> Assignment:
         """Find the context of every cell: by its label, or without one by its nearest control cells.
 
         Parameters
@@ -317,7 +321,7 @@ class Transfer:
             are spelled alike, whatever their type.
         """
         n_cells = query.x.shape[0]
-        codes, names = np.full(n_cells, -1), list(self.contexts.names)
+        codes, names = np.full(n_cells, -1), list(self.evidence.names)
         if labels is not None:
             named = pd.Series(labels, dtype=object)
             found = list(named.dropna().unique())
@@ -330,7 +334,7 @@ class Transfer:
         unknown = np.flatnonzero(codes < 0)
         for start in range(0, len(unknown), MAX_CELLS):
             some = unknown[start : start + MAX_CELLS]
-            codes[some] = self.contexts.assign(self.contexts.project(query.rows(some)))
+            codes[some] = self.evidence.assign(self.evidence.project(query.rows(some)))
         return Assignment(codes, names)
 
     def _tell_of_new(self, new: list[Any], found: list[Any]) -> None:
@@ -340,7 +344,7 @@ class Transfer:
         if fresh and len(new) == len(found):
             warn(
                 f"The model knows none of the cell types of these cells, so each is predicted as a new type, from its control cells: "
-                f"{listed(new)}. Types of training: {listed(self.contexts.names)}. If they are the same under other names, rename them."
+                f"{listed(new)}. Types of training: {listed(self.evidence.names)}. If they are the same under other names, rename them."
             )
         elif fresh:
             warn(

@@ -7,9 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import HALF_WEIGHT
 from spaperb.evidence._measured import WHOLE, Evidence
-from spaperb.evidence._relations import Description, Query, describe, state_after
+from spaperb.evidence._relations import (
+    HALF_WEIGHT,
+    Description,
+    Query,
+    describe,
+    state_after,
+)
 
 TWINS = 0.3
 """Share of the episodes with a near twin in the evidence: the other half of the context."""
@@ -17,6 +22,8 @@ MEASURED = 0.25
 """Share of those whose query is told to be that context: a measurement to be improved."""
 ALL_KEPT = 0.5
 """Share of the episodes that keep all the evidence they may; others keep some contexts'."""
+MIN_UNITS = 3
+"""Fewer contexts (or changes) are all learned from, and none is held out."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
@@ -61,13 +68,20 @@ def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = Non
     rng
         Source of randomness.
     n_genes
-        Number of genes to draw, ``None`` for all.
+        Number of genes to draw, some twice if there are fewer; ``None`` for all.
     """
     plan = draw_plan(evidence, rng)
-    genes: IntArray | slice = slice(None)
-    if n_genes is not None and n_genes < evidence.n_genes:
-        genes = np.sort(rng.choice(evidence.n_genes, n_genes, replace=False))
-    return make_episode(evidence, plan, genes)
+    return make_episode(evidence, plan, draw_genes(evidence, rng, n_genes))
+
+
+def draw_genes(
+    evidence: Evidence, rng: np.random.Generator, n_genes: int | None
+) -> IntArray | slice:
+    """Draw genes, some twice if there are fewer; ``None`` for all."""
+    if n_genes is None:
+        return slice(None)
+    is_short = n_genes > evidence.n_genes
+    return np.sort(rng.choice(evidence.n_genes, n_genes, replace=is_short))
 
 
 def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice(None)) -> Episode:
@@ -85,6 +99,25 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
         changes.error[target][genes],
         float(changes.n[target] / (changes.n[target] + HALF_WEIGHT)),
     )
+
+
+def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | None:
+    """Leave a change of a whole context out, alone or with all that was measured there.
+
+    ``None`` if nothing else of its perturbation (or of its parts), or of its context, is left.
+    """
+    changes, whole = evidence.changes, evidence.whole
+    is_gone = changes.population[whole] == changes.population[target]
+    kept = whole[~is_gone] if with_context else whole[whole != target]
+    if not len(kept):
+        return None
+    query = Query.of_population(
+        evidence,
+        int(changes.population[target]),
+        int(changes.perturbation[target]),
+        float(changes.dose[target]),
+    )
+    return Plan(query, kept, target)
 
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
@@ -161,3 +194,44 @@ def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntAr
     names = np.unique(populations)
     some = rng.permutation(names)[: rng.integers(1, len(names) + 1)]
     return kept[np.isin(populations, some)]
+
+
+class Fold(NamedTuple):
+    """A part of the evidence to learn from, and episodes that were held out of it.
+
+    Attributes
+    ----------
+    evidence
+        What is left to learn from.
+    held_out
+        Plans of the held-out changes, to be described by all evidence but their own.
+    """
+
+    evidence: Evidence
+    held_out: list[Plan]
+
+
+def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
+    """Hold each measured change out of one fold, with all that was measured in its context.
+
+    With several perturbations changes are held out alone. With fewer than three contexts (or
+    changes) nothing is held out: what is left would not be worth learning from.
+    """
+    whole, context = evidence.whole, evidence.context
+    is_single = len(np.unique(evidence.changes.perturbation)) == 1
+    of_change = context if is_single else _pairs(evidence)
+    units = np.unique(of_change[whole])
+    if len(units) < MIN_UNITS:
+        return [Fold(evidence, [])] * n_folds
+    units = np.random.default_rng(0).permutation(units)
+    folds = []
+    for held in (units[i::n_folds] for i in range(n_folds)):
+        is_held = np.isin(of_change, held)
+        plans = [leave_out(evidence, int(s), is_single) for s in whole[is_held[whole]]]
+        folds.append(Fold(evidence.keep(~is_held), [plan for plan in plans if plan is not None]))
+    return folds
+
+
+def _pairs(evidence: Evidence) -> IntArray:
+    """Number of the context and perturbation of each change, ``(S,)``."""
+    return evidence.context * len(evidence.parts) + evidence.changes.perturbation

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import HALF_WEIGHT, N_NEIGHBORS
 from spaperb.evidence._measured import Evidence, correlations, log_level
 from spaperb.populations import Profile
 
@@ -29,6 +28,7 @@ STATE_FEATURES = (
     "mean / c",
     "deviation / c",
     "precise mean / c",
+    "mean of other perturbations here / c",
     "log c",
 )
 EVIDENCE_FEATURES = (
@@ -40,6 +40,8 @@ EVIDENCE_FEATURES = (
     "log level less the query's",
     "detection less the query's",
 )
+HALF_WEIGHT = 30
+"""Cells in the smaller condition that give a measured shift half of the greatest weight."""
 TEMPERATURE = 0.03
 """Of the softmax over correlations, as in the baseline ``similarity_shift``."""
 LEAST_SCALE = 0.05
@@ -49,6 +51,8 @@ OTHER_PERTURBATION = -4.0
 """Log prior of other perturbations, next to the query's own or a part of it."""
 LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
+MAX_PIECES = 64
+"""Pieces of evidence that a query is described by, those with the greatest prior weights."""
 
 
 class Query(NamedTuple):
@@ -63,7 +67,9 @@ class Query(NamedTuple):
     correlation
         Correlation of their mean with that of each control population of the evidence, ``(P,)``.
     context
-        Number of the context that they are known to belong to, ``None`` for a new one.
+        Number of the context whose name they have, ``None`` for a new one.
+    alike
+        How far they are that context's cells, in [0, 1].
     parts
         Numbers of the perturbations asked for: one, or those of a combination.
     perturbation
@@ -78,6 +84,7 @@ class Query(NamedTuple):
     cells: FloatArray
     correlation: FloatArray
     context: int | None
+    alike: float
     parts: tuple[int, ...]
     perturbation: int | None
     dose: float = np.nan
@@ -92,6 +99,7 @@ class Query(NamedTuple):
         perturbation: int | None,
         dose: float = np.nan,
         context: int | None = None,
+        alike: float = 1.0,
     ) -> Query:
         """Ask for cells that may be new: their profile and components (``Evidence.project``)."""
         return cls(
@@ -101,6 +109,7 @@ class Query(NamedTuple):
             cells,
             correlations(profile.mean[None], evidence.populations.mean)[0],
             context,
+            alike,
             parts,
             perturbation,
             dose,
@@ -124,9 +133,47 @@ class Query(NamedTuple):
             p.cells[population],
             p.correlation[population],
             int(p.context[population]) if is_known else None,
+            1.0,
             evidence.parts[perturbation],
             perturbation,
             dose,
+        )
+
+
+class Relation(NamedTuple):
+    """How M pieces of evidence relate to a query.
+
+    Attributes
+    ----------
+    kept
+        Numbers of the changes, ``(M,)``.
+    relations
+        r, ``(M, n_relations)``.
+    log_prior
+        Logarithm of the prior weights, which add up to 1, ``(M,)``.
+    by_target
+        Weights by perturbation and dose alone, which add up to 1, ``(M,)``.
+    factor
+        What a shift is multiplied by: shifts of the parts of a combination add up, ``(M,)``.
+    """
+
+    kept: IntArray
+    relations: FloatArray
+    log_prior: FloatArray
+    by_target: FloatArray
+    factor: FloatArray
+
+    def best(self, n: int) -> Relation:
+        """Keep the ``n`` pieces with the greatest prior weights."""
+        if len(self.kept) <= n:
+            return self
+        some = np.sort(np.argsort(-self.log_prior, kind="stable")[:n])
+        return Relation(
+            self.kept[some],
+            self.relations[some],
+            log_softmax(self.log_prior[some]),
+            self.by_target[some] / self.by_target[some].sum(),
+            self.factor[some],
         )
 
 
@@ -169,14 +216,23 @@ def describe(
     query
         What is asked for.
     kept
-        Numbers of the changes that may be used, ``(M,)``.
+        Numbers of the changes that may be used, ``(n,)``, at least one.
     genes
         Genes to describe; relations are of all genes, whichever these are.
     """
+    return describe_related(evidence, query, relate(evidence, query, kept), genes)
+
+
+def describe_related(
+    evidence: Evidence, query: Query, relation: Relation, genes: IntArray | slice = slice(None)
+) -> Description:
+    """Describe a query whose relations to the evidence are known."""
     changes, populations = evidence.changes, evidence.populations
+    here = others_here(evidence, query, relation.kept)
+    kept, relations, log_prior, by_target, factor = relation.best(MAX_PIECES)
     of = changes.population[kept]
-    relations, log_prior, of_target = relate(evidence, query, kept)
-    shifts, errors = changes.shift[kept][:, genes], changes.error[kept][:, genes]
+    shifts = factor[:, None] * changes.shift[kept][:, genes]
+    errors = factor[:, None] * changes.error[kept][:, genes]
     stimulated = changes.mean[kept][:, genes]
     scale = np.abs(shifts).max(axis=0) + LEAST_SCALE
     level, detection = (
@@ -189,7 +245,7 @@ def describe(
             shifts / scale,
             errors / scale,
             # Of the control cells that the shift was measured against, batch by batch.
-            log_level(stimulated) - log_level(stimulated - shifts),
+            log_level(stimulated) - log_level(stimulated - changes.shift[kept][:, genes]),
             level,
             detection,
             level - level_q,
@@ -197,13 +253,14 @@ def describe(
         ],
         axis=-1,
     )
-    mean = of_target @ shifts
-    precise = of_target[:, None] / (errors + LEAST_ERROR) ** 2
+    mean = by_target @ shifts
+    precise = by_target[:, None] / (errors + LEAST_ERROR) ** 2
     summaries = [
         np.exp(log_prior) @ shifts / scale,
         mean / scale,
-        np.sqrt(of_target @ (shifts - mean) ** 2) / scale,
+        np.sqrt(by_target @ (shifts - mean) ** 2) / scale,
         (precise * shifts).sum(axis=0) / precise.sum(axis=0) / scale,
+        here[genes] / scale,
         np.log(scale),
     ]
     state = np.column_stack([level_q, detection_q, query.error[genes] / scale, *summaries])
@@ -219,55 +276,85 @@ def state_after(
     return after
 
 
-def relate(
-    evidence: Evidence, query: Query, kept: IntArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
     """Relate pieces of evidence to a query.
 
-    Returns
-    -------
-    tuple of numpy.ndarray
-        r, ``(M, n_relations)``; log prior, ``(M,)``; weights by perturbation and dose alone,
-        ``(M,)``.
+    The prior weight of a piece is half the share of its context's cells among the query's nearest,
+    half the softmax of correlations. What was measured in the query's own context has the say as
+    far as the cells are alike and were many. Between two doses weights go by their logarithms, and
+    the parts of a combination have equal weights.
     """
     changes = evidence.changes
     of, inverse = np.unique(changes.population[kept], return_inverse=True)
-    near, correlation = nearest_shares(evidence, query, of), query.correlation[of]
+    near, correlation = evidence.neighbours(query.cells, of), query.correlation[of]
     alike = softmax(correlation / TEMPERATURE)
-    context = evidence.populations.context[of][inverse]
-    perturbation = changes.perturbation[kept]
+    perturbation, doses = changes.perturbation[kept], changes.dose[kept]
     is_same = perturbation == (-1 if query.perturbation is None else query.perturbation)
     is_part = np.isin(perturbation, query.parts) & ~is_same
-    doses = changes.dose[kept]
+    is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
+    reliability = changes.n[kept] / (changes.n[kept] + HALF_WEIGHT)
     has_dose = (doses > 0) & (query.dose > 0)
     log_ratio = np.log(np.divide(query.dose, doses, out=np.ones_like(doses), where=has_dose))
     relations = np.column_stack(
         [
             near[inverse],
             correlation[inverse],
-            changes.n[kept] / (changes.n[kept] + HALF_WEIGHT),
-            context == (-1 if query.context is None else query.context),
+            reliability,
+            query.alike * is_here,
             is_same,
             is_part,
             log_ratio,
         ]
     )
-    by_target = np.where(is_same | is_part, 0.0, OTHER_PERTURBATION) - np.abs(log_ratio)
-    by_context = np.log((near + alike) / 2 + LEAST_SHARE)[inverse]
-    return relations, log_softmax(by_context + by_target), softmax(by_target)
+    share = ((near + alike) / 2)[inverse]
+    own = query.alike * is_here * reliability
+    is_target = is_same | is_part
+    taken = max(own[is_target], default=0.0)
+    share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
+    by_target = np.where(is_target, 0.0, OTHER_PERTURBATION)
+    by_target += log_dose_weights(perturbation, doses, query.dose)
+    log_prior = np.log(share + LEAST_SHARE) + by_target
+    factor = np.ones(len(kept))
+    if is_part.any():
+        # Each part has as much to say as the others, however often it was measured.
+        factor[is_part] = len(query.parts)
+        times = np.array([query.parts.count(p) for p in perturbation], dtype=float)
+        parts = [perturbation == p for p in np.unique(perturbation[is_part])]
+        for weights in (log_prior, by_target):
+            totals = [logsumexp(weights[part]) for part in parts]
+            for part, total in zip(parts, totals, strict=True):
+                weights[part] += np.mean(totals) - total + np.log(times[part])
+    return Relation(kept, relations, log_softmax(log_prior), softmax(by_target), factor)
 
 
-def nearest_shares(evidence: Evidence, query: Query, among: IntArray) -> FloatArray:
-    """Share of each of some populations in the query's nearest cells, ``(len(among),)``."""
-    cells = [evidence.populations.cells[p] for p in among]
-    sizes = np.array([len(c) for c in cells])
-    reference = np.concatenate(cells)
-    # No more neighbours than a usual population has cells, or small ones drown in large ones.
-    n = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
-    if n >= len(reference):
-        return sizes / sizes.sum()
-    # Squared distances less the query's own square, which changes no order.
-    squares = (reference**2).sum(axis=1) - 2 * query.cells @ reference.T
-    nearest = np.argpartition(squares, n - 1, axis=1)[:, :n]
-    owner = np.repeat(np.arange(len(among)), sizes)[nearest]
-    return np.bincount(owner.ravel(), minlength=len(among)) / owner.size
+def log_dose_weights(perturbation: IntArray, doses: FloatArray, dose: float) -> FloatArray:
+    """Logarithm of the weight of each piece by its dose, ``(M,)``; 0 without doses.
+
+    Of each perturbation's doses the two that the dose asked for lies between share the weight, by
+    logarithm; beyond them the nearest has all of it.
+    """
+    weights = np.ones(len(doses))
+    if not dose > 0:
+        return np.zeros(len(doses))
+    for p in np.unique(perturbation):
+        of = np.flatnonzero((perturbation == p) & (doses > 0))
+        levels = np.unique(doses[of])
+        if len(levels):
+            shares = [np.interp(np.log(dose), np.log(levels), e) for e in np.eye(len(levels))]
+            weights[of] = np.array(shares)[np.searchsorted(levels, doses[of])]
+    return np.log(np.maximum(weights, LEAST_SHARE))
+
+
+def others_here(evidence: Evidence, query: Query, kept: IntArray) -> FloatArray:
+    """Mean shift of other perturbations in the query's context, as far as it is that, ``(G,)``."""
+    is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
+    asked = {*query.parts, query.perturbation}
+    others = [
+        s
+        for s in kept[is_here]
+        if asked.isdisjoint(evidence.parts[evidence.changes.perturbation[s]])
+        and evidence.changes.perturbation[s] != query.perturbation
+    ]
+    if not others:
+        return np.zeros(evidence.n_genes)
+    return query.alike * evidence.changes.shift[others].mean(axis=0)

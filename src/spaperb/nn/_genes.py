@@ -16,6 +16,7 @@ The last layers start at zero: untrained, the change is the prior-weighted mean 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,12 @@ import torch
 from torch import nn
 
 from spaperb._types import FloatArray
-from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
+from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES, Description
 
 MAX_INPUT = 5.0
 """Standardised inputs are clipped here: data unlike any in training lead less far astray."""
+LEAST_DEVIATION = 0.05
+"""An input that never varies is not blown up where it does."""
 FIRST_SIGMA = 0.1
 """sigma of an untrained network, in units of c."""
 
@@ -38,9 +41,24 @@ class Constants(NamedTuple):
     pieces: tuple[FloatArray, FloatArray]
     relations: tuple[FloatArray, FloatArray]
 
+    @classmethod
+    def none(cls) -> Constants:
+        """Constants that leave inputs as they are."""
+        sizes = (len(STATE_FEATURES), len(EVIDENCE_FEATURES), len(RELATIONS))
+        return cls(*((np.zeros(n), np.ones(n)) for n in sizes))
+
+    @classmethod
+    def of(cls, descriptions: Sequence[Description]) -> Constants:
+        """Mean and deviation of some descriptions' inputs."""
+        inputs = (
+            np.concatenate([np.reshape(x, (-1, x.shape[-1])) for x in kind])
+            for kind in zip(*((d.state, d.pieces, d.relations) for d in descriptions), strict=True)
+        )
+        return cls(*((x.mean(axis=0), np.maximum(x.std(axis=0), LEAST_DEVIATION)) for x in inputs))
+
 
 class Answer(NamedTuple):
-    """Predicted change of each gene, ``(G,)`` each.
+    """Predicted change of each gene, ``(..., G)`` each.
 
     Attributes
     ----------
@@ -49,9 +67,9 @@ class Answer(NamedTuple):
     sigma
         Error scale: the change's error beyond sampling noise has this standard deviation.
     z_ctrl, z_delta
-        Latent state of the control cells and its shift, ``(G, L)``.
+        Latent state of the control cells and its shift, ``(..., G, L)``.
     attention
-        a, ``(M, G)``.
+        a, ``(..., M, G)``.
     """
 
     mean: torch.Tensor
@@ -106,9 +124,9 @@ class EvidenceEncoder(nn.Module):
     def forward(
         self, pieces: torch.Tensor, relations: torch.Tensor, z_ctrl: torch.Tensor
     ) -> torch.Tensor:
-        """Map x ``(M, G, n_evidence)``, r ``(M, n_relations)``, Z_ctrl ``(G, L)`` to h."""
-        first = self.of_pieces(pieces) + self.of_relations(relations)[:, None]
-        return self.last(first + self.of_latent(z_ctrl))
+        """Map x ``(..., M, G, n_evidence)``, r ``(..., M, n_relations)``, Z_ctrl to h."""
+        first = self.of_pieces(pieces) + self.of_relations(relations).unsqueeze(-2)
+        return self.last(first + self.of_latent(z_ctrl).unsqueeze(-3))
 
 
 class GeneDeltaEncoder(nn.Module):
@@ -124,7 +142,7 @@ class GeneDeltaEncoder(nn.Module):
     def forward(
         self, context: torch.Tensor, z_ctrl: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map ``(G, n_hidden)``, ``(G, L)`` to Z_delta ``(G, L)``, gate and sigma / c ``(G,)``."""
+        """Map ``(..., G, n_hidden)``, ``(..., G, L)`` to Z_delta, gate and sigma / c."""
         hidden = self.hidden(torch.cat([context, z_ctrl], dim=-1))
         sigma = FIRST_SIGMA * self.log_sigma(hidden)[..., 0].exp()
         return self.latent(hidden), self.gate(hidden)[..., 0], sigma
@@ -159,19 +177,50 @@ class InContextNetwork(nn.Module):
             nn.Linear(n_latent, n_hidden), nn.ELU(), zero_linear(n_hidden)
         )
 
-    @property
-    def constants(self) -> Constants:
-        """What inputs are standardised by."""
-        return Constants(
-            *(
-                (part.mean.double().numpy(), part.deviation.double().numpy())
-                for part in (self.of_state, self.of_pieces, self.of_relations)
-            )
-        )
+    def standardise_by(self, constants: Constants) -> None:
+        """Take other constants."""
+        for part, (mean, deviation) in zip(
+            (self.of_state, self.of_pieces, self.of_relations), constants, strict=True
+        ):
+            part.mean.copy_(torch.as_tensor(mean))
+            part.deviation.copy_(torch.as_tensor(deviation))
 
     def encode(self, state: torch.Tensor) -> torch.Tensor:
-        """E: states u ``(G, n_state)`` to Z ``(G, L)``."""
+        """E: states u ``(..., G, n_state)`` to Z ``(..., G, L)``."""
         return self.encoder(self.of_state(state))
+
+    def infer(
+        self,
+        state: torch.Tensor,
+        pieces: torch.Tensor,
+        relations: torch.Tensor,
+        log_prior: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Z_ctrl, the attention a, and what it gathers, sum_s a_sg h_sg.
+
+        The arguments are of a :class:`spaperb.evidence.Description`; several of one shape may be
+        stacked along leading axes. Pieces with a log prior of minus infinity are padding and change
+        nothing.
+        """
+        z_ctrl = self.encode(state)
+        h = self.evidence_encoder(self.of_pieces(pieces), self.of_relations(relations), z_ctrl)
+        attention = torch.softmax(self.score(h)[..., 0] + log_prior[..., None], dim=-2)
+        context = (attention[..., None] * h).sum(dim=-3)
+        return {"z_ctrl": z_ctrl, "attention": attention, "context": context}
+
+    def generate(
+        self,
+        z_ctrl: torch.Tensor,
+        attention: torch.Tensor,
+        context: torch.Tensor,
+        shifts: torch.Tensor,
+        scale: torch.Tensor,
+    ) -> Answer:
+        """Change of each gene and its error scale."""
+        z_delta, gate, sigma = self.delta_encoder(context, z_ctrl)
+        correction = (self.decoder(z_ctrl + z_delta) - self.decoder(z_ctrl))[..., 0]
+        mean = (attention * shifts).sum(dim=-2) * (1 + gate) + scale * correction
+        return Answer(mean, scale * sigma, z_ctrl, z_delta, attention)
 
     def forward(
         self,
@@ -182,18 +231,10 @@ class InContextNetwork(nn.Module):
         shifts: torch.Tensor,
         scale: torch.Tensor,
     ) -> Answer:
-        """Predict a change from its description (:class:`spaperb.evidence.Description`).
-
-        Pieces with a log prior of minus infinity are padding and change nothing.
-        """
-        z_ctrl = self.encode(state)
-        h = self.evidence_encoder(self.of_pieces(pieces), self.of_relations(relations), z_ctrl)
-        attention = torch.softmax(self.score(h)[..., 0] + log_prior[:, None], dim=0)
-        context = (attention[..., None] * h).sum(dim=0)
-        z_delta, gate, sigma = self.delta_encoder(context, z_ctrl)
-        correction = (self.decoder(z_ctrl + z_delta) - self.decoder(z_ctrl))[..., 0]
-        mean = (attention * shifts).sum(dim=0) * (1 + gate) + scale * correction
-        return Answer(mean, scale * sigma, z_ctrl, z_delta, attention)
+        """Predict changes from their descriptions."""
+        return self.generate(
+            **self.infer(state, pieces, relations, log_prior), shifts=shifts, scale=scale
+        )
 
 
 def tensors(arrays: tuple[FloatArray, ...]) -> list[torch.Tensor]:

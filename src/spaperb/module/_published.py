@@ -1,4 +1,4 @@
-"""SpaPerbModule: inference, generative and loss of both objectives, line for line."""
+"""PublishedModule: inference, generative and loss of the published objective, line for line."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ CRITERIA: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-class SpaPerbModule(BaseModuleClass):
-    """The networks of SpaPerb and their two objectives.
+class PublishedModule(BaseModuleClass):
+    """The networks and the objective of the paper.
 
-    **Published.** With the encoder E, the delta encoder E_delta, the decoder D and pairs of a control and a
+    With the encoder E, the delta encoder E_delta, the decoder D and pairs of a control and a
     stimulated cell::
 
         Z_ctrl  = E(X_ctrl)           Z_stim  = E(X_stim)
@@ -45,17 +45,6 @@ class SpaPerbModule(BaseModuleClass):
 
     Every term is a mean over features and over pairs, so that the three weights are on one scale.
     L_KL is the mean of the control cell's and the stimulated cell's divergence.
-
-    **Residual.** The prediction keeps the control cell and adds only the decoded change, and every
-    cell is reconstructed from its own z, so that D(Z_ctrl) has to be X_ctrl::
-
-        X_ctrl' = D(Z_ctrl)    X_stim'' = D(Z_stim)
-        X_stim' = X_ctrl + D(Z_ctrl + Z_delta) - D(Z_ctrl)
-        Loss = the terms above with this X_stim' + 100 (L_ctrl + L_stim)
-
-    A squared error estimates means, where SmoothL1 of a gene that is silent in most cells estimates
-    something near the median; it is the residual objective's criterion by default. Control cells without a
-    partner come as pairs of two control cells: they take part in L_ctrl, L_stim and L_KL only.
 
     **Several perturbations.** Perturbations differ by their embedding e, the sum over the parts of a
     combination, each scaled by a learned monotone function of the dose (see
@@ -93,13 +82,8 @@ class SpaPerbModule(BaseModuleClass):
     delta_noise
         ``"fresh"`` draws V_delta anew for every cell and every step; ``"fixed"`` keeps one draw,
         saved with the model, for all cells, as in the authors' released code.
-    objective
-        ``"published"`` or ``"residual"``.
     criterion
-        Error of expression, ``"smooth_l1"`` or ``"mse"``; by default the first for the published
-        objective and the second for the residual one.
-    autoencoder_weight
-        Weight of L_ctrl + L_stim in the residual objective.
+        Error of expression, ``"smooth_l1"`` or ``"mse"``.
     composition
         How often each of P perturbations is a part of each value of the condition column,
         ``(n_conditions, P)``; ``None`` for one perturbation.
@@ -126,17 +110,12 @@ class SpaPerbModule(BaseModuleClass):
         kl_weight: float = 0.5,
         kl_on: Literal["both", "control"] = "both",
         delta_noise: Literal["fresh", "fixed"] = "fresh",
-        objective: Literal["published", "residual"] = "published",
-        criterion: Literal["smooth_l1", "mse"] | None = None,
-        autoencoder_weight: float = 100.0,
+        criterion: Literal["smooth_l1", "mse"] = "smooth_l1",
         composition: npt.NDArray[np.float32] | None = None,
         dosed: bool = False,
         n_batch: int = 0,
     ):
         super().__init__()
-        if criterion is None:
-            criterion = "mse" if objective == "residual" else "smooth_l1"
-        check_choice("objective", objective, ("published", "residual"))
         check_choice("criterion", criterion, tuple(CRITERIA))
         check_choice("kl_on", kl_on, ("both", "control"))
         check_choice("delta_noise", delta_noise, ("fresh", "fixed"))
@@ -146,9 +125,7 @@ class SpaPerbModule(BaseModuleClass):
         self.reconstruction_weight = reconstruction_weight
         self.kl_weight = kl_weight
         self.kl_on = kl_on
-        self.objective = objective
         self.criterion = CRITERIA[criterion]
-        self.autoencoder_weight = autoencoder_weight
         self.dropout_rate = dropout_rate
         self.n_batch = n_batch
         self.encoder = Encoder(n_input, n_latent, n_hidden, n_layers, dropout_rate, n_batch)
@@ -169,9 +146,9 @@ class SpaPerbModule(BaseModuleClass):
     @property
     def settings(self) -> dict[str, Any]:
         """What training depends on beside the shapes of the weights."""
-        weights = ("latent_weight", "reconstruction_weight", "kl_weight", "autoencoder_weight")
-        names = ("objective", "kl_on", "dropout_rate", *weights)
+        names = ("kl_on", "dropout_rate", "latent_weight", "reconstruction_weight", "kl_weight")
         return {
+            "objective": "published",
             "criterion": self.criterion.__name__,
             **{name: getattr(self, name) for name in names},
         }
@@ -192,7 +169,6 @@ class SpaPerbModule(BaseModuleClass):
     ) -> dict[str, torch.Tensor | None]:
         return {
             "z": inference_outputs["z"],
-            "x": tensors[REGISTRY_KEYS.X_KEY],
             "batch": tensors.get(REGISTRY_KEYS.BATCH_KEY),
             "condition": tensors.get(CONDITION_KEY),
             "dose": tensors.get(DOSE_KEY),
@@ -221,7 +197,6 @@ class SpaPerbModule(BaseModuleClass):
     def generative(
         self,
         z: torch.Tensor,
-        x: torch.Tensor,
         batch: torch.Tensor | None = None,
         condition: torch.Tensor | None = None,
         dose: torch.Tensor | None = None,
@@ -233,8 +208,6 @@ class SpaPerbModule(BaseModuleClass):
         ----------
         z
             Latent vectors ``(n_cells, L)``; paired: ``(2n, L)``, n control rows, then n partners.
-        x
-            Their expression, ``(n_cells, G)``, which the residual objective adds to.
         batch
             Number of each cell's batch, ``(n_cells, 1)``.
         condition
@@ -249,7 +222,7 @@ class SpaPerbModule(BaseModuleClass):
         -------
         dict
             ``px``, ``(n, G)`` if paired, else ``(n_cells, G)``; if paired also ``z_delta``,
-            ``(n, L)``, and with the residual objective ``px_own``, D(Z), ``(2n, G)``.
+            ``(n, L)``.
         """
         if not paired:
             return {"px": self.decoder(z, batch)}
@@ -262,13 +235,7 @@ class SpaPerbModule(BaseModuleClass):
             e = self.perturbations(composition, None if dose is None else dose[n:])
         z_delta = self.delta_encoder(self.draw_v_delta(n), e)
         batch_ctrl = None if batch is None else batch[:n]
-        if self.objective == "published":
-            return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta, batch_ctrl)}
-        # One pass of the decoder, so that batch normalisation sees all three alike.
-        batches = None if batch is None else torch.cat([batch, batch[:n]])
-        px = self.decoder(torch.cat([z, z_ctrl + z_delta]), batches)
-        px_own, px_shifted = px.split([2 * n, n])
-        return {"z_delta": z_delta, "px_own": px_own, "px": x[:n] + px_shifted - px_own[:n]}
+        return {"z_delta": z_delta, "px": self.decoder(z_ctrl + z_delta, batch_ctrl)}
 
     def loss(
         self,
@@ -304,7 +271,6 @@ class SpaPerbModule(BaseModuleClass):
         qz, z = inference_outputs["qz"], inference_outputs["z"]
         kl = kl_divergence(qz, Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))).mean(1)
 
-        l_autoencoder = px.new_zeros(())
         if not paired:
             l_latent = px.new_zeros(())
             l_reconstruction = self.criterion(px, x, reduction="none").mean(1)
@@ -313,27 +279,14 @@ class SpaPerbModule(BaseModuleClass):
             _, x_stim = x.chunk(2)
             z_ctrl, z_stim = z.chunk(2)
             kl_ctrl, kl_stim = kl.chunk(2)
-            latent_change = z_stim - z_ctrl
-            l_latent = smooth_l1_loss(generative_outputs["z_delta"], latent_change)
+            l_latent = smooth_l1_loss(generative_outputs["z_delta"], z_stim - z_ctrl)
             l_reconstruction = self.criterion(px, x_stim, reduction="none").mean(1)
             l_kl = kl_ctrl if self.kl_on == "control" else 0.5 * (kl_ctrl + kl_stim)
-            if self.objective == "residual":
-                # L_ctrl + L_stim: both halves have the same number of rows.
-                l_autoencoder = 2 * self.criterion(generative_outputs["px_own"], x)
-                # What a cell without a partner is paired with says nothing about the stimulus.
-                condition_ctrl, condition_stim = tensors[CONDITION_KEY].ravel().chunk(2)
-                is_pair = (condition_ctrl != condition_stim).to(x.dtype)
-                is_pair = is_pair / is_pair.mean().clamp(min=1 / len(is_pair))
-                z_delta = generative_outputs["z_delta"]
-                l_latent = smooth_l1_loss(z_delta, latent_change, reduction="none").mean(1)
-                l_latent = (is_pair * l_latent).mean()
-                l_reconstruction = is_pair * l_reconstruction
 
         loss = (
             self.latent_weight * l_latent
             + self.reconstruction_weight * l_reconstruction.mean()
             + kl_weight * self.kl_weight * l_kl.mean()
-            + self.autoencoder_weight * l_autoencoder
         )
         return LossOutput(
             loss=loss,
@@ -407,8 +360,6 @@ class SpaPerbModule(BaseModuleClass):
             None if e is None else e.expand(len(x), -1),
         )
         px_stim = self.decoder(z + z_delta, batch)
-        if self.objective == "residual":
-            px_stim = x + px_stim - self.decoder(z, batch)
         return {"px_stim": px_stim, "z_stim": z + z_delta, "z_delta": z_delta}
 
     @torch.inference_mode()
