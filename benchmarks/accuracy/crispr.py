@@ -17,6 +17,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import report
+from weights import without
 
 from spaperb import baselines, populations
 from spaperb.baselines import BASELINES
@@ -84,7 +85,9 @@ def mean_of_all(shifts, hidden):
 def run_pairs(cells: ad.AnnData, **kwargs) -> pd.DataFrame:
     """Hide the pairs and predict each."""
     methods = {
-        "spaperb_residual": SpaPerb(objective="residual", all_perturbations=True),
+        "spaperb_in_context": SpaPerb(
+            all_perturbations=True, pretrained=without("crispr_multi")
+        ),
         "additive shift": ShiftOf(additive),
         "strongest part": ShiftOf(strongest),
         "mean over perturbations": ShiftOf(mean_of_all),
@@ -103,7 +106,9 @@ def run_pairs(cells: ad.AnnData, **kwargs) -> pd.DataFrame:
 def run_targets(cells: ad.AnnData, **kwargs) -> pd.DataFrame:
     """Hide each shared target in each line."""
     methods = {
-        "spaperb_residual": SpaPerb(objective="residual", all_perturbations=True),
+        "spaperb_in_context": SpaPerb(
+            all_perturbations=True, pretrained=without("crispr_multi")
+        ),
         "mean over perturbations": ShiftOf(mean_of_all),
         **BASELINES,
     }

@@ -15,6 +15,7 @@ import anndata as ad
 import pandas as pd
 import report
 import scanpy as sc
+from weights import without
 
 from spaperb.baselines import BASELINES, OwnTypeShift
 from spaperb.benchmark import SpaPerb, benchmark
@@ -36,8 +37,8 @@ def main() -> None:
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     methods = {
-        "spaperb_residual": SpaPerb(objective="residual"),
-        "spaperb_published": SpaPerb(),
+        "spaperb_in_context": SpaPerb(pretrained=without("kang_pbmc_ifnb")),
+        "spaperb_published": SpaPerb(objective="published"),
         **BASELINES,
     }
     if args.held_out == "donor":

@@ -1,6 +1,6 @@
 """How far a predicted change may be off: intervals from changes that were held out of training.
 
-Each network predicts, together with the pretrained ones, the measured changes that it did not learn
+Each network predicts, mixed with the pretrained ones, the measured changes that it did not learn
 from. With the errors e_sg of the genes that some cell expresses, the sampling variances v_sg of the
 measured changes, and the error scale sigma_sg of the networks::
 
@@ -22,18 +22,16 @@ Research 25, 475-490.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
 from spaperb._types import FloatArray
-from spaperb.evidence import Evidence, make_episode, make_folds
-from spaperb.module import InContextModule
+from spaperb.module import HeldOut, InContextModule
 from spaperb.populations import Profile
 
-MAX_HELD_OUT = 20
-"""Held-out changes of each network that intervals are learned from."""
 N_STRATA = 10
 MIN_STRATUM = 50
 """Genes of held-out changes in a stratum at least, unless there is only one."""
@@ -57,21 +55,17 @@ class Intervals(NamedTuple):
     ratios: FloatArray
 
     @classmethod
-    def of(cls, evidence: Evidence, module: InContextModule) -> Intervals:
-        """Predict what each network did not learn from."""
+    def of(cls, held_out: Sequence[HeldOut], module: InContextModule) -> Intervals:
+        """Compare held-out changes with what is predicted of them."""
         ratios: list[FloatArray] = [np.empty(0)]
         scales: list[FloatArray] = [np.empty(0)]
-        for fold, network in zip(
-            make_folds(evidence, len(module.networks)), module.networks, strict=True
-        ):
-            for plan in fold.held_out[:MAX_HELD_OUT]:
-                episode = make_episode(evidence, plan)
-                predicted = module.predict(episode.description, [network])
-                # Genes that no cell expresses are predicted without an error.
-                some = evidence.changes.mean[plan.target] + plan.query.mean > 0
-                u = np.sqrt(predicted.sigma**2 + episode.error**2 + FLOOR)
-                ratios.append((np.abs(predicted.mean - episode.target) / u)[some])
-                scales.append(episode.description.scale[some])
+        for episode, trained, pretrained in held_out:
+            predicted = module.mix(trained, pretrained)
+            u = np.sqrt(predicted.sigma**2 + episode.error**2 + FLOOR)
+            # Genes that no cell expresses are predicted without an error.
+            some = episode.is_expressed
+            ratios.append((np.abs(predicted.mean - episode.target) / u)[some])
+            scales.append(episode.description.scale[some])
         ratio, scale = np.concatenate(ratios), np.concatenate(scales)
         if not ratio.size:
             return cls(np.empty(0), np.empty((0, len(LEVELS))))

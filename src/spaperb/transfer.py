@@ -19,9 +19,17 @@ from scipy.special import ndtri
 from spaperb._types import FloatArray, IntArray
 from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
 from spaperb.data import match_labels
-from spaperb.evidence import Evidence, Query, Relation, describe_related, relate
+from spaperb.evidence import (
+    Evidence,
+    Query,
+    Relation,
+    describe_related,
+    make_episode,
+    make_folds,
+    relate,
+)
 from spaperb.intervals import Intervals
-from spaperb.module import InContextModule
+from spaperb.module import HeldOut, InContextModule
 from spaperb.perturbations import CLOSE, Target
 from spaperb.populations import Profile
 from spaperb.prediction import Query as Cells
@@ -29,6 +37,8 @@ from spaperb.validation import listed, warn
 
 MAX_CELLS = 1000
 """Control cells of a context that its nearest ones are sought for."""
+MAX_HELD_OUT = 20
+"""Held-out changes of each network that are predicted."""
 MAX_REFERENCES = 30
 """Stimulated populations that tell of zeros, those with the greatest weights."""
 UNLIKE = 0.75
@@ -110,9 +120,21 @@ class Transfer:
 
     @classmethod
     def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
-        """Learn from changes that were held out how far predicted ones may be off."""
-        intervals = Intervals.of(evidence, module)
-        return cls(evidence, module, intervals, evidence.usual_distance())
+        """Learn from changes that were held out: the share of training, and how large errors are."""
+        held_out = [
+            HeldOut(
+                episode,
+                module.predict_trained(episode.description, [network]),
+                module.predict_pretrained(episode.description),
+            )
+            for fold, network in zip(
+                make_folds(evidence, len(module.networks)), module.networks, strict=True
+            )
+            for plan in fold.held_out[:MAX_HELD_OUT]
+            for episode in [make_episode(evidence, plan)]
+        ]
+        module.choose_share(held_out)
+        return cls(evidence, module, Intervals.of(held_out, module), evidence.usual_distance())
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from spaperb._types import FloatArray, IntArray
 from spaperb.evidence._measured import WHOLE, Evidence
@@ -49,6 +50,8 @@ class Episode(NamedTuple):
         The left-out shift and its standard error, ``(G,)``.
     weight
         Weight of the target, n / (n + 30) of its n cells.
+    is_expressed
+        Genes that some cell of the context expresses, ``(G,)``.
     """
 
     description: Description
@@ -56,6 +59,7 @@ class Episode(NamedTuple):
     target: FloatArray
     error: FloatArray
     weight: float
+    is_expressed: npt.NDArray[np.bool_]
 
 
 def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = None) -> Episode:
@@ -98,6 +102,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
         changes.shift[target][genes],
         changes.error[target][genes],
         float(changes.n[target] / (changes.n[target] + HALF_WEIGHT)),
+        (query.detection[genes] > 0) | (detection > 0),
     )
 
 

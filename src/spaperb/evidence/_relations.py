@@ -51,7 +51,7 @@ OTHER_PERTURBATION = -4.0
 """Log prior of other perturbations, next to the query's own or a part of it."""
 LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
-MAX_PIECES = 64
+MAX_PIECES = 32
 """Pieces of evidence that a query is described by, those with the greatest prior weights."""
 
 

@@ -13,13 +13,17 @@ from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from spaperb._types import FloatArray
-from spaperb.evidence import Description
+from spaperb.evidence import Description, Episode
 from spaperb.nn import Constants, InContextNetwork
 from spaperb.nn._genes import tensors
 
 BLOCK = 200_000
 """Pairs of a gene and a piece of evidence predicted at a time: some 100 MB."""
-DESCRIPTION = Description._fields
+HALF = 0.5
+"""Share of the trained networks that held-out changes have to speak against."""
+FULL_PULL = 6.0
+"""Held-out changes that weigh as much as the pull to a half."""
+TINY = 1e-12
 
 
 class Predicted(NamedTuple):
@@ -53,7 +57,12 @@ class InContextModule(BaseModuleClass):
     of the measured change; it teaches sigma alone, and takes the place of the text's L_KL, since
     Z_ctrl is no random draw here.
 
-    Each of several networks learns from episodes of its own. Their mean predicts.
+    Each of several networks learns from episodes of its own. Their mean predicts, together with
+    that of the pretrained networks they started from::
+
+        change = (1 - share) change_pretrained + share change_trained
+
+    where the share is chosen on changes that were held out of training (:meth:`choose_share`).
 
     Parameters
     ----------
@@ -85,6 +94,7 @@ class InContextModule(BaseModuleClass):
             InContextNetwork(Constants.none(), n_latent, n_hidden) for _ in range(n_networks)
         )
         self.pretrained: nn.ModuleList | None = None
+        self.register_buffer("share", torch.tensor(1.0))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -96,6 +106,7 @@ class InContextModule(BaseModuleClass):
         """Start from pretrained networks, which are kept beside those that are trained."""
         self.pretrained = nn.ModuleList(copy.deepcopy(network) for network in networks)
         self.pretrained.requires_grad_(False)
+        self.share.fill_(HALF)
         for i, network in enumerate(self.networks):
             network.load_state_dict(self.pretrained[i % len(self.pretrained)].state_dict())
         return self
@@ -226,22 +237,55 @@ class InContextModule(BaseModuleClass):
             extra_metrics={"latent_loss": l_latent.mean()},
         )
 
-    def predict(
-        self, description: Description, networks: Sequence[nn.Module] | None = None
-    ) -> Predicted:
-        """Predict a change: by the networks, and half by the pretrained ones if there are any.
+    def choose_share(self, held_out: Sequence[HeldOut]) -> None:
+        """Choose the share of the trained networks by least squares on held-out changes.
 
-        Parameters
-        ----------
-        description
-            Description of the query.
-        networks
-            Those of the trained networks to use; ``None`` for all.
+        With few of them it stays near a half.
         """
-        trained = mean_of([predict(n, description) for n in networks or self.networks])
+        if self.pretrained is None or not held_out:
+            return
+        gain = size = 0.0
+        for change in held_out:
+            moved = change.trained.mean - change.pretrained.mean
+            unit = change.episode.weight / max((change.episode.target**2).mean(), TINY)
+            gain += unit * ((change.episode.target - change.pretrained.mean) * moved).mean()
+            size += unit * (moved**2).mean()
+        pull = FULL_PULL / len(held_out)
+        share = (gain + pull * HALF * size) / max((1 + pull) * size, TINY)
+        self.share.fill_(min(max(share, 0.0), 1.0))
+
+    def predict(self, description: Description) -> Predicted:
+        """Predict a change by the trained and the pretrained networks, by their shares."""
+        trained = self.predict_trained(description)
         if self.pretrained is None:
             return trained
-        return mean_of([trained, mean_of([predict(n, description) for n in self.pretrained])])
+        return self.mix(trained, self.predict_pretrained(description))
+
+    def predict_trained(
+        self, description: Description, networks: Sequence[nn.Module] | None = None
+    ) -> Predicted:
+        """Predict a change by some of the trained networks, or by all of them."""
+        return mean_of([predict(n, description) for n in networks or self.networks])
+
+    def predict_pretrained(self, description: Description) -> Predicted:
+        """Predict a change by the pretrained networks, or the trained ones if there are none."""
+        return mean_of([predict(n, description) for n in self.pretrained or self.networks])
+
+    def mix(self, trained: Predicted, pretrained: Predicted) -> Predicted:
+        """Mix predictions, and their error variances, by their shares."""
+        share = float(self.share)
+        return Predicted(
+            (1 - share) * pretrained.mean + share * trained.mean,
+            np.sqrt((1 - share) * pretrained.sigma**2 + share * trained.sigma**2),
+        )
+
+
+class HeldOut(NamedTuple):
+    """A measured change that a network did not learn from, and what is predicted of it."""
+
+    episode: Episode
+    trained: Predicted
+    pretrained: Predicted
 
 
 def mean_of(predictions: Sequence[Predicted]) -> Predicted:
