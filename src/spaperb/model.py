@@ -399,7 +399,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Parameters
         ----------
         max_epochs
-            Epochs at most. By default 15 of ten minibatches of episodes, and 25 from scratch; for
+            Epochs at most. By default 15 of ten minibatches of episodes, and 25 from scratch; 0 leaves
+            pretrained networks as they are, and only measures. For
             the published objective scvi-tools' rule, 400 for up to 20,000 cells and fewer for more,
             in each of which each cell of a type's larger condition is visited once.
         batch_size
@@ -448,13 +449,16 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "SpaPerb trains on pairs that it draws itself and takes no `datamodule`. Pass the "
                 "AnnData to SpaPerbModel, and loader options as `datasplitter_kwargs`."
             )
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"`max_epochs` must be at least 1; it is {max_epochs}.")
+        is_pretrained = self.objective == "in_context" and self.module.pretrained is not None
+        if max_epochs is not None and max_epochs < (0 if is_pretrained else 1):
+            raise ValueError(
+                f"`max_epochs` must be at least 1 (0 for pretrained networks as they are); it is "
+                f"{max_epochs}."
+            )
         if batch_size is None:
             batch_size = OBJECTIVES[self.objective].batch_size
         self._check_data()
         if self.objective == "in_context":
-            is_pretrained = self.module.pretrained is not None
             if max_epochs is None:
                 max_epochs = FINE_EPOCHS if is_pretrained else SCRATCH_EPOCHS
             own = {"n_networks": len(self.module.networks), "pretrained": is_pretrained}
