@@ -94,6 +94,7 @@ def pretrain(sets: Sequence[Evidence]) -> tuple[InContextModule, pd.Series]:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
+    module.networks = module.networks[:N_NETWORKS]  # no folds: nothing is held out of them
     episodes = Episodes([sets] * N_NETWORKS, N_EPISODES, N_GENES, SEED)
     loader = DataLoader(episodes, sampler=EpisodeSampler(N_BATCHES), batch_size=None)
     trainer.fit(InContextTrainingPlan(module), loader)

@@ -124,12 +124,10 @@ class Transfer:
         held_out = [
             HeldOut(
                 episode,
-                module.predict_trained(episode.description, [network]),
+                module.predict_trained(episode.description, f),
                 module.predict_pretrained(episode.description),
             )
-            for fold, network in zip(
-                make_folds(evidence, len(module.networks)), module.networks, strict=True
-            )
+            for f, fold in enumerate(make_folds(evidence))
             for plan in fold.held_out[:MAX_HELD_OUT]
             for episode in [make_episode(evidence, plan)]
         ]

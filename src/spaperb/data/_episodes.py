@@ -17,6 +17,7 @@ from spaperb._types import IntArray
 from spaperb.dataloaders import StratifiedSplitter, perturbations_of, registered_codes
 from spaperb.evidence import (
     Episode,
+    N_FOLDS,
     Evidence,
     Plan,
     draw,
@@ -80,8 +81,8 @@ def _by_rows(x: Any) -> Any:
 class EpisodeSplitter(StratifiedSplitter):
     """Measure training and validation cells, and load episodes of their changes.
 
-    Measured changes are held out in as many folds as there are networks: each network learns from
-    the rest, and the validation loss is that of the held-out changes.
+    Measured changes are held out in three folds. The first networks learn from all changes, and the
+    last three from what is left of each fold; the validation loss is that of the held-out changes.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ class EpisodeSplitter(StratifiedSplitter):
         As for :class:`~spaperb.dataloaders.StratifiedSplitter`; ``batch_size`` counts the episodes
         of each network in a minibatch.
     n_networks
-        Number of networks.
+        Number of networks that learn from all changes.
     pretrained
         Whether they are pretrained. Training stops before it begins where nothing can be held out.
 
@@ -125,13 +126,15 @@ class EpisodeSplitter(StratifiedSplitter):
         super().setup(stage)
         used = np.concatenate([self.train_idx, self.val_idx]).astype(np.int64)
         self.evidence = measure(self.adata_manager, used)
-        self.folds = make_folds(self.evidence, self.n_networks)
-        sets = [[fold.evidence] for fold in self.folds]
+        self.folds = make_folds(self.evidence)
+        # Without folds the networks of folds learn from everything, and nothing is held out.
+        of_folds = [[fold.evidence] for fold in self.folds] or [[self.evidence]] * N_FOLDS
+        sets = [[self.evidence]] * self.n_networks + of_folds
         self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
         self._warn_of_one_armed_types()
         n_changes = len(self.evidence.whole)
         if self.pretrained:
-            if not self._is_held_out and self.trainer is not None:
+            if not self.folds and self.trainer is not None:
                 self.trainer.fit_loop.max_epochs = 0
             if n_changes == 1:
                 warn(
@@ -146,16 +149,11 @@ class EpisodeSplitter(StratifiedSplitter):
                 "control and stimulated cells."
             )
 
-    @property
-    def _is_held_out(self) -> bool:
-        return all(fold.held_out for fold in self.folds)
-
     def constants(self) -> Constants:
         """Mean and deviation of the inputs of some episodes."""
         rng = np.random.default_rng(self.seed)
-        of_folds = [fold.evidence for fold in self.folds]
         return Constants.of(
-            [draw(of_folds[i % len(of_folds)], rng, N_GENES).description for i in range(N_FIRST)]
+            [draw(self.evidence, rng, N_GENES).description for _ in range(N_FIRST)]
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -166,9 +164,9 @@ class EpisodeSplitter(StratifiedSplitter):
 
     def val_dataloader(self) -> DataLoader:
         """Return episodes of held-out changes, or of the training ones if none could be."""
-        if not self._is_held_out:
+        if not self.folds:
             return self._load(self.episodes, EpisodeSampler(1, fixed=True))
-        plans = [fold.held_out for fold in self.folds]
+        plans = [[]] * self.n_networks + [fold.held_out for fold in self.folds]
         held_out = HeldOut(self.evidence, plans, self.batch_size, N_GENES, self.seed)
         return self._load(held_out, EpisodeSampler(len(held_out.batches), fixed=True))
 
@@ -246,7 +244,8 @@ class HeldOut(Dataset):
     evidence
         All evidence.
     plans
-        For each network the plans of the changes that were held out of what it learns from.
+        For each network the plans of the changes that were held out of what it learns from; a
+        network without any gets what the last one gets, of no weight.
     n_episodes, n_genes, seed
         As for :class:`Episodes`.
     """
@@ -265,11 +264,13 @@ class HeldOut(Dataset):
         self.batches = []
         for batch in range(n_batches):
             places = np.arange(batch * n_episodes, (batch + 1) * n_episodes)
-            episodes = [
-                (make_episode(evidence, of[i % len(of)], draw_genes(evidence, rng, n_genes)), unit)
-                for of in plans
-                for i in places
-            ]
+            episodes = []
+            for of in plans:
+                for i in places:
+                    plan = (of or plans[-1])[i % len(of or plans[-1])]
+                    episode = make_episode(evidence, plan, draw_genes(evidence, rng, n_genes))
+                    weight = episode.weight * len(plans) / sum(map(bool, plans))
+                    episodes.append((episode._replace(weight=weight if of else 0.0), unit))
             self.batches.append(stacked(episodes, len(plans)))
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, torch.Tensor]:

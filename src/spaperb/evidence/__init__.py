@@ -1,6 +1,7 @@
 """Measured changes, how they relate to a query, and episodes to learn from."""
 
 from spaperb.evidence._episodes import (
+    N_FOLDS,
     Episode,
     Fold,
     Plan,
@@ -25,6 +26,7 @@ from spaperb.evidence._relations import (
 
 __all__ = [
     "EVIDENCE_FEATURES",
+    "N_FOLDS",
     "RELATIONS",
     "STATE_FEATURES",
     "Changes",

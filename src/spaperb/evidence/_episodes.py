@@ -23,6 +23,7 @@ MEASURED = 0.25
 """Share of those whose query is told to be that context: a measurement to be improved."""
 ALL_KEPT = 0.5
 """Share of the episodes that keep all the evidence they may; others keep some contexts'."""
+N_FOLDS = 3
 MIN_UNITS = 3
 """Fewer contexts (or changes) are all learned from, and none is held out."""
 MAX_QUERY_CELLS = 200
@@ -216,18 +217,18 @@ class Fold(NamedTuple):
     held_out: list[Plan]
 
 
-def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
+def make_folds(evidence: Evidence, n_folds: int = N_FOLDS) -> list[Fold]:
     """Hold each measured change out of one fold, with all that was measured in its context.
 
     With several perturbations changes are held out alone. With fewer than three contexts (or
-    changes) nothing is held out: what is left would not be worth learning from.
+    changes) there are no folds: what is left would not be worth learning from.
     """
     whole, context = evidence.whole, evidence.context
     is_single = len(np.unique(evidence.changes.perturbation)) == 1
     of_change = context if is_single else _pairs(evidence)
     units = np.unique(of_change[whole])
     if len(units) < MIN_UNITS:
-        return [Fold(evidence, [])] * n_folds
+        return []
     units = np.random.default_rng(0).permutation(units)
     folds = []
     for held in (units[i::n_folds] for i in range(n_folds)):

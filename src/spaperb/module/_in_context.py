@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from spaperb._types import FloatArray
-from spaperb.evidence import Description, Episode
+from spaperb.evidence import N_FOLDS, Description, Episode
 from spaperb.nn import Constants, InContextNetwork
 from spaperb.nn._genes import tensors
 
@@ -57,8 +57,9 @@ class InContextModule(BaseModuleClass):
     of the measured change; it teaches sigma alone, and takes the place of the text's L_KL, since
     Z_ctrl is no random draw here.
 
-    Each of several networks learns from episodes of its own. Their mean predicts, together with
-    that of the pretrained networks they started from::
+    Each of several networks learns from episodes of its own. Three more learn without a third of
+    the measured changes each, which are held out of them. The mean of the first predicts, together
+    with that of the pretrained networks they started from::
 
         change = (1 - share) change_pretrained + share change_trained
 
@@ -71,7 +72,7 @@ class InContextModule(BaseModuleClass):
     n_hidden
         Units in each hidden layer.
     n_networks
-        Number of networks.
+        Number of networks that predict, F - 3.
     latent_weight, reconstruction_weight, noise_weight
         Weights of the three terms.
     """
@@ -91,8 +92,10 @@ class InContextModule(BaseModuleClass):
         self.reconstruction_weight = reconstruction_weight
         self.noise_weight = noise_weight
         self.networks = nn.ModuleList(
-            InContextNetwork(Constants.none(), n_latent, n_hidden) for _ in range(n_networks)
+            InContextNetwork(Constants.none(), n_latent, n_hidden)
+            for _ in range(n_networks + N_FOLDS)
         )
+        self.n_networks = n_networks
         self.pretrained: nn.ModuleList | None = None
         self.register_buffer("share", torch.tensor(1.0))
 
@@ -261,15 +264,17 @@ class InContextModule(BaseModuleClass):
             return trained
         return self.mix(trained, self.predict_pretrained(description))
 
-    def predict_trained(
-        self, description: Description, networks: Sequence[nn.Module] | None = None
-    ) -> Predicted:
-        """Predict a change by some of the trained networks, or by all of them."""
-        return mean_of([predict(n, description) for n in networks or self.networks])
+    def predict_trained(self, description: Description, fold: int | None = None) -> Predicted:
+        """Predict a change by the networks that learned from all, or by that of a fold."""
+        networks = self.networks[: self.n_networks]
+        if fold is not None:
+            networks = [self.networks[self.n_networks + fold]]
+        return mean_of([predict(network, description) for network in networks])
 
     def predict_pretrained(self, description: Description) -> Predicted:
         """Predict a change by the pretrained networks, or the trained ones if there are none."""
-        return mean_of([predict(n, description) for n in self.pretrained or self.networks])
+        networks = self.networks[: self.n_networks] if self.pretrained is None else self.pretrained
+        return mean_of([predict(network, description) for network in networks])
 
     def mix(self, trained: Predicted, pretrained: Predicted) -> Predicted:
         """Mix predictions, and their error variances, by their shares."""
