@@ -24,9 +24,8 @@ import pandas as pd
 import scanpy as sc
 import torch
 from scvi.train import Trainer
-from torch.utils.data import DataLoader
-
 from simulated import simulated_evidence
+from torch.utils.data import DataLoader
 
 from spaperb.data._episodes import N_BATCHES, N_FIRST, N_GENES, Episodes, EpisodeSampler
 from spaperb.evidence import Evidence, draw

@@ -17,11 +17,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from crispr import HIDDEN_PAIRS
-
 from spaperb.contexts import Contexts
+from spaperb.response import Response, Subject
+
 from spaperb.perturbations import Perturbations
 from spaperb.populations import mean_expression
-from spaperb.response import Response, Subject
 
 HERE = Path(__file__).parent
 N_HALVES = 3

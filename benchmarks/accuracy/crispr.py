@@ -85,9 +85,7 @@ def mean_of_all(shifts, hidden):
 def run_pairs(cells: ad.AnnData, **kwargs) -> pd.DataFrame:
     """Hide the pairs and predict each."""
     methods = {
-        "spaperb_in_context": SpaPerb(
-            all_perturbations=True, pretrained=without("crispr_multi")
-        ),
+        "spaperb_in_context": SpaPerb(all_perturbations=True, pretrained=without("crispr_multi")),
         "additive shift": ShiftOf(additive),
         "strongest part": ShiftOf(strongest),
         "mean over perturbations": ShiftOf(mean_of_all),
@@ -106,9 +104,7 @@ def run_pairs(cells: ad.AnnData, **kwargs) -> pd.DataFrame:
 def run_targets(cells: ad.AnnData, **kwargs) -> pd.DataFrame:
     """Hide each shared target in each line."""
     methods = {
-        "spaperb_in_context": SpaPerb(
-            all_perturbations=True, pretrained=without("crispr_multi")
-        ),
+        "spaperb_in_context": SpaPerb(all_perturbations=True, pretrained=without("crispr_multi")),
         "mean over perturbations": ShiftOf(mean_of_all),
         **BASELINES,
     }

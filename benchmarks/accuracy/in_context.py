@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 import torch
+from spaperb.in_context import InContextNetwork, Settings, predict, train
 
 from spaperb.baselines import KNNShift
 from spaperb.benchmark import Fold, Task, make_fold
 from spaperb.evidence import Evidence, Query, describe
-from spaperb.in_context import InContextNetwork, Settings, predict, train
 from spaperb.populations import mean_expression, variance
 
 HERE = Path(__file__).parent

@@ -39,11 +39,11 @@ from in_context import (
     read,
     untrained,
 )
+from spaperb.in_context import InContextNetwork, Settings, predict
 
 from spaperb import datasets
 from spaperb.benchmark import make_fold
 from spaperb.evidence import Evidence, Query, _episodes, describe
-from spaperb.in_context import InContextNetwork, Settings, predict
 
 HERE = Path(__file__).parent
 

@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from crispr import HIDDEN_PAIRS
-
 from spaperb.contexts import Contexts
+from spaperb.response import BY_CHANCE, Response
+
 from spaperb.perturbations import Perturbations
 from spaperb.populations import mean_expression
-from spaperb.response import BY_CHANCE, Response
 
 HERE = Path(__file__).parent
 N_HALVES = 3

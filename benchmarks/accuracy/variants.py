@@ -30,12 +30,12 @@ from sklearn.linear_model import RidgeCV
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from spaperb.contexts import Contexts
+from spaperb.response import Regression, Response, Subject, describe
 
 from spaperb import datasets, metrics, populations, response
 from spaperb.benchmark import SpaPerb, Task, make_fold
-from spaperb.contexts import Contexts
 from spaperb.perturbations import Target
-from spaperb.response import Regression, Response, Subject, describe
 
 HERE = Path(__file__).parent
 MIN_CELLS = 50

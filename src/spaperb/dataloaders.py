@@ -192,7 +192,7 @@ class PairedDataSplitter(StratifiedSplitter):
 
     Parameters
     ----------
-    adata_manager, batch_size, *args, **kwargs
+    adata_manager, batch_size, **kwargs
         As for :class:`StratifiedSplitter`.
 
     Raises
@@ -205,7 +205,7 @@ class PairedDataSplitter(StratifiedSplitter):
     def __init__(
         self,
         adata_manager: AnnDataManager,
-        *args: Any,
+        *,
         batch_size: int = 256,
         **kwargs: Any,
     ):
@@ -214,7 +214,7 @@ class PairedDataSplitter(StratifiedSplitter):
                 f"`batch_size` counts pairs and must be at least {MIN_PAIRS}, because batch "
                 f"normalisation needs two rows; it is {batch_size}."
             )
-        super().__init__(adata_manager, *args, batch_size=batch_size, **kwargs)
+        super().__init__(adata_manager, batch_size=batch_size, **kwargs)
 
     @property
     def n_batches(self) -> int:

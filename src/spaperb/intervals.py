@@ -48,7 +48,7 @@ class Intervals(NamedTuple):
     scales
         Median scale c of the genes of each stratum, ``(n_strata,)``; empty if nothing was held out.
     ratios
-        Quantiles of |e| / u in each, ``(n_strata, 201)``.
+        Quantiles of ``|e| / u`` in each, ``(n_strata, 201)``.
     """
 
     scales: FloatArray

@@ -82,7 +82,6 @@ from spaperb.validation import (
     check_unchanged,
     expression_matrix,
     perturbations_with_pairs,
-    warn,
 )
 
 if TYPE_CHECKING:
@@ -222,7 +221,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if pretrained is False or pretrained == STRUCTURE:
             self.module = InContextModule(**module_kwargs)
             if pretrained:
-                self.module.start_from(self.module.networks[: self.module.n_networks])
+                networks = list(self.module.networks)[: self.module.n_networks]
+                self.module.start_from(networks)
             return module_kwargs
         networks = read_weights(shipped_weights() if pretrained is True else pretrained)
         sizes = {
@@ -528,9 +528,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             )
         used = np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
         self.module.eval()
-        self._transfer = Transfer.learn(measure(self.adata_manager, used), self.module)
-        self.transfer_ = self._transfer.to_state()
-        return self._transfer
+        learned = Transfer.learn(measure(self.adata_manager, used), self.module)
+        self._transfer, self.transfer_ = learned, learned.to_state()
+        return learned
 
     def _look_at_doses(self) -> None:
         """Keep the range of each perturbation's doses, and start dose curves in the middle."""
@@ -752,6 +752,30 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             z_stim[some] = evidence.project(predicted[np.ix_(some, query.columns)])
             z_delta[some] = z_stim[some] - evidence.project(query.rows(some))
         return z_stim, z_delta
+
+    def get_elbo(self, *args: Any, **kwargs: Any) -> float:
+        """Evidence lower bound of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        self._check_published("get_elbo")
+        return super().get_elbo(*args, **kwargs)
+
+    def get_reconstruction_error(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Reconstruction error of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        self._check_published("get_reconstruction_error")
+        return super().get_reconstruction_error(*args, **kwargs)
+
+    def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:
+        """Marginal likelihood of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        self._check_published("get_marginal_ll")
+        return super().get_marginal_ll(*args, **kwargs)
+
+    def _check_published(self, method: str) -> None:
+        """Refuse what only networks of cells have."""
+        if self.objective == "in_context":
+            raise ValueError(
+                f"`{method}` is of networks that encode cells, and the in-context networks encode "
+                'genes. Use `objective="published"`; how well held-out changes are predicted is in '
+                "`history`."
+            )
 
     def get_latent_representation(
         self,
@@ -1031,7 +1055,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         elif self._transfer is None:
             if self.adata is not None:
                 self._check_data()
-            self._learn_contexts()
+            return self._learn_contexts()
         return self._transfer
 
     def _known_of_cells(self, adata: AnnData) -> tuple[np.ndarray | None, np.ndarray]:

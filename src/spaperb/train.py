@@ -231,6 +231,26 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
         if not self.module.is_standardised:
             self.module.standardise_by(self.trainer.datamodule.constants())
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep that until training starts.
+
+        Raises
+        ------
+        ValueError
+            As for :class:`SpaPerbTrainingPlan`, or if training was planned with other epochs: the
+            learning rate rises and falls over all of them.
+        """
+        super().on_load_checkpoint(checkpoint)
+        planned = [s["total_steps"] for s in checkpoint["lr_schedulers"] if "total_steps" in s]
+        steps = self.trainer.estimated_stepping_batches
+        if planned and planned[0] != steps:
+            epochs = self.trainer.max_epochs * planned[0] / steps
+            raise ValueError(
+                f"The checkpoint is of training that was planned with `max_epochs={epochs:g}`, and "
+                f"it is {self.trainer.max_epochs} now. The learning rate rises and falls over all "
+                "epochs: go on with the same number."
+            )
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Let the learning rate rise and fall once."""
         optimisers = super().configure_optimizers()

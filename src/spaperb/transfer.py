@@ -7,7 +7,6 @@ context as far as they are alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -215,7 +214,9 @@ class Transfer:
     def _references(self, relation: Relation, target: Target) -> tuple[list[Profile], FloatArray]:
         """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
         perturbation = self.evidence.changes.perturbation[relation.kept]
-        is_target = np.isin(perturbation, [*target.parts, *([] if target.number is None else [target.number])])
+        is_target = np.isin(
+            perturbation, [*target.parts, *([] if target.number is None else [target.number])]
+        )
         if target.number is not None and (perturbation == target.number).any():
             is_target = perturbation == target.number
         some = np.flatnonzero(is_target)

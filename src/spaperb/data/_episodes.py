@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from spaperb._types import IntArray
 from spaperb.dataloaders import StratifiedSplitter, perturbations_of, registered_codes
 from spaperb.evidence import (
-    Episode,
     N_FOLDS,
+    Episode,
     Evidence,
     Plan,
     draw,
@@ -86,7 +85,7 @@ class EpisodeSplitter(StratifiedSplitter):
 
     Parameters
     ----------
-    adata_manager, *args, **kwargs
+    adata_manager, **kwargs
         As for :class:`~spaperb.dataloaders.StratifiedSplitter`; ``batch_size`` counts the episodes
         of each network in a minibatch.
     n_networks
@@ -104,7 +103,7 @@ class EpisodeSplitter(StratifiedSplitter):
     def __init__(
         self,
         adata_manager: AnnDataManager,
-        *args: Any,
+        *,
         n_networks: int = 3,
         pretrained: bool = False,
         **kwargs: Any,
@@ -113,7 +112,7 @@ class EpisodeSplitter(StratifiedSplitter):
             raise ValueError(
                 f"`batch_size` counts episodes and must be at least 1; it is {kwargs['batch_size']}."
             )
-        super().__init__(adata_manager, *args, **kwargs)
+        super().__init__(adata_manager, **kwargs)
         self.n_networks, self.pretrained = n_networks, pretrained
 
     @property
@@ -136,11 +135,11 @@ class EpisodeSplitter(StratifiedSplitter):
         if self.pretrained:
             if not self.folds and self.trainer is not None:
                 self.trainer.fit_loop.max_epochs = 0
-            if n_changes == 1:
+                names = [self.evidence.names[k] for k in np.unique(self.evidence.context)]
                 warn(
-                    "A change was measured in one context only "
-                    f"({listed(self.evidence.names[:1])}): all predictions rest on that one, and "
-                    "nothing tells how contexts differ here but the pretrained networks."
+                    f"Changes were measured in {len(names)} context(s), {listed(names)}: too few to "
+                    "train on. All predictions rest on what was measured there, and on the pretrained "
+                    "networks as they are."
                 )
         elif n_changes < MIN_CHANGES:
             raise ValueError(
@@ -166,7 +165,7 @@ class EpisodeSplitter(StratifiedSplitter):
         """Return episodes of held-out changes, or of the training ones if none could be."""
         if not self.folds:
             return self._load(self.episodes, EpisodeSampler(1, fixed=True))
-        plans = [[]] * self.n_networks + [fold.held_out for fold in self.folds]
+        plans: list[list[Plan]] = [[]] * self.n_networks + [f.held_out for f in self.folds]
         held_out = HeldOut(self.evidence, plans, self.batch_size, N_GENES, self.seed)
         return self._load(held_out, EpisodeSampler(len(held_out.batches), fixed=True))
 
@@ -263,7 +262,7 @@ class HeldOut(Dataset):
         unit = evidence.mean_square
         self.batches = []
         for batch in range(n_batches):
-            places = np.arange(batch * n_episodes, (batch + 1) * n_episodes)
+            places = range(batch * n_episodes, (batch + 1) * n_episodes)
             episodes = []
             for of in plans:
                 for i in places:

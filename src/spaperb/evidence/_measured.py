@@ -264,7 +264,8 @@ class Evidence:
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> Evidence:
         """Forget all changes but some, ``(S,)``."""
-        return replace(self, changes=Changes(*(moments[kept] for moments in self.changes)))
+        changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
+        return replace(self, changes=Changes(**changes))
 
     def without(self, context: int, perturbation: int | None = None) -> Evidence:
         """Forget what was measured in a context: of one perturbation, or everything."""
@@ -288,9 +289,7 @@ class Evidence:
         sizes = [len(c) for c in reference]
         n_neighbors = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
         owner = np.repeat(among, sizes)
-        shares = neighbour_shares(
-            cells, np.concatenate(reference), owner, len(among), n_neighbors
-        )
+        shares = neighbour_shares(cells, np.concatenate(reference), owner, len(among), n_neighbors)
         return shares.argmax(axis=1)
 
     def neighbours(self, cells: FloatArray, among: IntArray) -> FloatArray:
@@ -445,7 +444,10 @@ def _changes(measured: list[tuple[int, Measured]], noise: Noise, n_genes: int) -
         detection=array([p.detection for p in stimulated]),
         mean_error=array([noise.error_of_mean(p) for p in stimulated]),
         dispersion=array(
-            [np.full(n_genes, np.nan) if p.dispersion is None else p.dispersion for p in stimulated]
+            [
+                np.full(n_genes, np.nan) if p.dispersion is None else p.dispersion
+                for p in stimulated
+            ]
         ),
     )
 

@@ -226,9 +226,7 @@ def _groups(*keys: IntArray) -> Iterator[tuple[tuple[int, ...], IntArray]]:
         yield tuple(int(key) for key in group), groups[group]
 
 
-def _treatments(
-    arms: IntArray, doses: FloatArray | None
-) -> Iterator[tuple[int, float, IntArray]]:
+def _treatments(arms: IntArray, doses: FloatArray | None) -> Iterator[tuple[int, float, IntArray]]:
     """Each perturbation, or each of its doses: its number, dose (NaN without), and cells."""
     stimulated = np.flatnonzero(arms >= STIMULATED)
     for perturbation, of_perturbation in pd.Series(stimulated).groupby(

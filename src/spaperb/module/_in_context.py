@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -117,11 +117,11 @@ class InContextModule(BaseModuleClass):
     @property
     def is_standardised(self) -> bool:
         """Whether inputs are standardised by constants that were measured."""
-        return any(bool((network.of_state.deviation != 1).any()) for network in self.networks)
+        return any(network.is_standardised for network in _all(self.networks))
 
     def standardise_by(self, constants: Constants) -> None:
         """Take the constants that inputs are standardised by, of networks that are not trained."""
-        for network in self.networks:
+        for network in _all(self.networks):
             network.standardise_by(constants)
 
     def _get_inference_input(
@@ -161,7 +161,7 @@ class InContextModule(BaseModuleClass):
         inferred = [
             network.infer(*of_network)
             for network, *of_network in zip(
-                self.networks, state, pieces, relations, log_prior, strict=True
+                _all(self.networks), state, pieces, relations, log_prior, strict=True
             )
         ]
         return {name: torch.stack([i[name] for i in inferred]) for name in inferred[0]}
@@ -185,7 +185,7 @@ class InContextModule(BaseModuleClass):
         answers = [
             network.generate(*of_network)
             for network, *of_network in zip(
-                self.networks, z_ctrl, attention, context, shifts, scale, strict=True
+                _all(self.networks), z_ctrl, attention, context, shifts, scale, strict=True
             )
         ]
         return {
@@ -220,7 +220,10 @@ class InContextModule(BaseModuleClass):
         squares = (generative_outputs["change"] - tensors["target"]) ** 2
         l_reconstruction = squares.mean(-1) / tensors["unit"]
         z_after = torch.stack(
-            [network.encode(u) for network, u in zip(self.networks, tensors["after"], strict=True)]
+            [
+                network.encode(u)
+                for network, u in zip(_all(self.networks), tensors["after"], strict=True)
+            ]
         )
         latent_change = z_after - inference_outputs["z_ctrl"]
         l_latent = smooth_l1_loss(generative_outputs["z_delta"], latent_change, reduction="none")
@@ -266,15 +269,18 @@ class InContextModule(BaseModuleClass):
 
     def predict_trained(self, description: Description, fold: int | None = None) -> Predicted:
         """Predict a change by the networks that learned from all, or by that of a fold."""
-        networks = self.networks[: self.n_networks]
-        if fold is not None:
-            networks = [self.networks[self.n_networks + fold]]
+        networks = _all(self.networks)
+        if fold is None:
+            networks = networks[: self.n_networks]
+        else:
+            networks = [networks[self.n_networks + fold]]
         return mean_of([predict(network, description) for network in networks])
 
     def predict_pretrained(self, description: Description) -> Predicted:
         """Predict a change by the pretrained networks, or the trained ones if there are none."""
-        networks = self.networks[: self.n_networks] if self.pretrained is None else self.pretrained
-        return mean_of([predict(network, description) for network in networks])
+        if self.pretrained is None:
+            return self.predict_trained(description)
+        return mean_of([predict(network, description) for network in _all(self.pretrained)])
 
     def mix(self, trained: Predicted, pretrained: Predicted) -> Predicted:
         """Mix predictions, and their error variances, by their shares."""
@@ -291,6 +297,11 @@ class HeldOut(NamedTuple):
     episode: Episode
     trained: Predicted
     pretrained: Predicted
+
+
+def _all(networks: nn.ModuleList) -> list[InContextNetwork]:
+    """Tell the type checker what a list of modules holds."""
+    return cast(list[InContextNetwork], list(networks))
 
 
 def mean_of(predictions: Sequence[Predicted]) -> Predicted:
