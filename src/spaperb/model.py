@@ -211,7 +211,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self._model_summary_string = f"SpaPerbModel with objective: {objective}"
         if objective == "in_context":
             of = "from scratch" if self.module.pretrained is None else "pretrained"
-            self._model_summary_string += f", {self.module.n_networks} networks, {of}"
+            self._model_summary_string += f", {len(self.module.networks)} networks, {of}"
         self.init_params_ = self._get_init_params(locals())
 
     def _start(
@@ -221,8 +221,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if pretrained is False or pretrained == STRUCTURE:
             self.module = InContextModule(**module_kwargs)
             if pretrained:
-                networks = list(self.module.networks)[: self.module.n_networks]
-                self.module.start_from(networks)
+                self.module.start_from(self.module.all_networks)
             return module_kwargs
         networks = read_weights(shipped_weights() if pretrained is True else pretrained)
         sizes = {
@@ -461,7 +460,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if self.objective == "in_context":
             if max_epochs is None:
                 max_epochs = FINE_EPOCHS if is_pretrained else SCRATCH_EPOCHS
-            own = {"n_networks": self.module.n_networks, "pretrained": is_pretrained}
+            own = {"n_networks": len(self.module.networks), "pretrained": is_pretrained}
             kwargs["datasplitter_kwargs"] = {**(kwargs.get("datasplitter_kwargs") or {}), **own}
             kwargs.setdefault("gradient_clip_val", CLIP)
         # A model and its trainer hold each other, so models that were let go are in memory until Python's collector comes

@@ -126,7 +126,7 @@ class Transfer:
                 module.predict_trained(episode.description, f),
                 module.predict_pretrained(episode.description),
             )
-            for f, fold in enumerate(make_folds(evidence))
+            for f, fold in enumerate(make_folds(evidence, len(module.networks)))
             for plan in fold.held_out[:MAX_HELD_OUT]
             for episode in [make_episode(evidence, plan)]
         ]

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from spaperb._types import IntArray
 from spaperb.dataloaders import StratifiedSplitter, perturbations_of, registered_codes
 from spaperb.evidence import (
-    N_FOLDS,
     Episode,
     Evidence,
     Plan,
@@ -80,8 +79,8 @@ def _by_rows(x: Any) -> Any:
 class EpisodeSplitter(StratifiedSplitter):
     """Measure training and validation cells, and load episodes of their changes.
 
-    Measured changes are held out in three folds. The first networks learn from all changes, and the
-    last three from what is left of each fold; the validation loss is that of the held-out changes.
+    Measured changes are held out in as many folds as there are networks: each network learns from
+    what is left of its fold, and the validation loss is that of the held-out changes.
 
     Parameters
     ----------
@@ -89,7 +88,7 @@ class EpisodeSplitter(StratifiedSplitter):
         As for :class:`~spaperb.dataloaders.StratifiedSplitter`; ``batch_size`` counts the episodes
         of each network in a minibatch.
     n_networks
-        Number of networks that learn from all changes.
+        Number of networks.
     pretrained
         Whether they are pretrained. Training stops before it begins where nothing can be held out.
 
@@ -125,10 +124,10 @@ class EpisodeSplitter(StratifiedSplitter):
         super().setup(stage)
         used = np.concatenate([self.train_idx, self.val_idx]).astype(np.int64)
         self.evidence = measure(self.adata_manager, used)
-        self.folds = make_folds(self.evidence)
-        # Without folds the networks of folds learn from everything, and nothing is held out.
-        of_folds = [[fold.evidence] for fold in self.folds] or [[self.evidence]] * N_FOLDS
-        sets = [[self.evidence]] * self.n_networks + of_folds
+        self.folds = make_folds(self.evidence, self.n_networks)
+        # Without folds all networks learn from everything, and nothing is held out.
+        of_folds = [[fold.evidence] for fold in self.folds]
+        sets = of_folds or [[self.evidence]] * self.n_networks
         self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
         self._warn_of_one_armed_types()
         n_changes = len(self.evidence.whole)
@@ -165,8 +164,8 @@ class EpisodeSplitter(StratifiedSplitter):
         """Return episodes of held-out changes, or of the training ones if none could be."""
         if not self.folds:
             return self._load(self.episodes, EpisodeSampler(1, fixed=True))
-        plans: list[list[Plan]] = [[]] * self.n_networks + [f.held_out for f in self.folds]
-        held_out = HeldOut(self.evidence, plans, self.batch_size, N_GENES, self.seed)
+        plans = [fold.held_out for fold in self.folds]
+        held_out = HeldOutEpisodes(self.evidence, plans, self.batch_size, N_GENES, self.seed)
         return self._load(held_out, EpisodeSampler(len(held_out.batches), fixed=True))
 
     def test_dataloader(self) -> None:
@@ -235,7 +234,7 @@ class Episodes(Dataset):
         return stacked(drawn, len(self.evidence))
 
 
-class HeldOut(Dataset):
+class HeldOutEpisodes(Dataset):
     """Held-out episodes, the same at each pass.
 
     Parameters
@@ -243,8 +242,7 @@ class HeldOut(Dataset):
     evidence
         All evidence.
     plans
-        For each network the plans of the changes that were held out of what it learns from; a
-        network without any gets what the last one gets, of no weight.
+        For each network the plans of the changes that were held out of what it learns from.
     n_episodes, n_genes, seed
         As for :class:`Episodes`.
     """
@@ -263,13 +261,11 @@ class HeldOut(Dataset):
         self.batches = []
         for batch in range(n_batches):
             places = range(batch * n_episodes, (batch + 1) * n_episodes)
-            episodes = []
-            for of in plans:
-                for i in places:
-                    plan = (of or plans[-1])[i % len(of or plans[-1])]
-                    episode = make_episode(evidence, plan, draw_genes(evidence, rng, n_genes))
-                    weight = episode.weight * len(plans) / sum(map(bool, plans))
-                    episodes.append((episode._replace(weight=weight if of else 0.0), unit))
+            episodes = [
+                (make_episode(evidence, of[i % len(of)], draw_genes(evidence, rng, n_genes)), unit)
+                for of in plans
+                for i in places
+            ]
             self.batches.append(stacked(episodes, len(plans)))
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,6 @@
 """Measured changes, how they relate to a query, and episodes to learn from."""
 
 from spaperb.evidence._episodes import (
-    N_FOLDS,
     Episode,
     Fold,
     Plan,
@@ -26,7 +25,6 @@ from spaperb.evidence._relations import (
 
 __all__ = [
     "EVIDENCE_FEATURES",
-    "N_FOLDS",
     "RELATIONS",
     "STATE_FEATURES",
     "Changes",

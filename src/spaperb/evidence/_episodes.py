@@ -23,7 +23,6 @@ MEASURED = 0.25
 """Share of those whose query is told to be that context: a measurement to be improved."""
 ALL_KEPT = 0.5
 """Share of the episodes that keep all the evidence they may; others keep some contexts'."""
-N_FOLDS = 3
 MIN_UNITS = 3
 """Fewer contexts (or changes) are all learned from, and none is held out."""
 MAX_QUERY_CELLS = 200
@@ -217,7 +216,7 @@ class Fold(NamedTuple):
     held_out: list[Plan]
 
 
-def make_folds(evidence: Evidence, n_folds: int = N_FOLDS) -> list[Fold]:
+def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     """Hold each measured change out of one fold, with all that was measured in its context.
 
     With several perturbations changes are held out alone. With fewer than three contexts (or

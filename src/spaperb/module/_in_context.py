@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import smooth_l1_loss
 
 from spaperb._types import FloatArray
-from spaperb.evidence import N_FOLDS, Description, Episode
+from spaperb.evidence import Description, Episode
 from spaperb.nn import Constants, InContextNetwork
 from spaperb.nn._genes import tensors
 
@@ -57,9 +57,9 @@ class InContextModule(BaseModuleClass):
     of the measured change; it teaches sigma alone, and takes the place of the text's L_KL, since
     Z_ctrl is no random draw here.
 
-    Each of several networks learns from episodes of its own. Three more learn without a third of
-    the measured changes each, which are held out of them. The mean of the first predicts, together
-    with that of the pretrained networks they started from::
+    Each of several networks learns from episodes of its own, without a share of the measured
+    changes that is held out of it. Their mean predicts, together with that of the pretrained
+    networks they started from::
 
         change = (1 - share) change_pretrained + share change_trained
 
@@ -72,7 +72,7 @@ class InContextModule(BaseModuleClass):
     n_hidden
         Units in each hidden layer.
     n_networks
-        Number of networks that predict, F - 3.
+        Number of networks, F.
     latent_weight, reconstruction_weight, noise_weight
         Weights of the three terms.
     """
@@ -92,10 +92,8 @@ class InContextModule(BaseModuleClass):
         self.reconstruction_weight = reconstruction_weight
         self.noise_weight = noise_weight
         self.networks = nn.ModuleList(
-            InContextNetwork(Constants.none(), n_latent, n_hidden)
-            for _ in range(n_networks + N_FOLDS)
+            InContextNetwork(Constants.none(), n_latent, n_hidden) for _ in range(n_networks)
         )
-        self.n_networks = n_networks
         self.pretrained: nn.ModuleList | None = None
         self.register_buffer("share", torch.tensor(1.0))
 
@@ -115,13 +113,18 @@ class InContextModule(BaseModuleClass):
         return self
 
     @property
+    def all_networks(self) -> list[InContextNetwork]:
+        """The trained networks."""
+        return cast(list[InContextNetwork], list(self.networks))
+
+    @property
     def is_standardised(self) -> bool:
         """Whether inputs are standardised by constants that were measured."""
-        return any(network.is_standardised for network in _all(self.networks))
+        return any(network.is_standardised for network in self.all_networks)
 
     def standardise_by(self, constants: Constants) -> None:
         """Take the constants that inputs are standardised by, of networks that are not trained."""
-        for network in _all(self.networks):
+        for network in self.all_networks:
             network.standardise_by(constants)
 
     def _get_inference_input(
@@ -161,7 +164,7 @@ class InContextModule(BaseModuleClass):
         inferred = [
             network.infer(*of_network)
             for network, *of_network in zip(
-                _all(self.networks), state, pieces, relations, log_prior, strict=True
+                self.all_networks, state, pieces, relations, log_prior, strict=True
             )
         ]
         return {name: torch.stack([i[name] for i in inferred]) for name in inferred[0]}
@@ -185,7 +188,7 @@ class InContextModule(BaseModuleClass):
         answers = [
             network.generate(*of_network)
             for network, *of_network in zip(
-                _all(self.networks), z_ctrl, attention, context, shifts, scale, strict=True
+                self.all_networks, z_ctrl, attention, context, shifts, scale, strict=True
             )
         ]
         return {
@@ -222,7 +225,7 @@ class InContextModule(BaseModuleClass):
         z_after = torch.stack(
             [
                 network.encode(u)
-                for network, u in zip(_all(self.networks), tensors["after"], strict=True)
+                for network, u in zip(self.all_networks, tensors["after"], strict=True)
             ]
         )
         latent_change = z_after - inference_outputs["z_ctrl"]
@@ -267,20 +270,19 @@ class InContextModule(BaseModuleClass):
             return trained
         return self.mix(trained, self.predict_pretrained(description))
 
-    def predict_trained(self, description: Description, fold: int | None = None) -> Predicted:
-        """Predict a change by the networks that learned from all, or by that of a fold."""
-        networks = _all(self.networks)
-        if fold is None:
-            networks = networks[: self.n_networks]
-        else:
-            networks = [networks[self.n_networks + fold]]
+    def predict_trained(self, description: Description, only: int | None = None) -> Predicted:
+        """Predict a change by the trained networks, or by one of them."""
+        networks = self.all_networks
+        if only is not None:
+            networks = [networks[only]]
         return mean_of([predict(network, description) for network in networks])
 
     def predict_pretrained(self, description: Description) -> Predicted:
         """Predict a change by the pretrained networks, or the trained ones if there are none."""
         if self.pretrained is None:
             return self.predict_trained(description)
-        return mean_of([predict(network, description) for network in _all(self.pretrained)])
+        networks = cast(list[InContextNetwork], list(self.pretrained))
+        return mean_of([predict(network, description) for network in networks])
 
     def mix(self, trained: Predicted, pretrained: Predicted) -> Predicted:
         """Mix predictions, and their error variances, by their shares."""
@@ -297,11 +299,6 @@ class HeldOut(NamedTuple):
     episode: Episode
     trained: Predicted
     pretrained: Predicted
-
-
-def _all(networks: nn.ModuleList) -> list[InContextNetwork]:
-    """Tell the type checker what a list of modules holds."""
-    return cast(list[InContextNetwork], list(networks))
 
 
 def mean_of(predictions: Sequence[Predicted]) -> Predicted:
