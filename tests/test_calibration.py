@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scvi
-from helpers import QUIET, SMALL_MODEL, snapshot, train_small
+from helpers import IN_CONTEXT, QUIET, snapshot, train_small
+from spaperb.calibration import MAX_LEFT_OUT, calibrate
+from spaperb.contexts import Contexts
+from spaperb.response import Response
 
 from spaperb import SpaPerbModel, datasets, pl
 from spaperb.benchmark import Task, make_fold
-from spaperb.calibration import MAX_LEFT_OUT, calibrate
-from spaperb.contexts import Contexts
 from spaperb.populations import mean_expression
-from spaperb.response import Response
 
 TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
 COLUMNS = [
@@ -35,7 +35,7 @@ COLUMNS = [
 def fit(train, **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(train)
-    model = SpaPerbModel(train, objective="residual", **SMALL_MODEL, **kwargs)
+    model = SpaPerbModel(train, **IN_CONTEXT, **kwargs)
     model.train(max_epochs=2, batch_size=64, **QUIET)
     return model
 
@@ -366,7 +366,7 @@ def test_batches_of_a_cell_or_two_do_not_make_noise_a_response():
     )
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(cells, batch_key="donor")
-    model = SpaPerbModel(cells, objective="residual", **SMALL_MODEL)
+    model = SpaPerbModel(cells, **IN_CONTEXT)
     model.train(max_epochs=1, batch_size=64, **QUIET)
     table = model.predict_response(cells)
     assert table["mean_change"].abs().mean() < 0.03

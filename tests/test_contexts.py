@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from helpers import context_arrays, small_cells
 from scipy import sparse
+from spaperb.contexts import Contexts
 
 from spaperb import datasets
-from spaperb.contexts import Contexts
 from spaperb.populations import Profile
 
 

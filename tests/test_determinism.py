@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, small_cells, weights
+from helpers import QUIET, SMALL, small_cells, weights
 
 from spaperb import SpaPerbModel
 
@@ -18,7 +18,7 @@ def train(objective, adata=None, **train_kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     adata = small_cells() if adata is None else adata
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, **SMALL_MODEL, objective=objective)
+    model = SpaPerbModel(adata, **SMALL[objective])
     model.train(max_epochs=3, batch_size=16, **QUIET, **train_kwargs)
     return model
 
@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["published", "residual"])
+@pytest.fixture(scope="module", params=["published", "in_context"])
 def objective(request):
     return request.param
 

@@ -42,7 +42,7 @@ def path(request, cells, tmp_path_factory):
 def fit(adata, **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata, **kwargs)
-    model = SpaPerbModel(adata, objective="residual")
+    model = SpaPerbModel(adata)
     model.train(2, enable_progress_bar=False)
     return model
 

@@ -49,10 +49,10 @@ from odd_cells import (
     viewed,
 )
 from scipy import sparse
+from spaperb.contexts import MIN_MEASURED
 
 import spaperb
 from spaperb import SpaPerbModel
-from spaperb.contexts import MIN_MEASURED
 from spaperb.data._scale import Scale
 
 PACKAGE = str(Path(spaperb.__file__).parent)

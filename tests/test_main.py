@@ -434,12 +434,12 @@ class TestBenchmark:
 
         monkeypatch.setattr("spaperb.SpaPerbModel.predict_stimulated", fail)
         code = main(
-            ["benchmark", file, "--methods", "spaperb_residual", "no_change", "--seeds", "0", "--min-cells",
+            ["benchmark", file, "--methods", "spaperb_in_context", "no_change", "--seeds", "0", "--min-cells",
              "20", "--max-epochs", "1", "--held-out", "cell_type", "--output", "bench"]
         )  # fmt: skip
         assert code == 0
         out = capsys.readouterr().out
-        assert "Failed: spaperb_residual on type_0, seed 0: RuntimeError: out of ideas" in out
+        assert "Failed: spaperb_in_context on type_0, seed 0: RuntimeError: out of ideas" in out
 
     def test_contexts_too_small(self, file, folder, capsys):
         assert main(["benchmark", file, "--output", "bench"]) == 1

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, drop_layers, layer_names, small_cells, snapshot
+from helpers import IN_CONTEXT, PUBLISHED, QUIET, drop_layers, layer_names, small_cells, snapshot
+from spaperb.response import Subject
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.pairing import CONTROL, NEITHER
 from spaperb.perturbations import Perturbations, Target
-from spaperb.response import Subject
 
 
 def of(*values, **kwargs) -> Perturbations:
@@ -101,7 +101,7 @@ def data():
 def fit(adata, setup=None, **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata, **(setup or {}))
-    model = SpaPerbModel(adata, **{"objective": "residual", **SMALL_MODEL, **kwargs})
+    model = SpaPerbModel(adata, **{"objective": "residual", **PUBLISHED, **kwargs})
     model.train(max_epochs=3, batch_size=32, **QUIET)
     return model
 
@@ -137,7 +137,7 @@ class TestPublishedCase:
             (adata.copy(), {"stimulated": "stimulated", "combination_separator": None}),
             (others, {"stimulated": ["stimulated"]}),
         ]
-        for objective in ("published", "residual"):
+        for objective in ("published", "in_context"):
             models = [fit(cells, setup, objective=objective) for cells, setup in setups]
             states = [model.module.state_dict() for model in models]
             assert not [key for key in states[0] if "perturbation" in key or "composition" in key]
@@ -314,7 +314,7 @@ class TestPrediction:
     def test_latent_effects(self, model):
         table = model.get_delta_representation()
         assert table.index.tolist() == ["A", "A+B", "B"]
-        assert table.shape == (3, SMALL_MODEL["n_latent"])
+        assert table.shape == (3, PUBLISHED["n_latent"])
         pd.testing.assert_frame_equal(table, model.get_delta_representation())
         # linear in the parts, whatever V_delta is
         one = model.get_delta_representation(n_samples=1)
@@ -337,7 +337,7 @@ class TestSetup:
         with pytest.warns(UserWarning, match=r"taken for one perturbation.*: A\+B") as record:
             SpaPerbModel.setup_anndata(cells)
         assert len([w for w in record if "one perturbation" in str(w.message)]) == 1
-        model = SpaPerbModel(cells, **SMALL_MODEL)
+        model = SpaPerbModel(cells, **PUBLISHED)
         model.train(max_epochs=1, batch_size=32, **QUIET)
         with pytest.raises(ValueError, match=r"'B', of 'B\+A', is not"):
             model.predict_stimulated(control_of(data), "B+A")
@@ -352,7 +352,7 @@ class TestSetup:
         with pytest.warns(UserWarning, match="left out: C") as record:
             SpaPerbModel.setup_anndata(cells)
         assert len([w for w in record if "left out" in str(w.message)]) == 1
-        model = SpaPerbModel(cells, **SMALL_MODEL)
+        model = SpaPerbModel(cells, **PUBLISHED)
         model.train(max_epochs=1, batch_size=32, **QUIET)
         assert model.perturbations == ["A", "A+B", "B"]
         with pytest.raises(ValueError, match="'C' is not a perturbation"):
@@ -365,7 +365,7 @@ class TestSetup:
         with pytest.raises(ValueError, match="`control` and `stimulated` are both"):
             SpaPerbModel.setup_anndata(cells, stimulated=["A", "control"])
         SpaPerbModel.setup_anndata(cells, stimulated=np.array(["A", "B"]))
-        assert SpaPerbModel(cells, **SMALL_MODEL).perturbations == ["A", "B"]
+        assert SpaPerbModel(cells, **PUBLISHED).perturbations == ["A", "B"]
 
     def test_a_thousand_perturbations(self):
         cells = small_cells(n_cell_types=2, n_cells=2000, n_genes=20)
@@ -375,7 +375,7 @@ class TestSetup:
         cells.obs["condition"] = pd.Categorical(names)
         before = snapshot(cells)["X"]
         SpaPerbModel.setup_anndata(cells)
-        model = SpaPerbModel(cells, objective="residual", **SMALL_MODEL)
+        model = SpaPerbModel(cells, **IN_CONTEXT)
         model.train(max_epochs=1, **QUIET)
         assert len(model.perturbations) == 1000
         assert model.get_delta_representation(n_samples=2).shape == (1000, 4)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from helpers import (
+    IN_CONTEXT,
     QUIET,
-    SMALL_MODEL,
     Trap,
     drop_layers,
     flip_byte_of_weight,
@@ -61,7 +61,7 @@ def test_each_reader_names_the_other(trained, exported, tmp_path):
 
 
 class TestExport:
-    @pytest.mark.parametrize("objective", ["published", "residual"])
+    @pytest.mark.parametrize("objective", ["published", "in_context"])
     def test_predictions_are_the_same_to_the_last_bit(self, objective, tmp_path):
         adata = small_cells()
         model = train_small(adata, objective=objective)
@@ -81,7 +81,7 @@ class TestExport:
         drop_layers(adata)
         adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 4 < 2, "a", "b"))
         SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch")
-        model = SpaPerbModel(adata, objective="residual", n_hidden=16, n_latent=4)
+        model = SpaPerbModel(adata, **IN_CONTEXT)
         model.train(2, batch_size=16, enable_progress_bar=False)
         model.calibrate()
         model.export(tmp_path / "model.safetensors")
@@ -100,7 +100,7 @@ class TestExport:
 
     def test_of_cells_it_holds_components_alone(self, tmp_path):
         adata = small_cells(n_cells=25, n_genes=40)
-        model = train_small(adata, objective="residual")
+        model = train_small(adata, objective="in_context")
         model.calibrate()
         model.export(tmp_path / "model.safetensors")
         with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
@@ -279,7 +279,7 @@ class TestSave:
         # What pandas makes of text by itself from its third version on, with pyarrow.
         adata.obs["cell_type"] = adata.obs["cell_type"].astype("string[python]")
         SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch", control="control")
-        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        model = SpaPerbModel(adata, **IN_CONTEXT)
         model.train(2, batch_size=16, train_size=0.6, validation_size=0.2, **QUIET)
         model.calibrate()
         return model
@@ -423,7 +423,7 @@ class TestPickles:
             adata = small_cells()
             codes = adata.obs["cell_type"].cat.codes.to_numpy()
             adata.obs["cell_type"] = pd.Series(cell_types)[codes].to_numpy()
-            model = train_small(adata, objective="residual")
+            model = train_small(adata, objective="in_context")
             model.save(tmp_path / "model", overwrite=True)
             loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
             expected = model.predict_stimulated(adata, inplace=False)

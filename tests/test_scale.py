@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from dask import array as da
-from helpers import QUIET, SMALL_MODEL, real_cells, small_cells, train_small
+from helpers import PUBLISHED, QUIET, real_cells, small_cells, train_small
 from scipy import sparse
 
 from spaperb import SpaPerbModel, datasets
@@ -477,7 +477,7 @@ class TestFoldChanges:
         for base in (None, 2, 10):
             adata = table_cells(base, 1e4)
             SpaPerbModel.setup_anndata(adata)
-            model = SpaPerbModel(adata, objective="residual", network_share=0.0, **SMALL_MODEL)
+            model = SpaPerbModel(adata, objective="residual", network_share=0.0, **PUBLISHED)
             model.train(max_epochs=1, batch_size=64, **QUIET)
             table = model.predict_response(adata).set_index(["group", "gene"]).sort_index()
             tables.append(table)

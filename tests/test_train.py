@@ -16,8 +16,9 @@ import pytest
 import scvi
 import torch
 from helpers import (
+    IN_CONTEXT,
+    PUBLISHED,
     QUIET,
-    SMALL_MODEL,
     Trap,
     flip_byte_of_weight,
     small_cells,
@@ -28,14 +29,14 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from spaperb import SpaPerbModel
-from spaperb.module import SpaPerbModule
+from spaperb.module import PublishedModule
 from spaperb.train import SpaPerbTrainingPlan, StopOnInterrupt
 
 COMPONENTS = ["latent_loss", "reconstruction_loss", "kl_local"]
 
 
 def test_defaults_are_the_published_ones():
-    plan = SpaPerbTrainingPlan(SpaPerbModule(5, n_hidden=4))
+    plan = SpaPerbTrainingPlan(PublishedModule(5, n_hidden=4))
     optimizer = plan.configure_optimizers()["optimizer"]
     assert type(optimizer) is torch.optim.AdamW
     defaults = {k: optimizer.defaults[k] for k in ("lr", "weight_decay", "eps")}
@@ -44,7 +45,7 @@ def test_defaults_are_the_published_ones():
 
 
 def test_optimiser_can_be_changed():
-    plan = SpaPerbTrainingPlan(SpaPerbModule(5, n_hidden=4), optimizer="Adam", lr=0.1)
+    plan = SpaPerbTrainingPlan(PublishedModule(5, n_hidden=4), optimizer="Adam", lr=0.1)
     optimizer = plan.configure_optimizers()["optimizer"]
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.defaults["lr"] == 0.1
@@ -52,7 +53,7 @@ def test_optimiser_can_be_changed():
 
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError, match=r"Unknown argument.*`plan_kwargs`: learning_rate"):
-        SpaPerbTrainingPlan(SpaPerbModule(5, n_hidden=4), learning_rate=0.1)
+        SpaPerbTrainingPlan(PublishedModule(5, n_hidden=4), learning_rate=0.1)
 
 
 def test_components_are_logged(trained):
@@ -68,7 +69,7 @@ def test_logged_components_add_up_to_the_loss(trained):
 
 
 def test_kl_warm_up_can_be_asked_for():
-    assert SpaPerbTrainingPlan(SpaPerbModule(5, n_hidden=4), n_epochs_kl_warmup=4).kl_weight == 0
+    assert SpaPerbTrainingPlan(PublishedModule(5, n_hidden=4), n_epochs_kl_warmup=4).kl_weight == 0
 
 
 def test_mixed_precision_is_the_same_but_for_rounding(adata):
@@ -76,7 +77,7 @@ def test_mixed_precision_is_the_same_but_for_rounding(adata):
     for precision in (None, "bf16-mixed"):
         scvi.settings.seed = 0
         SpaPerbModel.setup_anndata(adata)
-        model = SpaPerbModel(adata, objective="residual", response=False, **SMALL_MODEL)
+        model = SpaPerbModel(adata, objective="residual", response=False, **PUBLISHED)
         model.train(5, batch_size=16, precision=precision, **QUIET)
         assert weights(model).isfinite().all()
         assert model.module.decoder.output.weight.dtype == torch.float32
@@ -90,7 +91,7 @@ import os
 from helpers import *
 
 SpaPerbModel.setup_anndata(adata := small_cells())
-model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+model = SpaPerbModel(adata, **IN_CONTEXT)
 """
 
 
@@ -113,7 +114,7 @@ class TestOutput:
     @pytest.fixture
     def model(self, adata) -> SpaPerbModel:
         SpaPerbModel.setup_anndata(adata)
-        return SpaPerbModel(adata, **SMALL_MODEL)
+        return SpaPerbModel(adata, **PUBLISHED)
 
     def test_nothing_without_a_progress_bar(self):
         """On a machine with many cores too, of which Lightning would use more for loading."""
@@ -199,7 +200,7 @@ class Interrupt(lightning.Callback):
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_leaves_a_usable_model(adata):
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, objective="residual")
+    model = SpaPerbModel(adata)
     before = signal.getsignal(signal.SIGINT)
     with pytest.warns(UserWarning, match=r"interrupted in epoch 2 of 50.*that of this moment"):
         model.train(50, callbacks=[Interrupt()], enable_progress_bar=False)
@@ -235,7 +236,7 @@ def test_ctrl_c_that_is_not_pythons_is_left_alone(adata, whose):
     handler = signal.SIG_IGN if whose == "ignored" else lambda *_: pressed.append(whose)
     signal.signal(signal.SIGINT, handler)
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, **SMALL_MODEL)
+    model = SpaPerbModel(adata, **PUBLISHED)
     model.train(3, callbacks=[Interrupt()], **QUIET)
     assert signal.getsignal(signal.SIGINT) is handler
     assert len(model.history["train_loss"]) == 3
@@ -302,7 +303,7 @@ class TestNonFinite:
     @pytest.fixture
     def model(self, adata) -> SpaPerbModel:
         SpaPerbModel.setup_anndata(adata)
-        return SpaPerbModel(adata, **SMALL_MODEL, objective="residual")
+        return SpaPerbModel(adata, **IN_CONTEXT)
 
     def test_training_ends_and_the_last_good_weights_stay(self, model):
         loose = LetLoose()
@@ -351,7 +352,7 @@ class Fail(lightning.Callback):
 class TestOtherErrors:
     @pytest.fixture
     def model(self, adata) -> SpaPerbModel:
-        model = train_small(adata, objective="residual")
+        model = train_small(adata, objective="in_context")
         model.predict_response(model.adata)
         assert model.calibration_
         return model
@@ -380,7 +381,7 @@ class TestOtherErrors:
 @pytest.mark.parametrize("max_epochs", [0, -1])
 def test_at_least_one_epoch(adata, max_epochs):
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, **SMALL_MODEL)
+    model = SpaPerbModel(adata, **PUBLISHED)
     with pytest.raises(ValueError, match=f"must be at least 1; it is {max_epochs}"):
         model.train(max_epochs, **QUIET)
     assert not model.is_trained
@@ -402,7 +403,7 @@ class TestCheckpoint:
     def model(self, **kwargs) -> SpaPerbModel:
         adata = small_cells()
         SpaPerbModel.setup_anndata(adata)
-        return SpaPerbModel(adata, **SMALL_MODEL, **kwargs)
+        return SpaPerbModel(adata, **PUBLISHED, **kwargs)
 
     @pytest.fixture
     def path(self, tmp_path):
@@ -519,7 +520,7 @@ class TestCheckpoint:
     )
     def test_other_data_are_refused(self, path, change, others):
         self.model(objective="residual").train(1, batch_size=16, checkpoint=path, **QUIET)
-        model = train_small(change(small_cells()), objective="residual")
+        model = train_small(change(small_cells()), objective="in_context")
         model.calibrate()
         before = weights(model), copy.deepcopy((model.transfer_, model.calibration_))
         n_epochs = len(model.history["train_loss"])
@@ -542,7 +543,7 @@ class TestCheckpoint:
     )
     def test_another_model_is_refused(self, path, settings, other):
         self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
-        model = SpaPerbModel(self.model().adata, **{**SMALL_MODEL, **settings})
+        model = SpaPerbModel(self.model().adata, **{**PUBLISHED, **settings})
         before = weights(model)
         with pytest.raises(ValueError, match=rf"training with other {other}\. Go on with"):
             model.train(2, ckpt_path=path, **QUIET)
@@ -557,7 +558,7 @@ class TestCheckpoint:
         self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
         adata = small_cells()
         Mine.setup_anndata(adata)
-        model = Mine(adata, network_share=0.3, kl_weight=np.float32(0.5), **SMALL_MODEL)
+        model = Mine(adata, network_share=0.3, kl_weight=np.float32(0.5), **PUBLISHED)
         model.train(2, batch_size=16, ckpt_path=path, **QUIET)
         assert len(model.history["train_loss"]) == 1
 

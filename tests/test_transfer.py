@@ -3,7 +3,7 @@
 import anndata as ad
 import numpy as np
 import pytest
-from helpers import QUIET, SMALL_MODEL, small_cells, snapshot
+from helpers import IN_CONTEXT, PUBLISHED, QUIET, small_cells, snapshot
 
 from spaperb import SpaPerbModel
 from spaperb.perturbations import Target
@@ -15,7 +15,7 @@ CELLS = {"n_cells": 40, "n_genes": 150}
 
 def train(adata, **kwargs) -> SpaPerbModel:
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, objective="residual", **{**SMALL_MODEL, **kwargs})
+    model = SpaPerbModel(adata, objective="residual", **{**PUBLISHED, **kwargs})
     model.train(max_epochs=3, batch_size=16, **QUIET)
     return model
 
@@ -267,7 +267,7 @@ class TestParts:
     def test_the_response_works_with_the_published_objective_too(self, split):
         adata = split[0].copy()
         SpaPerbModel.setup_anndata(adata)
-        published = SpaPerbModel(adata, response=True, **SMALL_MODEL)
+        published = SpaPerbModel(adata, response=True, **PUBLISHED)
         with pytest.warns(UserWarning, match="type_0"):
             published.train(max_epochs=1, batch_size=16, **QUIET)
         assert predict(published, split[1]).shape == split[1].shape
@@ -294,7 +294,7 @@ def test_a_checkpoint_from_within_training_learns_the_contexts_when_loaded(split
 
     adata = split[0].copy()
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+    model = SpaPerbModel(adata, **IN_CONTEXT)
     checkpoint = SaveCheckpoint(
         dirpath=str(tmp_path), monitor="validation_loss", load_best_on_end=True
     )

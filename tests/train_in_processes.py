@@ -15,7 +15,7 @@ def main() -> None:
     adata = datasets.simulated(n_cells=60, n_genes=80)
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, objective="residual")
+    model = SpaPerbModel(adata)
     several = {"devices": n_processes, "strategy": "ddp_find_unused_parameters_true"}
     model.train(
         10,

@@ -43,6 +43,7 @@ def main() -> None:
     }
     if args.held_out == "donor":
         methods["own_type_shift"] = OwnTypeShift()
+    known = list(methods)
     if args.only:
         methods = {name: methods[name] for name in args.only}
     results = benchmark(
@@ -56,7 +57,8 @@ def main() -> None:
     name = f"kang_{args.held_out}"
     if args.only:
         before = pd.read_csv(report.HERE / f"{name}.csv")
-        results = pd.concat([results, before[~before["method"].isin(args.only)]])
+        others = before["method"].isin(known) & ~before["method"].isin(args.only)
+        results = pd.concat([results, before[others]])
     report.write(results, name, ["pearson_delta", "energy_distance"])
 
 

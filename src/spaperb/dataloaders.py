@@ -174,6 +174,21 @@ class StratifiedSplitter(DataSplitter):
             **self.data_loader_kwargs,
         )
 
+    def _perturbations(self, strata: list[Stratum]) -> set[int]:
+        return {int(self.arms[stratum.stimulated[0]]) - STIMULATED for stratum in strata}
+
+    def _check_perturbations(self, learned: set[int]) -> None:
+        """Refuse a split that leaves a perturbation out of what is learned from."""
+        names = perturbations_of(self.adata_manager.registry).names
+        all_strata = split_strata(np.arange(len(self.arms)), self.arms, self.labels)
+        if left_out := self._perturbations(all_strata) - learned:
+            raise ValueError(
+                "All pairs of these perturbations are left for validation or testing: "
+                f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
+                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
+                "or give some of their cells to training."
+            )
+
     def _warn_of_one_armed_types(self) -> None:
         types = _categories(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
         codes = registered_codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
@@ -232,15 +247,7 @@ class PairedDataSplitter(StratifiedSplitter):
                 f"{MIN_PAIRS}. Add cells, raise `train_size`, or check the condition, cell type and "
                 "batch columns."
             )
-        names = perturbations_of(self.adata_manager.registry).names
-        all_strata = split_strata(np.arange(len(self.arms)), self.arms, self.labels)
-        if left_out := self._perturbations(all_strata) - self._perturbations(strata):
-            raise ValueError(
-                "All pairs of these perturbations are left for validation or testing: "
-                f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
-                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
-                "or give some of their cells to training."
-            )
+        self._check_perturbations(self._perturbations(strata))
         stops_early = self.trainer is not None and self.trainer.early_stopping_callback is not None
         if stops_early and self.val_dataloader() is None:
             raise ValueError(
@@ -275,9 +282,6 @@ class PairedDataSplitter(StratifiedSplitter):
     def _loader(self, sampler: PairedBatchSampler) -> DataLoader:
         cells = self.adata_manager.create_torch_dataset(load_sparse_tensor=self.load_sparse_tensor)
         return self._load(cells, sampler)
-
-    def _perturbations(self, strata: list[Stratum]) -> set[int]:
-        return {int(self.arms[stratum.stimulated[0]]) - STIMULATED for stratum in strata}
 
 
 def condition_arms(adata_manager: AnnDataManager) -> IntArray:

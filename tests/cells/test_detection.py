@@ -5,10 +5,10 @@ import pytest
 from helpers import context_arrays, even
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spaperb.contexts import Contexts
 
 from spaperb import datasets
 from spaperb.cells import Detection
-from spaperb.contexts import Contexts
 from spaperb.populations import Profile
 
 

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from spaperb.contexts import Contexts
 
 from spaperb import datasets
-from spaperb.contexts import Contexts
 from spaperb.evidence import (
     EVIDENCE_FEATURES,
     RELATIONS,

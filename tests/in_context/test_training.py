@@ -3,10 +3,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from spaperb.in_context import Settings, loss_of, predict, train
 
 from spaperb import datasets
 from spaperb.evidence import Evidence, Query, describe, draw
-from spaperb.in_context import Settings, loss_of, predict, train
 
 FEW = Settings(n_steps=8, n_genes=100, n_episodes=2)
 

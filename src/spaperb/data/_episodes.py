@@ -124,6 +124,7 @@ class EpisodeSplitter(StratifiedSplitter):
         super().setup(stage)
         used = np.concatenate([self.train_idx, self.val_idx]).astype(np.int64)
         self.evidence = measure(self.adata_manager, used)
+        self._check_perturbations(set(self.evidence.changes.perturbation.tolist()))
         self.folds = make_folds(self.evidence, self.n_networks)
         # Without folds all networks learn from everything, and nothing is held out.
         of_folds = [[fold.evidence] for fold in self.folds]

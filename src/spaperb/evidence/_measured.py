@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.evidence._moments import Measured, Measuring, Noise
-from spaperb.pairing import CONTROL, STIMULATED
+from spaperb.pairing import CONTROL, NEITHER, STIMULATED
 from spaperb.populations import Profile, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0
@@ -399,7 +399,10 @@ def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: in
     """Half of each cell, 0 or 1, at random among the cells of its context, condition and batch."""
     rng = np.random.default_rng(seed)
     keys = [arms, labels] if batches is None else [arms, labels, batches]
-    order = np.lexsort([rng.random(len(arms)), *keys])
+    # Cells that take no part change nothing of the others' halves.
+    at_random = np.zeros(len(arms))
+    at_random[arms != NEITHER] = rng.random((arms != NEITHER).sum())
+    order = np.lexsort([at_random, *keys])
     groups = np.stack(keys)[:, order]
     is_first = np.r_[True, (groups[:, 1:] != groups[:, :-1]).any(axis=0)]
     start = np.maximum.accumulate(np.where(is_first, np.arange(len(arms)), 0))

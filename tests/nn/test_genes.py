@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from spaperb.in_context import InContextNetwork, fit_constants
+from spaperb.in_context._networks import tensors
 
 from spaperb import datasets
 from spaperb.evidence import Evidence, Query, describe
-from spaperb.in_context import InContextNetwork, fit_constants
-from spaperb.in_context._networks import tensors
 
 
 @pytest.fixture(scope="module")

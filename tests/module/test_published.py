@@ -6,21 +6,21 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import nn
 
-from spaperb.module import CONDITION_KEY, SpaPerbModule
+from spaperb.module import CONDITION_KEY, PublishedModule
 
 N, G, L = 6, 9, 4
 
 
-def module(**kwargs) -> SpaPerbModule:
+def module(**kwargs) -> PublishedModule:
     torch.manual_seed(0)
-    return SpaPerbModule(G, **{"n_latent": L, "n_hidden": 8, "dropout_rate": 0.0, **kwargs})
+    return PublishedModule(G, **{"n_latent": L, "n_hidden": 8, "dropout_rate": 0.0, **kwargs})
 
 
 def pairs() -> dict[str, torch.Tensor]:
     return {REGISTRY_KEYS.X_KEY: 3 * torch.rand(2 * N, G)}
 
 
-def forward(m: SpaPerbModule, tensors: dict[str, torch.Tensor], seed: int = 1):
+def forward(m: PublishedModule, tensors: dict[str, torch.Tensor], seed: int = 1):
     """One paired pass whose noise a test can draw again."""
     torch.manual_seed(seed)
     return m(tensors, generative_kwargs={"paired": True}, loss_kwargs={"paired": True})
@@ -48,7 +48,7 @@ class Reference:
         return np.where(d < 1, 0.5 * d**2, d - 0.5)
 
     @classmethod
-    def terms(cls, m: SpaPerbModule, x, eps, v_delta) -> dict[str, np.ndarray]:
+    def terms(cls, m: PublishedModule, x, eps, v_delta) -> dict[str, np.ndarray]:
         h = cls.stack(m.encoder.hidden, x)
         mu = cls.stack(m.encoder.mu, h)
         sigma = np.exp(0.5 * cls.stack(m.encoder.log_var, h))
