@@ -6,7 +6,7 @@ import torch
 from scvi import REGISTRY_KEYS
 from torch import nn
 
-from spaperb.module import CONDITION_KEY, PublishedModule
+from spaperb.module import PublishedModule
 
 N, G, L = 6, 9, 4
 
@@ -171,64 +171,15 @@ def test_prediction_is_the_decoded_shifted_posterior():
         torch.testing.assert_close(predicted["z_delta"], z_delta)
 
 
-class TestResidualObjective:
-    def test_loss(self):
-        m = module(objective="residual", autoencoder_weight=10.0)
-        tensors = pairs() | {CONDITION_KEY: torch.cat([torch.zeros(N, 1), torch.ones(N, 1)])}
-        _, _, out = forward(m, tensors)
-
-        torch.manual_seed(1)
-        eps = torch.normal(torch.zeros(2 * N, L), torch.ones(2 * N, L)).numpy()
-        v_delta = torch.rand(N, G).numpy()
-        x = tensors["X"].numpy()
-        h = Reference.stack(m.encoder.hidden, x)
-        mu = Reference.stack(m.encoder.mu, h)
-        sigma = np.exp(0.5 * Reference.stack(m.encoder.log_var, h))
-        z, z_delta = mu + sigma * eps, Reference.stack(m.delta_encoder, v_delta)
-        decoded = Reference.stack(m.decoder, np.concatenate([z, z[:N] + z_delta]))
-        own, shifted = decoded[: 2 * N], decoded[2 * N :]
-        l_latent = Reference.smooth_l1(z_delta, z[N:] - z[:N]).mean()
-        l_reconstruction = ((x[:N] + shifted - own[:N] - x[N:]) ** 2).mean()
-        l_autoencoder = ((own[:N] - x[:N]) ** 2).mean() + ((own[N:] - x[N:]) ** 2).mean()
-        l_kl = (0.5 * (mu**2 + sigma**2 - 1) - np.log(sigma)).mean()
-        expected = 100 * l_latent + 100 * l_reconstruction + 10 * l_autoencoder + 0.5 * l_kl
-        np.testing.assert_allclose(out.loss.item(), expected, rtol=1e-4)
-
-    def test_cells_without_a_partner_say_nothing_of_the_stimulus(self):
-        condition = torch.cat([torch.zeros(N, 1), torch.ones(N, 1)])
-        condition[N] = 0  # the first pair is of two control cells
-        tensors = pairs() | {CONDITION_KEY: condition}
-        losses = []
-        for other in (tensors["X"][N], 5 * tensors["X"][N]):
-            m = module(objective="residual", autoencoder_weight=0.0, kl_weight=0.0).eval()
-            tensors["X"][N] = other
-            losses.append(forward(m, tensors)[2].loss.item())
-        assert losses[0] == pytest.approx(losses[1])
-        # pairs that are left count as much as if there were no others
-        m = module(objective="residual", autoencoder_weight=0.0, kl_weight=0.0).eval()
-        _, generative, out = forward(m, tensors)
-        error = ((generative["px"] - tensors["X"][N:]) ** 2).mean(1)[1:].mean().item()
-        latent = out.extra_metrics["latent_loss"].item()
-        assert out.loss.item() == pytest.approx(100 * error + 100 * latent, rel=1e-5)
-
-    def test_no_pair_at_all_gives_a_finite_loss(self):
-        m = module(objective="residual")
-        tensors = pairs() | {CONDITION_KEY: torch.zeros(2 * N, 1)}
-        assert torch.isfinite(forward(m, tensors)[2].loss)
-
-    def test_prediction_adds_the_decoded_change(self):
-        m = module(objective="residual").eval()
-        x, v = pairs()["X"], torch.rand(2 * N, G)
-        z, z_delta = m.encoder(x).loc, m.delta_encoder(v)
-        expected = x + m.decoder(z + z_delta) - m.decoder(z)
-        torch.testing.assert_close(m.predict(x, v)["px_stim"], expected)
-
-    def test_criterion(self):
-        assert module().criterion is module(objective="residual", criterion="smooth_l1").criterion
-        assert module(criterion="mse").criterion is module(objective="residual").criterion
+def test_criterion():
+    m = module(criterion="mse")
+    tensors = pairs()
+    _, generative, out = forward(m, tensors)
+    expected = ((generative["px"] - tensors["X"][N:]) ** 2).mean(1)
+    torch.testing.assert_close(out.reconstruction_loss["reconstruction_loss"], expected)
 
 
-@pytest.mark.parametrize("argument", ["kl_on", "delta_noise", "objective", "criterion"])
+@pytest.mark.parametrize("argument", ["kl_on", "delta_noise", "criterion"])
 def test_unknown_choice_is_refused(argument):
     with pytest.raises(ValueError, match=f"`{argument}` must be one of .*not 'other'"):
         module(**{argument: "other"})

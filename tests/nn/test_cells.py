@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from spaperb.nn import Decoder, DeltaEncoder, Dropout, Encoder
+from spaperb.nn import Decoder, DeltaEncoder, Encoder
+from spaperb.nn._cells import Dropout
 
 
 def kinds(module: nn.Module) -> list[str]:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from spaperb.in_context import InContextNetwork, fit_constants
-from spaperb.in_context._networks import tensors
 
 from spaperb import datasets
-from spaperb.evidence import Evidence, Query, describe
+from spaperb.evidence import Evidence, Query, describe, draw
+from spaperb.nn import Constants, InContextNetwork
+from spaperb.nn._genes import tensors
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +16,15 @@ def evidence():
     return Evidence.of(cells.X, arms, labels, list(cells.obs["cell_type"].cat.categories))
 
 
+def constants(evidence, seed=0):
+    rng = np.random.default_rng(seed)
+    return Constants.of([draw(evidence, rng).description for _ in range(8)])
+
+
 @pytest.fixture
 def network(evidence):
     torch.manual_seed(0)
-    return InContextNetwork(fit_constants([evidence], 0))
+    return InContextNetwork(constants(evidence))
 
 
 @pytest.fixture
@@ -110,7 +115,32 @@ def test_inputs_unlike_any_in_training_stay_finite(trained, description):
 
 
 def test_constants_are_saved_with_the_weights(network, evidence):
-    other = InContextNetwork(fit_constants([evidence], 1))
+    other = InContextNetwork(Constants.none())
+    assert not other.is_standardised
     other.load_state_dict(network.state_dict())
-    for mine, theirs in zip(network.constants, other.constants, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    assert other.is_standardised
+    for mine, theirs in zip(
+        network.state_dict().values(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs)
+
+
+def test_inputs_of_the_constants_have_mean_0_and_deviation_1(network, evidence):
+    rng = np.random.default_rng(0)
+    states = np.concatenate([draw(evidence, rng).description.state for _ in range(8)])
+    mean, deviation = constants(evidence).state
+    np.testing.assert_allclose(states.mean(axis=0), mean)
+    standardised = (states - mean) / deviation
+    np.testing.assert_allclose(standardised.mean(axis=0), 0, atol=1e-9)
+    assert standardised.std(axis=0).max() == pytest.approx(1)
+    network.standardise_by(constants(evidence, 1))
+    assert not np.allclose(network.of_state.mean, mean)
+
+
+def test_stacked_descriptions_are_predicted_as_each_alone(trained, evidence):
+    queries = [Query.of_population(evidence, k, 0) for k in (0, 1)]
+    described = [tensors(describe(evidence, query, np.arange(2, 5))) for query in queries]
+    stacked = trained(*(torch.stack(of_two) for of_two in zip(*described, strict=True)))
+    for k, of_one in enumerate(described):
+        torch.testing.assert_close(stacked.mean[k], trained(*of_one).mean)
+        torch.testing.assert_close(stacked.sigma[k], trained(*of_one).sigma)
