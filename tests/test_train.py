@@ -19,6 +19,7 @@ from helpers import (
     IN_CONTEXT,
     PUBLISHED,
     QUIET,
+    SMALL,
     Trap,
     flip_byte_of_weight,
     small_cells,
@@ -77,7 +78,7 @@ def test_mixed_precision_is_the_same_but_for_rounding(adata):
     for precision in (None, "bf16-mixed"):
         scvi.settings.seed = 0
         SpaPerbModel.setup_anndata(adata)
-        model = SpaPerbModel(adata, objective="residual", response=False, **PUBLISHED)
+        model = SpaPerbModel(adata, **PUBLISHED)
         model.train(5, batch_size=16, precision=precision, **QUIET)
         assert weights(model).isfinite().all()
         assert model.module.decoder.output.weight.dtype == torch.float32
@@ -281,7 +282,7 @@ def test_ctrl_c_is_left_alone_in_other_threads(adata):
 def test_a_trained_model_goes_on_in_training_mode(adata):
     """With dropout, and batch normalisation that follows the data."""
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata)
+    model = SpaPerbModel(adata, **PUBLISHED)
     norm = next(m for m in model.module.modules() if isinstance(m, torch.nn.BatchNorm1d))
     model.train(1, enable_progress_bar=False)
     before = norm.running_mean.clone()
@@ -354,15 +355,15 @@ class TestOtherErrors:
     def model(self, adata) -> SpaPerbModel:
         model = train_small(adata, objective="in_context")
         model.predict_response(model.adata)
-        assert model.calibration_
+        assert model.transfer_
         return model
 
     def test_before_training_nothing_is_lost(self, model, tmp_path):
-        before = weights(model), copy.deepcopy((model.transfer_, model.calibration_))
+        before = weights(model), copy.deepcopy(model.transfer_)
         with pytest.raises(FileNotFoundError):
             model.train(2, ckpt_path=tmp_path / "none.ckpt", **QUIET)
         assert torch.equal(weights(model), before[0])
-        np.testing.assert_equal((model.transfer_, model.calibration_), before[1])
+        np.testing.assert_equal(model.transfer_, before[1])
         assert model.is_trained
         assert not model.module.training
 
@@ -372,7 +373,7 @@ class TestOtherErrors:
             model.train(3, batch_size=16, callbacks=[Fail()], **QUIET)
         assert signal.getsignal(signal.SIGINT) is before
         assert not model.module.training
-        assert not model.calibration_
+        assert not model.transfer_
         found = model.predict_stimulated(inplace=False)
         model._transfer = model._learn_contexts()
         np.testing.assert_array_equal(found, model.predict_stimulated(inplace=False))
@@ -382,9 +383,41 @@ class TestOtherErrors:
 def test_at_least_one_epoch(adata, max_epochs):
     SpaPerbModel.setup_anndata(adata)
     model = SpaPerbModel(adata, **PUBLISHED)
-    with pytest.raises(ValueError, match=f"must be at least 1; it is {max_epochs}"):
+    with pytest.raises(ValueError, match=f"must be at least 1 .*; it is {max_epochs}"):
         model.train(max_epochs, **QUIET)
     assert not model.is_trained
+
+
+def test_no_epoch_leaves_pretrained_networks_as_they_are(adata):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata)
+    networks = model.module.networks.state_dict()
+    before = {name: weight.clone() for name, weight in networks.items()}
+    model.train(0, **QUIET)
+    assert model.is_trained
+    for name, weight in model.module.networks.state_dict().items():
+        assert torch.equal(weight, before[name])
+    assert np.isfinite(model.predict_stimulated(inplace=False)).all()
+
+
+def test_too_few_contexts_to_train_on_are_told(adata):
+    two = adata[adata.obs["cell_type"] != "type_2"].copy()
+    SpaPerbModel.setup_anndata(two)
+    model = SpaPerbModel(two)
+    untouched = SpaPerbModel(two)
+    with pytest.warns(UserWarning, match=r"measured in 2 context\(s\), type_0, type_1: too few"):
+        model.train(**QUIET)
+    untouched.train(0, **QUIET)
+    np.testing.assert_array_equal(
+        model.predict_stimulated(inplace=False), untouched.predict_stimulated(inplace=False)
+    )
+
+
+def test_from_scratch_one_context_is_too_few(adata):
+    one = adata[adata.obs["cell_type"] == "type_1"].copy()
+    SpaPerbModel.setup_anndata(one)
+    with pytest.raises(ValueError, match=r"at least 2, and there is 1\. Use the pretrained"):
+        SpaPerbModel(one, pretrained=False).train(1, **QUIET)
 
 
 class KeepCheckpoint(lightning.Callback):
@@ -400,10 +433,10 @@ class KeepCheckpoint(lightning.Callback):
 
 
 class TestCheckpoint:
-    def model(self, **kwargs) -> SpaPerbModel:
+    def model(self, objective="published", **kwargs) -> SpaPerbModel:
         adata = small_cells()
         SpaPerbModel.setup_anndata(adata)
-        return SpaPerbModel(adata, **PUBLISHED, **kwargs)
+        return SpaPerbModel(adata, **SMALL[objective], **kwargs)
 
     @pytest.fixture
     def path(self, tmp_path):
@@ -414,7 +447,11 @@ class TestCheckpoint:
         ("model_kwargs", "train_kwargs"),
         [
             ({}, {}),
-            ({"objective": "residual"}, {}),
+            ({"objective": "in_context"}, {"batch_size": 2}),
+            (
+                {"objective": "in_context"},
+                {"datasplitter_kwargs": {"num_workers": 2}, "batch_size": 2},
+            ),
             ({}, {"early_stopping": False}),
             ({}, {"datasplitter_kwargs": {"num_workers": 2}}),
             ({}, {"plan_kwargs": {"n_epochs_kl_warmup": 6}}),
@@ -430,7 +467,15 @@ class TestCheckpoint:
                 },
             ),
         ],
-        ids=["published", "residual", "no validation", "loaders", "warm-up", "plateau"],
+        ids=[
+            "published",
+            "in context",
+            "with loaders",
+            "no validation",
+            "loaders",
+            "warm-up",
+            "plateau",
+        ],
     )
     def test_training_goes_on_as_if_never_interrupted(
         self, path, seed, model_kwargs, train_kwargs
@@ -519,15 +564,14 @@ class TestCheckpoint:
         ids=["fewer cells", "their order", "order of genes", "their expression"],
     )
     def test_other_data_are_refused(self, path, change, others):
-        self.model(objective="residual").train(1, batch_size=16, checkpoint=path, **QUIET)
+        self.model("in_context").train(1, batch_size=16, checkpoint=path, **QUIET)
         model = train_small(change(small_cells()), objective="in_context")
-        model.calibrate()
-        before = weights(model), copy.deepcopy((model.transfer_, model.calibration_))
+        before = weights(model), copy.deepcopy(model.transfer_)
         n_epochs = len(model.history["train_loss"])
         with pytest.raises(ValueError, match=rf"training with other {others}\. Go on with"):
             model.train(4, ckpt_path=path, **QUIET)
         assert torch.equal(weights(model), before[0])
-        np.testing.assert_equal((model.transfer_, model.calibration_), before[1])
+        np.testing.assert_equal(model.transfer_, before[1])
         assert len(model.history["train_loss"]) == n_epochs
         assert model.is_trained
         assert not model.module.training
@@ -535,7 +579,7 @@ class TestCheckpoint:
     @pytest.mark.parametrize(
         ("settings", "other"),
         [
-            ({"objective": "residual"}, "settings"),
+            (IN_CONTEXT, "settings, networks"),
             ({"kl_weight": 1.0}, "settings"),
             ({"n_hidden": 8}, "networks"),
         ],
@@ -543,7 +587,8 @@ class TestCheckpoint:
     )
     def test_another_model_is_refused(self, path, settings, other):
         self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
-        model = SpaPerbModel(self.model().adata, **{**PUBLISHED, **settings})
+        own = settings if "pretrained" in settings else {**PUBLISHED, **settings}
+        model = SpaPerbModel(self.model().adata, **own)
         before = weights(model)
         with pytest.raises(ValueError, match=rf"training with other {other}\. Go on with"):
             model.train(2, ckpt_path=path, **QUIET)
@@ -558,9 +603,14 @@ class TestCheckpoint:
         self.model().train(1, batch_size=16, checkpoint=path, **QUIET)
         adata = small_cells()
         Mine.setup_anndata(adata)
-        model = Mine(adata, network_share=0.3, kl_weight=np.float32(0.5), **PUBLISHED)
+        model = Mine(adata, kl_weight=np.float32(0.5), **PUBLISHED)
         model.train(2, batch_size=16, ckpt_path=path, **QUIET)
         assert len(model.history["train_loss"]) == 1
+
+    def test_in_context_epochs_are_as_planned(self, path):
+        self.model("in_context").train(2, batch_size=2, checkpoint=path, **QUIET)
+        with pytest.raises(ValueError, match="planned with `max_epochs=2`, and it is 4 now"):
+            self.model("in_context").train(4, batch_size=2, ckpt_path=path, **QUIET)
 
     def test_weights_alone_are_no_state_of_training(self, tmp_path, monkeypatch):
         monkeypatch.setattr(scvi.settings, "logging_dir", str(tmp_path / "scvi"))

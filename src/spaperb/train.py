@@ -226,8 +226,9 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
     def __init__(self, module: BaseModuleClass, *, lr: float = 5e-3, **kwargs: Any):
         super().__init__(module, lr=lr, **kwargs)
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         """Standardise inputs as they are in some episodes, unless that was done before."""
+        super().on_train_start()
         if not self.module.is_standardised:
             self.module.standardise_by(self.trainer.datamodule.constants())
 
@@ -442,7 +443,7 @@ class StopOnNonFinite(lightning.Callback):
         bad = torch.nonzero(~losses.isfinite())
         where = f"minibatch {int(bad[0]) + 1} of {len(losses)}" if len(bad) else "its last step"
         x = trainer.datamodule.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        rate = pl_module.lr
         raise FloatingPointError(
             f"The loss or the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, at {where}. The "
             f"model has the weights of epoch {trainer.current_epoch} again. Likely causes: a learning rate that is "

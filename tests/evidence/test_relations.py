@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from spaperb.contexts import Contexts
+from sklearn.neighbors import NearestNeighbors
 
 from spaperb import datasets
 from spaperb.evidence import (
@@ -12,8 +12,9 @@ from spaperb.evidence import (
     Evidence,
     Query,
     describe,
+    relate,
 )
-from spaperb.evidence._relations import nearest_shares
+from spaperb.evidence._relations import LEAST_SHARE, MAX_PIECES, log_dose_weights
 from spaperb.populations import Profile
 
 NAMES = [f"type_{i}" for i in range(5)]
@@ -80,6 +81,7 @@ def test_features_by_hand(evidence):
         "mean / c": shift.mean(axis=0) / scale,
         "deviation / c": shift.std(axis=0) / scale,
         "precise mean / c": (precise * shift).sum(axis=0) / precise.sum(axis=0) / scale,
+        "mean of other perturbations here / c": np.zeros(40),
         "log c": np.log(scale),
     }.items():
         np.testing.assert_allclose(
@@ -97,29 +99,26 @@ def test_features_by_hand(evidence):
     np.testing.assert_allclose(np.exp(log_prior), weights / weights.sum())
 
 
-def test_nearest_shares_are_those_of_scikit_learn(cells, evidence):
-    contexts = Contexts.of(*arrays(cells), NAMES)
-    query = Query.of_population(evidence, 2, 0)
-    among = np.array([0, 1, 4])
-    np.testing.assert_allclose(
-        nearest_shares(evidence, query, among), contexts.neighbours(contexts.cells[2], among)
-    )
+def test_nearest_shares_are_those_of_scikit_learn(evidence):
+    p, among = evidence.populations, np.array([0, 1, 4])
+    reference = np.concatenate([p.cells[i] for i in among])
+    index = NearestNeighbors(n_neighbors=30).fit(reference)
+    nearest = index.kneighbors(p.cells[2], return_distance=False) // 30
+    expected = [(nearest == i).mean() for i in range(3)]
+    np.testing.assert_allclose(evidence.neighbours(p.cells[2], among), expected)
 
 
 def test_few_cells_are_all_neighbours(evidence):
     cells = [c[: 1 + i] for i, c in enumerate(evidence.populations.cells)]
     tiny = replace(evidence, populations=evidence.populations._replace(cells=cells))
-    query = Query.of_population(evidence, 2, 0)
-    np.testing.assert_allclose(nearest_shares(tiny, query, np.array([0])), [1.0])
-    shares = nearest_shares(tiny, query, np.array([0, 1]))
-    assert shares.sum() == pytest.approx(1)
+    np.testing.assert_allclose(tiny.neighbours(cells[2], np.array([0])), [1.0])
+    assert tiny.neighbours(cells[2], np.array([0, 1])).sum() == pytest.approx(1)
 
 
 def test_new_cells_are_described_as_a_population_of_the_same_cells(cells, evidence):
     x, arms, labels = arrays(cells)
     mine = x[(labels == 2) & (arms == 0)]
-    contexts = Contexts.of(x, arms, labels, NAMES)
-    new = Query.of(evidence, Profile.of(mine), contexts.project(mine), (0,), 0)
+    new = Query.of(evidence, Profile.of(mine), evidence.project(mine), (0,), 0)
     kept = np.array([0, 1, 3, 4])
     for a, b in zip(
         describe(evidence, new, kept),
@@ -127,6 +126,123 @@ def test_new_cells_are_described_as_a_population_of_the_same_cells(cells, eviden
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_what_was_left_out_changes_nothing(evidence):
+    """Neither its shift nor its stimulated cells are in a description without it."""
+    changes = evidence.changes
+    wild = [np.array(moments, copy=True) for moments in changes]
+    for moments in wild[4:]:
+        moments[0] = 100.0
+    other = replace(evidence, changes=type(changes)(*wild))
+    kept = np.arange(1, 5)
+    query = Query.of_population(evidence, 0, 0)
+    for a, b in zip(describe(evidence, query, kept), describe(other, query, kept), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.4, 1.0])
+def test_the_own_context_has_the_say_as_far_as_it_is_alike_and_was_measured(evidence, alike):
+    kept = evidence.whole
+    query = Query.of_population(evidence, 0, 0)._replace(alike=alike)
+    new = query._replace(context=None)
+    share = np.exp(relate(evidence, new, kept).log_prior)
+    share = share * (1 + 5 * LEAST_SHARE) - LEAST_SHARE  # before the least share was added
+    own = alike * 30 / (30 + 30)
+    expected = (1 - own) * share
+    expected[0] = share[0] + (1 - share[0]) * own
+    expected += LEAST_SHARE
+    relation = relate(evidence, query, kept)
+    np.testing.assert_allclose(np.exp(relation.log_prior), expected / expected.sum(), rtol=1e-6)
+    same = column(relation.relations, RELATIONS, "same context")
+    np.testing.assert_allclose(same, [alike, 0, 0, 0, 0])
+
+
+def many(n_perturbations, n_types=2, parts=None, n_cells=240):
+    """Evidence with several perturbations in each context."""
+    cells = datasets.simulated(n_cell_types=n_types, n_cells=n_cells, n_genes=30, seed=0)
+    x, arms, labels = arrays(cells)
+    arms[arms == 1] += np.arange((arms == 1).sum()) % n_perturbations
+    parts = [(p,) for p in range(n_perturbations)] if parts is None else parts
+    return Evidence.of(x, arms, labels, NAMES[:n_types], parts=parts)
+
+
+def test_parts_of_a_combination_have_equal_weights_and_add_up():
+    evidence = many(3)
+    changes = evidence.changes
+    # Perturbation 0 was measured in both contexts, 1 in the first alone.
+    kept = np.array(
+        [s for s in evidence.whole if changes.perturbation[s] == 0 or changes.population[s] == 0]
+    )
+    query = Query.of_population(evidence, 0, 0)._replace(parts=(0, 1), perturbation=None)
+    relation = relate(evidence, query, kept)
+    of = changes.perturbation[kept]
+    weights = [np.exp(relation.log_prior[of == p]).sum() for p in range(3)]
+    assert weights[0] == pytest.approx(weights[1])
+    assert weights[2] < 0.05 * weights[0]
+    np.testing.assert_array_equal(relation.factor, np.where(of < 2, 2, 1))
+    description = describe(evidence, query, kept)
+    np.testing.assert_allclose(description.shifts, relation.factor[:, None] * changes.shift[kept])
+
+
+def test_a_part_that_comes_twice_has_twice_the_weight():
+    evidence = many(2)
+    query = Query.of_population(evidence, 0, 0)._replace(parts=(0, 0, 1), perturbation=None)
+    relation = relate(evidence, query, evidence.whole)
+    of = evidence.changes.perturbation[evidence.whole]
+    weights = [np.exp(relation.log_prior[of == p]).sum() for p in (0, 1)]
+    assert weights[0] == pytest.approx(2 * weights[1])
+    assert set(relation.factor) == {3}
+
+
+def test_the_pieces_with_the_greatest_weights_are_kept():
+    evidence = many(MAX_PIECES + 8, n_types=1, n_cells=4 * (MAX_PIECES + 8))
+    query = Query.of_population(evidence, 0, 3)
+    relation = relate(evidence, query, evidence.whole)
+    assert len(relation.kept) > MAX_PIECES
+    best = relation.best(MAX_PIECES)
+    assert len(best.kept) == MAX_PIECES
+    assert np.exp(best.log_prior).sum() == pytest.approx(1)
+    assert best.by_target.sum() == pytest.approx(1)
+    assert 3 in evidence.changes.perturbation[best.kept]
+    left = relation.log_prior[~np.isin(relation.kept, best.kept)]
+    assert left.max() <= relation.log_prior[np.isin(relation.kept, best.kept)].min()
+    assert describe(evidence, query, evidence.whole).shifts.shape == (MAX_PIECES, 30)
+
+
+def test_the_mean_of_other_perturbations_in_the_context():
+    evidence = many(3)
+    changes, kept = evidence.changes, evidence.whole
+    here = changes.population[kept] == 0
+    of = changes.perturbation[kept]
+    query = Query.of_population(evidence, 0, 1)._replace(alike=0.5)
+    description = describe(evidence, query, kept)
+    told = column(description.state, STATE_FEATURES, "mean of other perturbations here / c")
+    expected = 0.5 * changes.shift[kept[here & (of != 1)]].mean(axis=0)
+    np.testing.assert_allclose(told * description.scale, expected, atol=1e-12)
+    new = describe(evidence, query._replace(context=None), kept)
+    assert not column(new.state, STATE_FEATURES, "mean of other perturbations here / c").any()
+    both = query._replace(parts=(0, 1), perturbation=None)
+    told = column(
+        describe(evidence, both, kept).state,
+        STATE_FEATURES,
+        "mean of other perturbations here / c",
+    )
+    assert told.any()
+
+
+@pytest.mark.parametrize(
+    ("dose", "expected"),
+    [(1.0, [1, 0]), (10.0, [0, 1]), (10**0.25, [0.75, 0.25]), (0.1, [1, 0]), (99.0, [0, 1])],
+)
+def test_weights_of_doses_go_by_their_logarithms(dose, expected):
+    weights = np.exp(log_dose_weights(np.zeros(2, dtype=int), np.array([1.0, 10.0]), dose))
+    np.testing.assert_allclose(weights, np.maximum(expected, LEAST_SHARE))
+
+
+def test_without_doses_their_weights_are_all_the_same():
+    doses = np.full(2, np.nan)
+    np.testing.assert_array_equal(log_dose_weights(np.zeros(2, dtype=int), doses, np.nan), 0)
 
 
 def test_order_of_evidence_and_choice_of_genes_change_nothing(evidence):
@@ -156,7 +272,16 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     assert len(kept) == 12
     p = evidence.populations
     query = Query(
-        p.mean[0], p.detection[0], p.error[0], p.cells[0], p.correlation[0], 0, (0, 1), None, 10.0
+        p.mean[0],
+        p.detection[0],
+        p.error[0],
+        p.cells[0],
+        p.correlation[0],
+        0,
+        1.0,
+        (0, 1),
+        None,
+        10.0,
     )
     description = describe(evidence, query, kept)
 
@@ -168,9 +293,11 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     np.testing.assert_array_equal(of("part of the combination"), changes.perturbation[kept] < 2)
     np.testing.assert_allclose(of("log ratio of doses"), np.log(10 / changes.dose[kept]))
     prior = np.exp(description.log_prior)
-    assert (
-        prior[changes.perturbation[kept] == 2].max() < prior[changes.perturbation[kept] < 2].min()
-    )
+    of, is_asked = changes.perturbation[kept], changes.dose[kept] == 10
+    for context in (0, 1):
+        here = is_asked & (changes.population[kept] == context)
+        assert prior[here & (of == 2)].max() < 0.05 * prior[here & (of < 2)].min()
+    assert prior[~is_asked].sum() < 0.01
     single = describe(evidence, query._replace(parts=(2,), perturbation=2), kept)
     np.testing.assert_array_equal(
         column(single.relations, RELATIONS, "same perturbation"), changes.perturbation[kept] == 2
