@@ -27,7 +27,8 @@ from scvi.train import Trainer
 from simulated import simulated_evidence
 from torch.utils.data import DataLoader
 
-from spaperb.data._episodes import N_BATCHES, N_FIRST, N_GENES, Episodes, EpisodeSampler
+from spaperb.data._episodes import N_FIRST, N_GENES, Episodes, EpisodeSampler
+from spaperb.dataloaders import N_BATCHES
 from spaperb.evidence import Evidence, draw
 from spaperb.module import InContextModule
 from spaperb.nn import Constants, shipped_weights, write_weights

@@ -25,6 +25,8 @@ from spaperb.pairing import (
 from spaperb.perturbations import Perturbations
 from spaperb.validation import listed, warn
 
+N_BATCHES = 10
+"""Minibatches of episodes in an epoch."""
 MIN_PAIRS = 2
 """Batch normalisation needs two rows."""
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import signal
 import threading
 import warnings
@@ -27,7 +28,7 @@ from scvi.data import AnnDataManager
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner, merge_kwargs
 
-from spaperb.dataloaders import PairedDataSplitter
+from spaperb.dataloaders import N_BATCHES, PairedDataSplitter
 from spaperb.files import check_writable, written_whole
 from spaperb.module import CONDITION_KEY, DOSE_KEY
 from spaperb.populations import dense
@@ -243,14 +244,35 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
         """
         super().on_load_checkpoint(checkpoint)
         planned = [s["total_steps"] for s in checkpoint["lr_schedulers"] if "total_steps" in s]
-        steps = self.trainer.estimated_stepping_batches
-        if planned and planned[0] != steps:
-            epochs = self.trainer.max_epochs * planned[0] / steps
+        if planned and planned[0] != self._n_steps:
+            epochs = self.trainer.max_epochs * planned[0] / self._n_steps
             raise ValueError(
                 f"The checkpoint is of training that was planned with `max_epochs={epochs:g}`, and "
                 f"it is {self.trainer.max_epochs} now. The learning rate rises and falls over all "
                 "epochs: go on with the same number."
             )
+
+    @property
+    def _n_steps(self) -> int:
+        """Steps of all epochs; Lightning's own number would load the data before their time."""
+        trainer = self.trainer
+        of_epoch = math.ceil(N_BATCHES / trainer.world_size / trainer.accumulate_grad_batches)
+        return max(1, trainer.max_epochs * of_epoch)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient's norm: Lightning does not where low precision meets a fused optimiser."""
+        if gradient_clip_val is None or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+            return
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Let the learning rate rise and fall once."""
@@ -258,7 +280,7 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
         if self.reduce_lr_on_plateau:
             return optimisers
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimisers["optimizer"], self.lr, self.trainer.estimated_stepping_batches
+            optimisers["optimizer"], self.lr, self._n_steps
         )
         return {**optimisers, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -13,7 +13,12 @@ from scvi.data import AnnDataManager
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spaperb._types import IntArray
-from spaperb.dataloaders import StratifiedSplitter, perturbations_of, registered_codes
+from spaperb.dataloaders import (
+    N_BATCHES,
+    StratifiedSplitter,
+    perturbations_of,
+    registered_codes,
+)
 from spaperb.evidence import (
     Episode,
     Evidence,
@@ -33,8 +38,6 @@ N_GENES = 512
 """Genes of an episode: more cost time and change nothing."""
 N_FIRST = 64
 """Episodes that constants are taken from."""
-N_BATCHES = 10
-"""Minibatches in an epoch."""
 MIN_CHANGES = 2
 """Measured changes that networks can be trained on from scratch."""
 
@@ -122,18 +125,11 @@ class EpisodeSplitter(StratifiedSplitter):
     def setup(self, stage: str | None = None) -> None:
         """Take the split, measure, and hold changes out."""
         super().setup(stage)
-        used = np.concatenate([self.train_idx, self.val_idx]).astype(np.int64)
-        self.evidence = measure(self.adata_manager, used)
-        self._check_perturbations(set(self.evidence.changes.perturbation.tolist()))
-        self.folds = make_folds(self.evidence, self.n_networks)
-        # Without folds all networks learn from everything, and nothing is held out.
-        of_folds = [[fold.evidence] for fold in self.folds]
-        sets = of_folds or [[self.evidence]] * self.n_networks
-        self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
+        self._measure()
         self._warn_of_one_armed_types()
         n_changes = len(self.evidence.whole)
         if self.pretrained:
-            if not self.folds and self.trainer is not None:
+            if not self.folds and self.trainer is not None and self.trainer.max_epochs:
                 self.trainer.fit_loop.max_epochs = 0
                 names = [self.evidence.names[k] for k in np.unique(self.evidence.context)]
                 warn(
@@ -147,6 +143,21 @@ class EpisodeSplitter(StratifiedSplitter):
                 f"{n_changes}. Use the pretrained ones, `pretrained=True`, or add contexts with "
                 "control and stimulated cells."
             )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the split and the seed of a checkpoint, and measure by them."""
+        super().load_state_dict(state_dict)
+        self._measure()
+
+    def _measure(self) -> None:
+        used = np.concatenate([self.train_idx, self.val_idx]).astype(np.int64)
+        self.evidence = measure(self.adata_manager, used)
+        self._check_perturbations(set(self.evidence.changes.perturbation.tolist()))
+        self.folds = make_folds(self.evidence, self.n_networks)
+        # Without folds all networks learn from everything, and nothing is held out.
+        of_folds = [[fold.evidence] for fold in self.folds]
+        sets = of_folds or [[self.evidence]] * self.n_networks
+        self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
 
     def constants(self) -> Constants:
         """Mean and deviation of the inputs of some episodes."""

@@ -221,9 +221,7 @@ class Evidence:
             variance=np.array([p.variance for p in profiles]),
             detection=np.array([p.detection for p in profiles]),
             error=np.array([noise.error_of_mean(p) for p in profiles]),
-            cells=[
-                (dense(x[r]).astype(np.float64) - pca.mean_) @ pca.components_.T for r in rows
-            ],
+            cells=[(dense(x[r]).astype(np.float64) - pca.mean_) @ pca.components_.T for r in rows],
             correlation=correlations(mean, mean),
         )
         of_half = {int(c): len(codes) + i for i, c in enumerate(half_codes)}
