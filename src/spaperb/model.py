@@ -1004,6 +1004,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         survey = Survey.of(query, populations_of(context.codes, is_control, of_groups))
         changes = learned.changes(survey, target)
         learned.warn_of(changes, context.names)
+        learned.warn_of_combination(target)
         var_names = self.get_var_names().tolist()
         scale = Scale(**self.expression_kind_)
         return response_table(

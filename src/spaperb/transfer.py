@@ -183,9 +183,11 @@ class Transfer:
         relation = relate(evidence, query, evidence.whole)
         description = describe_related(evidence, query, relation)
         predicted = self.module.predict(description)
-        mean = predicted.mean
+        # What nothing shows, here or after any stimulus, stays silent.
+        is_shown = (profile.mean != 0) | description.shifts.any(axis=0)
+        mean = np.where(is_shown, predicted.mean, 0.0)
         if v_delta is not None:
-            mean = mean + predicted.sigma * ndtri(v_delta).mean(axis=0)
+            mean = mean + is_shown * predicted.sigma * ndtri(v_delta).mean(axis=0)
         references, weights = self._references(relation, target)
         return CellChange(
             share * mean,
@@ -371,6 +373,14 @@ class Transfer:
             warn(
                 "These cell types are new to the model and are predicted from their own control cells: "
                 f"{listed(fresh)}."
+            )
+
+    def warn_of_combination(self, target: Target) -> None:
+        """Warn of a combination where none was measured to learn from how parts combine."""
+        if target.number is None and all(len(of) == 1 for of in self.evidence.parts):
+            warn(
+                f"{target.name} was never measured, and neither was any other combination: how "
+                "parts combine is only known from other data, and its interval may be too narrow."
             )
 
     def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:

