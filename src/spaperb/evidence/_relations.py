@@ -48,7 +48,7 @@ LEAST_SCALE = 0.05
 LEAST_SHARE = 1e-3
 """Added to prior weights, so that contexts without near cells are not beyond attention."""
 OTHER_PERTURBATION = -4.0
-"""Log prior of other perturbations, next to the query's own or a part of it."""
+"""Log prior of all other perturbations, next to the query's own or its parts."""
 LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
 MAX_PIECES = 32
@@ -281,7 +281,8 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
 
     The prior weight of a piece is half the share of its context's cells among the query's nearest,
     half the softmax of correlations. What was measured in the query's own context has the say as
-    far as the cells are alike and were many. Between two doses weights go by their logarithms, and
+    far as the cells are alike and were many. Other perturbations have a small share together.
+    Between two doses weights go by their logarithms, and
     the parts of a combination have equal weights.
     """
     changes = evidence.changes
@@ -311,9 +312,14 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
     is_target = is_same | is_part
     taken = max(own[is_target], default=0.0)
     share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
-    by_target = np.where(is_target, 0.0, OTHER_PERTURBATION)
-    by_target += log_dose_weights(perturbation, doses, query.dose)
+    by_target = log_dose_weights(perturbation, doses, query.dose)
     log_prior = np.log(share + LEAST_SHARE) + by_target
+    if is_target.any() and not is_target.all():
+        # All other perturbations together, however many they are.
+        for weights in (log_prior, by_target):
+            weights[~is_target] += (
+                logsumexp(weights[is_target]) + OTHER_PERTURBATION - logsumexp(weights[~is_target])
+            )
     factor = np.ones(len(kept))
     if is_part.any():
         # Each part has as much to say as the others, however often it was measured.
