@@ -58,7 +58,9 @@ def write_weights(
         "data_sets": list(data_sets),
     }
     text = json.dumps(content)
-    path.write_bytes(save(tensors, {"spaperb": text, "sha256": _checksum(text, tensors)}))
+    path.write_bytes(
+        _in_order(save(tensors, {"spaperb": text, "sha256": _checksum(text, tensors)}))
+    )
 
 
 def read_weights(path: str | Path) -> list[InContextNetwork]:
@@ -123,6 +125,14 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             f"{path} could not be read as pretrained weights: {error}. If it is truncated or "
             "damaged, copy it again."
         ) from error
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the header of a file, whose order safetensors leaves to chance."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def _checksum(text: str, tensors: dict[str, torch.Tensor]) -> str:
