@@ -1,0 +1,257 @@
+"""Minibatches of episodes: a function of seed, epoch and step, and nothing held out is learned from."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import small_cells
+
+from spaperb import SpaPerbModel
+from spaperb.data._episodes import (
+    Episodes,
+    EpisodeSampler,
+    EpisodeSplitter,
+    HeldOut,
+    measure,
+    stacked,
+)
+from spaperb.evidence import N_FOLDS, draw, leave_out, make_episode, make_folds
+
+N_TYPES, N_GENES = 5, 30
+
+
+def manager_of(n_cell_types=N_TYPES, names=None):
+    adata = small_cells(n_cell_types=n_cell_types)
+    if names is not None:
+        of_cell = adata.obs["condition"].astype(object).to_numpy(copy=True)
+        stimulated = np.flatnonzero(of_cell == "stimulated")
+        of_cell[stimulated] = np.resize(names, len(stimulated))
+        adata.obs["condition"] = pd.Categorical(of_cell)
+    SpaPerbModel.setup_anndata(adata)
+    return SpaPerbModel(adata).adata_manager
+
+
+def evidence_of(**kwargs):
+    manager = manager_of(**kwargs)
+    return measure(manager, np.arange(manager.adata.n_obs))
+
+
+@pytest.fixture(scope="module")
+def manager():
+    return manager_of()
+
+
+@pytest.fixture(scope="module")
+def evidence(manager):
+    return measure(manager, np.arange(manager.adata.n_obs))
+
+
+def same(a, b):
+    return all(a[k].shape == b[k].shape and torch.equal(a[k], b[k]) for k in a)
+
+
+class TestEpisodes:
+    def test_seed_epoch_and_step_say_all(self, evidence):
+        one, again, other = (Episodes([[evidence]] * 2, 3, 20, seed) for seed in (0, 0, 1))
+        first = one[1, 2]
+        one[5, 5]
+        assert same(first, one[1, 2])
+        assert same(first, again[1, 2])
+        for batch in (other[1, 2], one[1, 3], one[2, 2], one[2, 1]):
+            assert not same(first, batch)
+
+    def test_networks_learn_from_episodes_of_their_own(self, evidence):
+        batch = Episodes([[evidence]] * 2, 3, 20, 0)[0, 0]
+        assert batch["target"].shape == (2, 3, 20)
+        assert not torch.equal(batch["target"][0], batch["target"][1])
+
+    def test_the_first_networks_do_not_depend_on_the_others(self, evidence):
+        few, many = (Episodes([[evidence]] * n, 3, 20, 0)[0, 0] for n in (1, 4))
+        assert torch.equal(few["target"][0], many["target"][0])
+
+    def test_units_are_of_the_data_set(self, evidence):
+        half = evidence.keep(evidence.context < 2)
+        batch = Episodes([[evidence, half]], 40, 20, 0)[0, 0]
+        units = torch.tensor([evidence.mean_square, half.mean_square]).float()
+        assert torch.equal(batch["unit"].unique(), units.unique())
+
+    def test_padding_is_beyond_attention(self, evidence):
+        rng = np.random.default_rng(0)
+        episodes = [(draw(evidence, rng), 1.0) for _ in range(12)]
+        batch = stacked(episodes, 3)
+        sizes = [len(e.description.shifts) for e, _ in episodes]
+        assert len(set(sizes)) > 1
+        is_piece = torch.isfinite(batch["log_prior"])
+        assert is_piece.sum(-1).flatten().tolist() == sizes
+        for name in ("pieces", "relations", "shifts"):
+            assert (batch[name][~is_piece] == 0).all()
+        # The order is that of the networks, then of their episodes.
+        for i, (episode, _) in enumerate(episodes):
+            target = torch.from_numpy(episode.target).float()
+            assert torch.equal(batch["target"][i // 4, i % 4], target)
+
+
+class TestSampler:
+    def test_epochs_follow_each_other(self):
+        sampler = EpisodeSampler(2)
+        assert [*sampler, *sampler] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        sampler.set_epoch(7)
+        assert list(sampler) == [(7, 0), (7, 1)]
+        assert len(sampler) == 2
+
+    def test_validation_is_the_same_each_time(self):
+        sampler = EpisodeSampler(2, fixed=True)
+        sampler.set_epoch(3)
+        assert [*sampler, *sampler] == [(0, 0), (0, 1)] * 2
+
+
+class TestFolds:
+    @pytest.mark.parametrize("names", [None, ["A", "B"]])
+    def test_nothing_held_out_is_learned_from(self, names):
+        """Neither the whole change, nor its halves."""
+        evidence = evidence_of(names=names)
+        changes, whole = evidence.changes, evidence.whole
+        folds = make_folds(evidence)
+        assert len(folds) == N_FOLDS
+        # Halves of the context are there, so they are what could leak.
+        assert len(changes.n) > len(whole)
+        held = []
+        for fold in folds:
+            learned = fold.evidence.changes
+            of_learned = set(
+                zip(fold.evidence.context.tolist(), learned.perturbation.tolist(), strict=True)
+            )
+            for plan in fold.held_out:
+                k, p = evidence.context[plan.target], changes.perturbation[plan.target]
+                assert (k, p) not in of_learned
+                if names is None:
+                    assert k not in fold.evidence.context
+                assert not (learned.shift == changes.shift[plan.target]).all(axis=1).any()
+                held.append(plan.target)
+            # All else is learned from.
+            gone = {(evidence.context[t], changes.perturbation[t]) for t in held_in(fold)}
+            assert len(learned.n) == sum(
+                (k, p) not in gone
+                for k, p in zip(evidence.context, changes.perturbation, strict=True)
+            )
+        assert sorted(held) == whole.tolist()
+
+    def test_a_held_out_change_is_described_by_what_is_not_its_own(self, evidence):
+        for fold in make_folds(evidence):
+            for plan in fold.held_out:
+                assert plan.target not in plan.kept
+                assert set(plan.kept) < set(evidence.whole)
+                assert plan.query.context == evidence.context[plan.target]
+
+    def test_too_few_contexts_are_all_learned_from(self):
+        assert make_folds(evidence_of(n_cell_types=2)) == []
+        assert len(make_folds(evidence_of(n_cell_types=3))) == N_FOLDS
+
+
+def held_in(fold):
+    return [plan.target for plan in fold.held_out]
+
+
+@pytest.fixture(scope="module")
+def plans(evidence):
+    """Of two networks that predict, and of those of the folds."""
+    return [[], [], *(fold.held_out for fold in make_folds(evidence))]
+
+
+class TestHeldOut:
+    def test_networks_that_predict_have_no_weight(self, evidence, plans):
+        for batch in HeldOut(evidence, plans, 2, 20, 0).batches:
+            assert batch["target"].shape == (2 + N_FOLDS, 2, 20)
+            assert (batch["weight"][:2] == 0).all()
+            assert (batch["weight"][2:] > 0).all()
+
+    def test_the_mean_loss_is_that_of_the_networks_with_held_out_changes(self, evidence, plans):
+        (batch,) = HeldOut(evidence, plans, 2, 20, 0).batches[:1]
+        n = evidence.changes.n[[plan.target for plan in plans[2][:2]]]
+        expected = n / (n + 30) * len(plans) / N_FOLDS
+        np.testing.assert_allclose(batch["weight"][2], expected, rtol=1e-6)
+
+    def test_each_change_is_there(self, evidence, plans):
+        held_out = HeldOut(evidence, plans, 2, None, 0)
+        for f, of in enumerate(plans):
+            seen = torch.cat([batch["target"][f] for batch in held_out.batches])
+            for plan in of:
+                target = torch.from_numpy(make_episode(evidence, plan).target).float()
+                assert (seen == target).all(dim=1).any()
+
+    def test_the_same_each_time(self, evidence, plans):
+        one, again = (HeldOut(evidence, plans, 2, 20, 0) for _ in range(2))
+        assert same(one[0, 0], again[0, 0])
+        assert same(one[0, 0], one[3, 0])
+
+
+class TestSplitter:
+    def splitter(self, manager, **kwargs):
+        splitter = EpisodeSplitter(manager, batch_size=2, **kwargs)
+        splitter.trainer = SimpleNamespace(fit_loop=SimpleNamespace(max_epochs=9))
+        splitter.setup()
+        return splitter
+
+    def test_the_first_networks_learn_from_all_and_each_of_the_last_from_a_fold(self, manager):
+        splitter = self.splitter(manager, n_networks=2)
+        sets = splitter.episodes.evidence
+        assert [len(of) for of in sets] == [1] * (2 + N_FOLDS)
+        assert sets[0][0] is sets[1][0] is splitter.evidence
+        for of, fold in zip(sets[2:], splitter.folds, strict=True):
+            assert of[0] is fold.evidence
+        batches = list(splitter.val_dataloader())
+        assert all((batch["weight"][:2] == 0).all() for batch in batches)
+
+    def test_constants_are_of_its_episodes(self, manager):
+        splitter = self.splitter(manager)
+        first, again = splitter.constants(), splitter.constants()
+        for (mean, deviation), others in zip(first, again, strict=True):
+            np.testing.assert_array_equal(mean, others[0])
+            np.testing.assert_array_equal(deviation, others[1])
+            assert np.isfinite(mean).all()
+            assert (deviation >= 0.05).all()
+        rng = np.random.default_rng(splitter.seed)
+        states = np.concatenate(
+            [draw(splitter.evidence, rng, 512).description.state for _ in range(64)]
+        )
+        np.testing.assert_allclose(first.state[0], states.mean(axis=0))
+
+    def test_without_folds_pretrained_networks_stay_as_they_are(self):
+        splitter = self.splitter(manager_of(n_cell_types=2), pretrained=True)
+        assert splitter.folds == []
+        assert splitter.trainer.fit_loop.max_epochs == 0
+        assert len(list(splitter.val_dataloader())) == 1
+
+    def test_one_measured_change(self):
+        manager = manager_of(n_cell_types=1)
+        with pytest.raises(ValueError, match="at least 2, and there is 1"):
+            self.splitter(manager)
+        with pytest.warns(UserWarning, match="in one context only"):
+            self.splitter(manager, pretrained=True)
+
+    def test_batch_size(self, manager):
+        with pytest.raises(ValueError, match="`batch_size` counts episodes"):
+            EpisodeSplitter(manager, batch_size=0)
+
+    def test_test_cells_are_not_measured(self, manager):
+        splitter = self.splitter(manager, train_size=0.5, validation_size=0.25)
+        used = np.concatenate([splitter.train_idx, splitter.val_idx])
+        assert len(used) < manager.adata.n_obs
+        alone = measure(manager, used)
+        np.testing.assert_array_equal(splitter.evidence.changes.shift, alone.changes.shift)
+
+
+def test_leaving_out_alone_keeps_the_other_perturbations():
+    evidence = evidence_of(names=["A", "B"])
+    target = int(evidence.whole[0])
+    alone, with_context = (leave_out(evidence, target, with_it) for with_it in (False, True))
+    assert set(alone.kept) == set(evidence.whole) - {target}
+    assert evidence.context[target] not in evidence.context[with_context.kept]
+
+
+def test_leaving_out_the_only_change_is_none():
+    evidence = evidence_of(n_cell_types=1)
+    assert leave_out(evidence, 0, True) is None
+    assert leave_out(evidence, 0, False) is None
