@@ -151,7 +151,7 @@ class TestModel:
     def test_a_file_of_ones_own(self, adata, networks, path):
         for given in (path, str(path)):
             model = SpaPerbModel(adata, pretrained=given, n_hidden=8)
-            assert model.module.n_networks == 2
+            assert len(model.module.networks) == 2
             for mine, theirs in zip(model.module.pretrained, networks, strict=True):
                 assert torch.equal(mine.encoder[0].weight, theirs.encoder[0].weight)
 
