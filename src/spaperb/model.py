@@ -33,6 +33,7 @@ from spaperb.data import control_cells
 from spaperb.data._episodes import EpisodeSplitter, measure
 from spaperb.data._scale import Scale, check_counts, log_base, warn_of_unusual_expression
 from spaperb.dataloaders import (
+    MIN_PAIRS,
     PairedDataSplitter,
     StratifiedSplitter,
     condition_arms,
@@ -456,6 +457,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             )
         if batch_size is None:
             batch_size = OBJECTIVES[self.objective].batch_size
+        if batch_size < 1:  # scvi-tools would take 0 for its own default.
+            least = 1 if self.objective == "in_context" else MIN_PAIRS
+            raise ValueError(f"`batch_size` must be at least {least}; it is {batch_size}.")
         self._check_data()
         if self.objective == "in_context":
             if max_epochs is None:
@@ -834,22 +838,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             If there are no cells, genes of the model are missing, the expression is unlike that of
             training, ``batch_size`` is below 1, or ``indices`` are neither positions nor a mask.
         """
-        if self.objective == "in_context":
-            if dataloader is not None or return_dist:
-                raise ValueError(
-                    "The in-context model encodes cells by principal components, which have no "
-                    "posterior and take no `dataloader`. Leave `return_dist` and `dataloader` out, "
-                    'or use `objective="published"`.'
-                )
-            adata, query = self._cells(adata)
-            rows = select_rows(indices, adata.n_obs)
-            evidence = self._learned().evidence
-            step = query.chunk_rows
-            parts = [
-                evidence.project(query.rows(rows[i : i + step])) for i in range(0, len(rows), step)
-            ]
-            empty = np.empty((0, len(evidence.components)))
-            return np.concatenate([empty, *parts]).astype(np.float32)
+        if self.objective == "in_context" and (dataloader is not None or return_dist):
+            raise ValueError(
+                "The in-context model encodes cells by principal components, which have no "
+                "posterior and take no `dataloader`. Leave `return_dist` and `dataloader` out, "
+                'or use `objective="published"`.'
+            )
         if dataloader is not None:
             return super().get_latent_representation(
                 adata, indices, give_mean, mc_samples, batch_size, return_dist, dataloader
@@ -858,6 +852,14 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if (chunk_size := settings.batch_size if batch_size is None else batch_size) < 1:
             raise ValueError(f"`batch_size` must be at least 1; it is {chunk_size}.")
         rows = select_rows(indices, adata.n_obs)
+        if self.objective == "in_context":
+            evidence = self._learned().evidence
+            step = query.chunk_rows
+            parts = [
+                evidence.project(query.rows(rows[i : i + step])) for i in range(0, len(rows), step)
+            ]
+            empty = np.empty((0, len(evidence.components)))
+            return np.concatenate([empty, *parts]).astype(np.float32)
         z, mean, variance = encode(self.module, query, rows, give_mean, seed, chunk_size)
         return (mean, variance) if return_dist else z
 
