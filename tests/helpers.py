@@ -17,6 +17,8 @@ DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../share
 PUBLISHED = {"objective": "published", "n_latent": 4, "n_hidden": 16}
 IN_CONTEXT = {"pretrained": False, "n_latent": 4, "n_hidden": 16, "n_networks": 2}
 SMALL = {"published": PUBLISHED, "in_context": IN_CONTEXT}
+BATCH_SIZE = {"published": 16, "in_context": 2}
+"""Pairs, or episodes of each network, a minibatch."""
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -53,8 +55,7 @@ def train_small(
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(adata)
     model = SpaPerbModel(adata, **{**SMALL[objective], **model_kwargs})
-    batch_size = {"published": 16, "in_context": 2}[objective]
-    model.train(max_epochs=3, batch_size=batch_size, **QUIET)
+    model.train(max_epochs=3, batch_size=BATCH_SIZE[objective], **QUIET)
     return model
 
 
