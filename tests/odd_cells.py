@@ -126,12 +126,11 @@ COLUMNS = st.fixed_dictionaries(
     }
 )
 
-MODEL = st.fixed_dictionaries(
-    {
-        "objective": st.sampled_from(["residual", "residual", "published"]),
-        "delta_noise": st.sampled_from(["fresh", "fixed"]),
-        "response": mostly(None, odd=(True, False)),
-    }
+MODEL = st.one_of(
+    st.fixed_dictionaries({"objective": st.just("in_context"), "n_networks": st.integers(1, 2)}),
+    st.fixed_dictionaries(
+        {"objective": st.just("published"), "delta_noise": st.sampled_from(["fresh", "fixed"])}
+    ),
 )
 
 TRAIN = st.fixed_dictionaries(
@@ -243,7 +242,7 @@ SOUND = st.builds(
     n_cells=st.integers(30, 60),
     # With fewer genes a cell shows too few different counts to tell its scale from.
     n_genes=st.integers(60, 150),
-    objective=mostly("residual", odd=("published",)),
+    objective=mostly("in_context", odd=("published",)),
     counts=st.booleans(),
 )
 

@@ -287,7 +287,7 @@ class TestNewData:
 
         adata.layers["normalised"] = adata.X.copy()
         SpaPerbModel.setup_anndata(adata, layer="normalised")
-        model = SpaPerbModel(adata, n_latent=4, n_hidden=16)
+        model = SpaPerbModel(adata, objective="published", n_latent=4, n_hidden=16)
         model.train(max_epochs=1, enable_progress_bar=False)
         with pytest.raises(ValueError, match="no layer 'normalised'"):
             predicted(model, small_cells())

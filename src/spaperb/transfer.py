@@ -182,7 +182,7 @@ class Transfer:
         )
         relation = relate(evidence, query, evidence.whole)
         description = describe_related(evidence, query, relation)
-        predicted = self.module.predict(description)
+        predicted = self.module.predict(description, self._is_learned(target))
         # What nothing shows, here or after any stimulus, stays silent.
         is_shown = (profile.mean != 0) | description.shifts.any(axis=0)
         mean = np.where(is_shown, predicted.mean, 0.0)
@@ -375,9 +375,13 @@ class Transfer:
                 f"{listed(fresh)}."
             )
 
+    def _is_learned(self, target: Target) -> bool:
+        """Whether training saw changes of a kind: without a combination, none of combinations."""
+        return target.number is not None or any(len(of) > 1 for of in self.evidence.parts)
+
     def warn_of_combination(self, target: Target) -> None:
         """Warn of a combination where none was measured to learn from how parts combine."""
-        if target.number is None and all(len(of) == 1 for of in self.evidence.parts):
+        if not self._is_learned(target):
             warn(
                 f"{target.name} was never measured, and neither was any other combination: how "
                 "parts combine is only known from other data, and its interval may be too narrow."
