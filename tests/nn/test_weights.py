@@ -51,10 +51,11 @@ def path(networks, tmp_path):
     return path
 
 
-def rewritten(path, tensors=None, **content):
+def rewritten(path, tensors=None, without=None, **content):
     """Change what a file says, with the checksum that belongs to it."""
     with safe_open(path, framework="pt") as file:
-        text = json.dumps({**json.loads(file.metadata()["spaperb"]), **content})
+        content = {**json.loads(file.metadata()["spaperb"]), **content}
+        text = json.dumps({name: said for name, said in content.items() if name != without})
         if tensors is None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     path.write_bytes(save(tensors, {"spaperb": text, "sha256": _weights._checksum(text, tensors)}))
@@ -126,6 +127,19 @@ class TestFile:
     def test_sizes_that_are_not_those_of_its_weights(self, path, wrong):
         rewritten(path, **wrong)
         with pytest.raises(ValueError, match="does not hold the weights that it says"):
+            read_weights(path)
+
+    @pytest.mark.parametrize("name", sorted(_weights.SAID))
+    def test_a_file_that_does_not_say_all(self, path, name):
+        rewritten(path, without=name)
+        for read in (read_weights, data_sets_of):
+            with pytest.raises(ValueError, match=rf"could not be read .*\b{name}\b"):
+                read(path)
+
+    @pytest.mark.parametrize("n_networks", [0, -1])
+    def test_no_network(self, path, n_networks):
+        rewritten(path, n_networks=n_networks)
+        with pytest.raises(ValueError, match="holds no network"):
             read_weights(path)
 
     def test_a_file_without_a_weight(self, networks, path):

@@ -14,6 +14,7 @@ from safetensors.torch import save
 
 from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
 from spaperb.nn._genes import Constants, InContextNetwork
+from spaperb.validation import listed
 
 FORMAT = 1
 """Version of the format: a file of a higher one is refused."""
@@ -23,6 +24,8 @@ INPUTS = {
     "relations": list(RELATIONS),
 }
 """Inputs that weights are of: those of others would be wrong without a word."""
+SAID = {"format", "n_networks", "n_latent", "n_hidden", "inputs", "data_sets"}
+"""What a file says of its weights."""
 
 
 def shipped_weights() -> Path:
@@ -93,8 +96,10 @@ def read_weights(path: str | Path) -> list[InContextNetwork]:
                 {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             )
             networks.append(network.eval())
-    except (RuntimeError, KeyError, TypeError) as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not hold the weights that it says: {error}.") from error
+    if not networks:
+        raise ValueError(f"{path} holds no network.")
     return networks
 
 
@@ -119,6 +124,8 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         content = json.loads(text)
         if content["format"] > FORMAT:
             raise ValueError(f"it is of format {content['format']}; a newer spaperb reads it")
+        if missing := SAID - content.keys():
+            raise ValueError(f"it does not say its {listed(sorted(missing))}")
         return content, tensors
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
