@@ -438,6 +438,16 @@ def test_at_least_one_epoch(adata, settings, max_epochs):
     assert not model.is_trained
 
 
+@pytest.mark.parametrize("n_networks", [1, 5])
+def test_any_number_of_networks(adata, n_networks):
+    """Of three contexts, of which each network leaves some out."""
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **{**IN_CONTEXT, "n_networks": n_networks})
+    model.train(1, batch_size=1, **QUIET)
+    assert np.isfinite(model.history["validation_loss"].to_numpy(dtype=float)).all()
+    assert np.isfinite(model.predict_stimulated(inplace=False)).all()
+
+
 class TestPretrained:
     """Networks that start from pretrained weights."""
 

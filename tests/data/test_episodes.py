@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 import torch
 from helpers import small_cells
 
@@ -145,6 +146,20 @@ class TestFolds:
                 assert set(plan.kept) < set(evidence.whole)
                 assert plan.query.context == evidence.context[plan.target]
 
+    def test_one_fold_learns_from_a_part_too(self, evidence):
+        (fold,) = make_folds(evidence, 1)
+        held = {evidence.context[plan.target] for plan in fold.held_out}
+        learned = set(fold.evidence.context)
+        assert len(held) == 3
+        assert len(learned) == 2
+        assert not held & learned
+
+    def test_more_folds_than_contexts_begin_again(self, evidence):
+        folds = make_folds(evidence, N_TYPES + 2)
+        held = [held_in(fold) for fold in folds]
+        assert sorted(t for of in held[:N_TYPES] for t in of) == evidence.whole.tolist()
+        assert held[N_TYPES:] == held[:2]
+
     def test_too_few_contexts_are_all_learned_from(self):
         assert make_folds(evidence_of(n_cell_types=2), N_FOLDS) == []
         assert len(make_folds(evidence_of(n_cell_types=3), N_FOLDS)) == N_FOLDS
@@ -183,7 +198,9 @@ class TestHeldOut:
 class TestSplitter:
     def splitter(self, manager, **kwargs):
         splitter = EpisodeSplitter(manager, batch_size=2, **kwargs)
-        splitter.trainer = SimpleNamespace(fit_loop=SimpleNamespace(max_epochs=9), max_epochs=9)
+        progress = SimpleNamespace(current=SimpleNamespace(processed=0))
+        fit_loop = SimpleNamespace(max_epochs=9, epoch_progress=progress)
+        splitter.trainer = SimpleNamespace(fit_loop=fit_loop, max_epochs=9)
         splitter.setup()
         return splitter
 
@@ -226,6 +243,73 @@ class TestSplitter:
     def test_batch_size(self, manager):
         with pytest.raises(ValueError, match="`batch_size` counts episodes"):
             EpisodeSplitter(manager, batch_size=0)
+
+    def test_loaders_give_minibatches_of_each_network(self, manager):
+        splitter = self.splitter(manager, n_networks=3)
+        batches = list(splitter.train_dataloader())
+        assert len(batches) == splitter.n_batches
+        for batch in [*batches, *splitter.val_dataloader()]:
+            assert {t.shape[:2] for t in batch.values()} == {(3, 2)}
+
+    def test_training_episodes_are_fresh_and_held_out_ones_fixed(self, manager):
+        splitter = self.splitter(manager)
+        train, held_out = splitter.train_dataloader(), splitter.val_dataloader()
+        passes = [list(train), list(train)]
+        assert not any(same(*batches) for batches in zip(*passes, strict=True))
+        train.sampler.set_epoch(1)
+        assert all(same(*batches) for batches in zip(train, passes[1], strict=True))
+        assert all(same(*batches) for batches in zip(held_out, held_out, strict=True))
+
+    def test_the_loader_begins_with_the_epoch_that_is_due(self, manager):
+        splitter = self.splitter(manager)
+        later = splitter.train_dataloader()
+        later.sampler.set_epoch(4)
+        splitter.trainer.fit_loop.epoch_progress.current.processed = 4
+        for batches in zip(later, splitter.train_dataloader(), strict=True):
+            assert same(*batches)
+
+    def test_loader_processes_change_nothing(self, manager):
+        alone, helped = (
+            [list(loader) for loader in (s.train_dataloader(), s.val_dataloader())]
+            for s in (self.splitter(manager), self.splitter(manager, num_workers=2))
+        )
+        for mine, theirs in zip(alone, helped, strict=True):
+            assert all(same(*batches) for batches in zip(mine, theirs, strict=True))
+
+    def test_all_follows_the_seed(self, manager):
+        def first(seed):
+            scvi.settings.seed = seed
+            return next(iter(self.splitter(manager).train_dataloader()))
+
+        assert same(first(0), first(0))
+        assert not same(first(0), first(1))
+
+    def test_a_checkpoint_brings_split_seed_and_measurements(self, manager):
+        scvi.settings.seed = 1
+        saved = self.splitter(manager, train_size=0.5, validation_size=0.25)
+        scvi.settings.seed = 2
+        restored = self.splitter(manager, train_size=0.5, validation_size=0.25)
+        assert not same(restored.episodes[0, 0], saved.episodes[0, 0])
+        restored.load_state_dict(saved.state_dict())
+        assert same(restored.episodes[0, 0], saved.episodes[0, 0])
+        for batches in zip(restored.val_dataloader(), saved.val_dataloader(), strict=True):
+            assert same(*batches)
+
+    def test_given_cells_are_measured(self, manager):
+        cells = np.arange(manager.adata.n_obs)
+        splitter = self.splitter(manager, external_indexing=[cells[::2], cells[1::4], cells[3::4]])
+        alone = measure(manager, np.concatenate([cells[::2], cells[1::4]]))
+        np.testing.assert_array_equal(splitter.evidence.changes.shift, alone.changes.shift)
+        assert splitter.test_dataloader() is None
+
+    def test_a_type_in_one_arm_only_is_named_once(self):
+        adata = small_cells()
+        is_lost = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "stimulated")
+        adata = adata[~is_lost].copy()
+        SpaPerbModel.setup_anndata(adata)
+        with pytest.warns(UserWarning, match="take no part in training: type_1") as record:
+            self.splitter(SpaPerbModel(adata).adata_manager)
+        assert len(record) == 1
 
     def test_test_cells_are_not_measured(self, manager):
         splitter = self.splitter(manager, train_size=0.5, validation_size=0.25)

@@ -369,6 +369,11 @@ def test_prediction_in_blocks_is_that_of_all_genes(module, evidence, monkeypatch
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_no_network_is_refused():
+    with pytest.raises(ValueError, match="`n_networks` must be at least 1; it is 0"):
+        InContextModule(n_networks=0)
+
+
 class TestAccuracy:
     """Simulated sets that the networks never saw; pretraining saw those of other seeds."""
 

@@ -220,7 +220,8 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     """Hold each measured change out of one fold, with all that was measured in its context.
 
     With several perturbations changes are held out alone. With fewer than three contexts (or
-    changes) there are no folds: what is left would not be worth learning from.
+    changes) there are no folds: what is left would not be worth learning from. One fold alone holds
+    half of them out; where there are more folds than contexts, the last ones are as the first.
     """
     whole, context = evidence.whole, evidence.context
     is_single = len(np.unique(evidence.changes.perturbation)) == 1
@@ -229,9 +230,10 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     if len(units) < MIN_UNITS:
         return []
     units = np.random.default_rng(0).permutation(units)
+    n_parts = min(max(n_folds, 2), len(units))
     folds = []
-    for held in (units[i::n_folds] for i in range(n_folds)):
-        is_held = np.isin(of_change, held)
+    for i in range(n_folds):
+        is_held = np.isin(of_change, units[i % n_parts :: n_parts])
         plans = [leave_out(evidence, int(s), is_single) for s in whole[is_held[whole]]]
         folds.append(Fold(evidence.keep(~is_held), [plan for plan in plans if plan is not None]))
     return folds

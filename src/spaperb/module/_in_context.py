@@ -75,6 +75,11 @@ class InContextModule(BaseModuleClass):
         Number of networks, F.
     latent_weight, reconstruction_weight, noise_weight
         Weights of the three terms.
+
+    Raises
+    ------
+    ValueError
+        If there is no network.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ class InContextModule(BaseModuleClass):
         noise_weight: float = 0.5,
     ):
         super().__init__()
+        if n_networks < 1:
+            raise ValueError(f"`n_networks` must be at least 1; it is {n_networks}.")
         self.n_latent, self.n_hidden = n_latent, n_hidden
         self.latent_weight = latent_weight
         self.reconstruction_weight = reconstruction_weight
