@@ -5,7 +5,7 @@ import torch
 from spaperb import datasets
 from spaperb.evidence import Evidence, Query, describe, draw
 from spaperb.nn import Constants, InContextNetwork
-from spaperb.nn._genes import tensors
+from spaperb.nn._genes import Standardise, tensors
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,25 @@ def test_inputs_of_the_constants_have_mean_0_and_deviation_1(network, evidence):
     assert standardised.std(axis=0).max() == pytest.approx(1)
     network.standardise_by(constants(evidence, 1))
     assert not np.allclose(network.of_state.mean, mean)
+
+
+def test_constants_are_of_all_inputs(evidence):
+    rng = np.random.default_rng(0)
+    descriptions = [draw(evidence, rng).description for _ in range(3)]
+    _, pieces, relations = Constants.of(descriptions)
+    rows = np.concatenate([d.pieces.reshape(-1, d.pieces.shape[-1]) for d in descriptions])
+    np.testing.assert_allclose(pieces[0], rows.mean(axis=0))
+    np.testing.assert_allclose(pieces[1], np.maximum(rows.std(axis=0), 0.05))
+    rows = np.concatenate([d.relations for d in descriptions])
+    np.testing.assert_allclose(relations[0], rows.mean(axis=0))
+    # The perturbation is the same in all, and their deviation is not 0.
+    assert relations[1].min() == 0.05
+
+
+def test_standardised_inputs_are_clipped():
+    standardise = Standardise(np.array([1.0, 0.0]), np.array([2.0, 0.05]))
+    inputs = torch.tensor([[3.0, 0.1], [-99.0, 99.0]])
+    torch.testing.assert_close(standardise(inputs), torch.tensor([[1.0, 2.0], [-5.0, 5.0]]))
 
 
 def test_stacked_descriptions_are_predicted_as_each_alone(trained, evidence):
