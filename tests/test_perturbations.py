@@ -1,5 +1,7 @@
 """Several perturbations, combinations, doses and batches: names, and the model from set-up to prediction."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -106,12 +108,12 @@ def data():
     return several()
 
 
-def fit(adata, setup=None, **kwargs) -> SpaPerbModel:
+def fit(adata, setup=None, max_epochs=3, **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata, **(setup or {}))
     model = SpaPerbModel(adata, **kwargs)
     batch_size = {"published": 32, "in_context": 2}[model.objective]
-    model.train(max_epochs=3, batch_size=batch_size, **QUIET)
+    model.train(max_epochs=max_epochs, batch_size=batch_size, **QUIET)
     return model
 
 
@@ -133,6 +135,12 @@ def by_condition(adata):
 def change(model, cells, *args, **kwargs):
     predicted = model.predict_stimulated(cells, *args, inplace=False, **kwargs)
     return predicted.mean(0) - np.asarray(cells.X).mean(0)
+
+
+def mean_change(model, cells, *args, **kwargs):
+    """Of each gene, as the table has it."""
+    table = model.predict_response(cells, *args, **kwargs).set_index("gene")
+    return table.loc[cells.var_names, "mean_change"].to_numpy()
 
 
 class TestPublishedCase:
@@ -186,6 +194,26 @@ class TestPrediction:
         added = means["A"] + means["B"] - 2 * means["control"]
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
 
+    @pytest.mark.parametrize("is_measured", [True, False])
+    def test_the_order_of_parts_has_no_meaning(self, data, model, is_measured):
+        if not is_measured:
+            model = fit(data[data.obs["condition"] != "A+B"].copy())
+        cells = control_of(data)
+        one, other = (
+            model.predict_stimulated(cells, name, inplace=False) for name in ("A+B", "B+A")
+        )
+        np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.filterwarnings("ignore:A.B was never measured")
+    def test_a_combination_is_as_far_from_training_as_its_farther_part(self, data):
+        is_b = (data.obs["cell_type"] == "type_0") & (data.obs["condition"] == "B")
+        model = fit(data[~is_b & (data.obs["condition"] != "A+B")].copy())
+        a, b, both = (
+            model.predict_response(control_of(data), name)["distance"].iloc[0]
+            for name in ("A", "B", "A+B")
+        )
+        assert a == 0 < b == both
+
     def test_what_is_shared_is_that_of_single_perturbations(self):
         """A strong pair of unknown parts says nothing of what A and B share."""
         known = of("A", "B", "A+B", "C+D", "control")
@@ -217,17 +245,43 @@ class TestPrediction:
         assert np.corrcoef(elsewhere, together)[0, 1] > 0.8
 
     def test_a_screen_in_one_cell_line(self, data):
-        """With one context the other perturbations are all there is to improve a measurement by."""
+        """With one context nothing is trained, and measurements are improved all the same."""
         line = data[(data.obs["cell_type"] == "type_0") & (data.obs["condition"] != "A+B")].copy()
         with pytest.warns(UserWarning, match="too few to train on"):
             model = fit(line)
         known = control_of(line)
         # A has 40 cells and is kept, B ten and is shrunk: chance explains much of what ten cells say
         for name, genes, least in (("A", slice(0, 10), 0.8), ("B", slice(10, 20), 0.2)):
-            cells = line.X[(line.obs["condition"] == name).to_numpy()]
-            measured = (cells.mean(0) - known.X.mean(0))[genes].mean()
-            kept = change(model, known, name, detection=False)[genes].mean() / measured
-            assert least < kept < 1.05
+            truth = np.zeros(line.n_vars)
+            truth[genes] = 1.05
+            measured = line.X[(line.obs["condition"] == name).to_numpy()].mean(0) - known.X.mean(0)
+            found = mean_change(model, known, name)
+            assert least < found[genes].mean() / 1.05 < 1.05
+            assert ((found - truth) ** 2).mean() < 0.5 * ((measured - truth) ** 2).mean()
+
+    def test_another_perturbation_in_the_same_context_helps(self):
+        """A and B are the same stimulus, which each type responds to in a way of its own."""
+        cells = datasets.simulated(
+            n_cell_types=6, n_cells=120, n_genes=150, shared_response=0.3, seed=1
+        )
+        names = cells.obs["condition"].astype(object).to_numpy(copy=True)
+        stimulated = np.flatnonzero(names == "stimulated")
+        names[stimulated] = np.random.default_rng(0).choice(["A", "B"], len(stimulated))
+        cells.obs["condition"] = pd.Categorical(names)
+        known = control_of(cells)
+        truth = (known.layers["true_stimulated"] - known.layers["true_control"]).mean(0)
+        drop_layers(cells)
+        of_type = (cells.obs["cell_type"] == "type_0").to_numpy()
+        errors = []
+        for hidden in (["B"], ["A", "B"]):
+            train = cells[~(of_type & np.isin(names, hidden))].copy()
+            with warnings.catch_warnings():
+                # Said where all stimulated cells of the type are hidden.
+                warnings.filterwarnings("ignore", "These cell types have no control and stim")
+                model = fit(train, max_epochs=10)
+            found = mean_change(model, known, "B")
+            errors.append(((found - truth) ** 2).mean())
+        assert errors[0] < 0.6 * errors[1]
 
     def test_a_type_that_never_saw_the_perturbation(self, data):
         hidden = (data.obs["cell_type"] == "type_0") & (data.obs["condition"] == "B")
@@ -292,14 +346,22 @@ class TestPrediction:
                 model.predict_stimulated(cells, name, inplace=False),
             )
 
-    def test_latent_effects(self, model):
+    def test_latent_effects_are_the_mean_measured_changes(self, data, model):
         table = model.get_delta_representation()
         assert table.index.tolist() == ["A", "A+B", "B"]
-        assert table.shape == (3, 30)
         pd.testing.assert_frame_equal(table, model.get_delta_representation())
-        published = fit(model.adata.copy(), **PUBLISHED)
+        z = model.get_latent_representation()
+        keys = [data.obs[key].astype(str).to_numpy() for key in ("condition", "cell_type")]
+        means = pd.DataFrame(z).groupby(keys).mean()
+        for name in table.index:
+            shift = means.loc[name] - means.loc["control"]
+            np.testing.assert_allclose(table.loc[name], shift.mean(), atol=1e-4)
+
+    def test_latent_effects_of_published_networks(self, data):
+        published = fit(data.copy(), **PUBLISHED)
         table = published.get_delta_representation()
         assert table.shape == (3, PUBLISHED["n_latent"])
+        pd.testing.assert_frame_equal(table, published.get_delta_representation())
         # linear in the parts, whatever V_delta is
         one = published.get_delta_representation(n_samples=1)
         np.testing.assert_allclose(
@@ -362,7 +424,8 @@ class TestSetup:
         model = SpaPerbModel(cells, **IN_CONTEXT)
         model.train(max_epochs=1, **QUIET)
         assert len(model.perturbations) == 1000
-        assert len(model.get_delta_representation()) == 1000
+        n_components = len(model._transfer.evidence.components)
+        assert model.get_delta_representation().shape == (1000, n_components)
         predicted = model.predict_stimulated(cells[:20], "p3+p7", inplace=False)
         assert np.isfinite(predicted).all()
         assert snapshot(cells)["X"] == before
@@ -404,17 +467,51 @@ class TestDoses:
     def test_no_dose_changes_nothing_and_a_huge_one_as_the_highest(self, series, model):
         cells = self.query(series)
         with pytest.warns(UserWarning, match="guess"):
-            nothing = change(model, cells, dose=0.0)
-        np.testing.assert_allclose(nothing, 0, atol=1e-5)
+            nothing = model.predict_stimulated(cells, dose=0.0, inplace=False)
+        np.testing.assert_array_equal(nothing, cells.X)
         with pytest.warns(UserWarning, match="guess"):
-            most = change(model, cells, dose=1e6)
-        np.testing.assert_allclose(most, change(model, cells, dose=10.0), atol=1e-6)
+            most = model.predict_stimulated(cells, dose=1e6, inplace=False)
+        highest = model.predict_stimulated(cells, dose=10.0, inplace=False)
+        np.testing.assert_array_equal(most, highest)
+
+    @pytest.mark.filterwarnings("ignore:stimulated was measured at doses")
+    def test_below_the_lowest_dose_a_change_falls_in_proportion(self, series, model):
+        cells = self.query(series)
+        lowest = mean_change(model, cells, dose=0.1)
+        assert np.abs(lowest).max() > 0.1
+        for dose in (0.05, 0.01, 0.0):
+            np.testing.assert_allclose(mean_change(model, cells, dose=dose), dose / 0.1 * lowest)
+
+    @pytest.mark.parametrize(("low", "high"), [(0.1, 1.0), (1.0, 10.0)])
+    def test_between_two_doses_a_change_is_their_mean_by_logarithm(self, series, model, low, high):
+        cells = self.query(series)
+        of_low, of_high = (mean_change(model, cells, dose=dose) for dose in (low, high))
+        for share in (0.5, 0.2):
+            dose = low ** (1 - share) * high**share
+            expected = (1 - share) * of_low + share * of_high
+            np.testing.assert_allclose(mean_change(model, cells, dose=dose), expected, atol=1e-9)
 
     def test_a_measured_dose_in_single_precision_is_measured(self, series):
-        cells = series.copy()
-        cells.obs["dose"] = cells.obs["dose"].astype("float32")
-        model = fit(cells, {"dose_key": "dose"})
-        assert np.isfinite(change(model, self.query(series), dose=0.1)).all()
+        cells, single = series.copy(), series.copy()
+        single.obs["dose"] = single.obs["dose"].astype("float32")
+        double, single = (fit(x, {"dose_key": "dose"}) for x in (cells, single))
+        query = self.query(series)
+        for dose in (0.1, np.float32(0.1)):
+            np.testing.assert_allclose(
+                mean_change(single, query, dose=dose),
+                mean_change(double, query, dose=0.1),
+                atol=1e-4,
+            )
+
+    @pytest.mark.filterwarnings("ignore:stimulated was measured at doses")
+    def test_a_perturbation_without_a_dose_above_0(self):
+        cells = small_cells(n_cell_types=4)
+        cells.obs["dose"] = 0.0
+        model = fit(cells, {"dose_key": "dose"}, max_epochs=1)
+        query = self.query(cells)
+        nothing = model.predict_stimulated(query, dose=0.0, inplace=False)
+        np.testing.assert_array_equal(nothing, query.X)
+        assert np.abs(change(model, query, dose=1.0)).max() > 0.1
 
     def test_layers_and_records(self, series, model):
         cells = self.query(series)
@@ -496,6 +593,16 @@ class TestBatches:
         one.obs["lane"], other.obs["lane"] = "first", "second"
         assert not np.allclose(change(model, one), change(model, other))
         assert model.get_latent_representation().shape[0] == confounded.n_obs
+
+    def test_in_context_the_batch_of_a_query_says_nothing(self, confounded):
+        model = fit(confounded.copy(), {"batch_key": "lane"})
+        cells = control_of(confounded)
+        expected = model.predict_stimulated(cells, inplace=False)
+        other, none = cells.copy(), cells.copy()
+        other.obs["lane"] = "third"
+        del none.obs["lane"]
+        for query in (other, none):
+            np.testing.assert_array_equal(model.predict_stimulated(query, inplace=False), expected)
 
     def test_an_unknown_batch_is_the_average_one(self, confounded):
         model = fit(confounded.copy(), {"batch_key": "lane"}, **PUBLISHED)

@@ -176,23 +176,34 @@ class Transfer:
         """
         evidence = self.evidence
         alike = 1.0 if number is None else evidence.likeness(profile, number)
-        dose, share = self._dose(target)
+        doses, shares, rest = self._doses(target)
         query = Query.of(
-            evidence, profile, cells, target.parts, target.number, dose, number, alike
+            evidence, profile, cells, target.parts, target.number, context=number, alike=alike
         )
-        relation = relate(evidence, query, evidence.whole)
-        description = describe_related(evidence, query, relation)
-        predicted = self.module.predict(description, self._is_learned(target))
+        queries = [query._replace(dose=dose) for dose in doses.tolist()]
+        relations = [relate(evidence, query, evidence.whole) for query in queries]
+        described = [
+            describe_related(evidence, query, relation)
+            for query, relation in zip(queries, relations, strict=True)
+        ]
+        is_learned = self._is_learned(target)
+        predicted = [self.module.predict(description, is_learned) for description in described]
+        mean = shares @ np.array([p.mean for p in predicted])
+        sigma = shares @ np.array([p.sigma for p in predicted])
         # What nothing shows, here or after any stimulus, stays silent.
-        is_shown = (profile.mean != 0) | description.shifts.any(axis=0)
-        mean = np.where(is_shown, predicted.mean, 0.0)
+        is_shown = profile.mean != 0
+        for description in described:
+            is_shown = is_shown | description.shifts.any(axis=0)
         if v_delta is not None:
-            mean = mean + is_shown * predicted.sigma * ndtri(v_delta).mean(axis=0)
-        references, weights = self._references(relation, target)
+            mean = mean + sigma * ndtri(v_delta).mean(axis=0)
+        prior = shares @ np.exp([relation.log_prior for relation in relations])
+        references, weights = self._references(
+            relations[0]._replace(log_prior=np.log(prior)), target
+        )
         return CellChange(
-            share * mean,
-            share * predicted.sigma,
-            description.scale,
+            rest * np.where(is_shown, mean, 0.0),
+            rest * sigma,
+            shares @ np.array([description.scale for description in described]),
             profile,
             references,
             weights,
@@ -201,17 +212,26 @@ class Transfer:
             alike,
         )
 
-    def _dose(self, target: Target) -> tuple[float, float]:
-        """Dose to ask for, within those measured, and the share of the change that is left below."""
+    def _doses(self, target: Target) -> tuple[FloatArray, FloatArray, float]:
+        """Measured doses to ask for, their shares, and what is left of the change below them.
+
+        A dose between two has a mean of their changes, by its logarithm; above the highest the
+        change stays, and below the lowest it falls to nothing in proportion.
+        """
         if target.dose is None:
-            return np.nan, 1.0
+            return np.array([np.nan]), np.ones(1), 1.0
         changes = self.evidence.changes
         of = target.parts if target.number is None else (target.number,)
-        doses = changes.dose[np.isin(changes.perturbation, of) & (changes.dose > 0)]
-        lowest, highest = doses.min(), doses.max()
-        if target.dose < lowest * (1 - CLOSE):
-            return lowest, target.dose / lowest
-        return float(np.clip(target.dose, lowest, highest)), 1.0
+        levels = np.unique(changes.dose[np.isin(changes.perturbation, of) & (changes.dose > 0)])
+        if not len(levels):
+            # Only ever measured at a dose of 0.
+            return np.array([np.nan]), np.ones(1), float(target.dose > 0)
+        same = np.isclose(levels, target.dose, rtol=CLOSE, atol=0)
+        if same.any():
+            return levels[same][:1], np.ones(1), 1.0
+        at = np.log(np.clip(target.dose, levels[0], levels[-1]))
+        shares = np.array([np.interp(at, np.log(levels), e) for e in np.eye(len(levels))])
+        return levels[shares > 0], shares[shares > 0], min(target.dose / levels[0], 1.0)
 
     def _references(self, relation: Relation, target: Target) -> tuple[list[Profile], FloatArray]:
         """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
