@@ -276,6 +276,16 @@ class TestSplitter:
         for mine, theirs in zip(alone, helped, strict=True):
             assert all(same(*batches) for batches in zip(mine, theirs, strict=True))
 
+    def test_validation_is_of_some_of_many_held_out_changes(self, manager, monkeypatch):
+        monkeypatch.setattr("spaperb.data._episodes.MAX_HELD_OUT", 1)
+        splitter = self.splitter(manager, n_networks=2)
+        (batch,) = splitter.val_dataloader()
+        # Two episodes of each network, both of the first change that it does not learn from.
+        for f, fold in enumerate(splitter.folds):
+            shift = splitter.evidence.changes.shift[fold.held_out[0].target].astype(np.float32)
+            for episode in range(2):
+                assert set(batch["target"][f, episode].tolist()) <= set(shift.tolist())
+
     def test_all_follows_the_seed(self, manager):
         def first(seed):
             scvi.settings.seed = seed

@@ -38,6 +38,8 @@ N_GENES = 512
 """Genes of an episode: more cost time and change nothing."""
 N_FIRST = 64
 """Episodes that constants are taken from."""
+MAX_HELD_OUT = 40
+"""Held-out changes of each network that validation is of: some of the thousands of a screen."""
 MIN_CHANGES = 2
 """Measured changes that networks can be trained on from scratch."""
 
@@ -176,7 +178,7 @@ class EpisodeSplitter(StratifiedSplitter):
         """Return episodes of held-out changes, or of the training ones if none could be."""
         if not self.folds:
             return self._load(self.episodes, EpisodeSampler(1, fixed=True))
-        plans = [fold.held_out for fold in self.folds]
+        plans = [fold.held_out[:MAX_HELD_OUT] for fold in self.folds]
         held_out = HeldOutEpisodes(self.evidence, plans, self.batch_size, N_GENES, self.seed)
         return self._load(held_out, EpisodeSampler(len(held_out.batches), fixed=True))
 
