@@ -294,11 +294,26 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     np.testing.assert_allclose(of("log ratio of doses"), np.log(10 / changes.dose[kept]))
     prior = np.exp(description.log_prior)
     of, is_asked = changes.perturbation[kept], changes.dose[kept] == 10
-    for context in (0, 1):
-        here = is_asked & (changes.population[kept] == context)
-        assert prior[here & (of == 2)].max() < 0.05 * prior[here & (of < 2)].min()
+    # All other perturbations together, next to both parts together.
+    assert prior[of == 2].sum() == pytest.approx(np.exp(-4) * prior[of < 2].sum())
+    assert prior[of == 0].sum() == pytest.approx(prior[of == 1].sum())
     assert prior[~is_asked].sum() < 0.01
     single = describe(evidence, query._replace(parts=(2,), perturbation=2), kept)
     np.testing.assert_array_equal(
         column(single.relations, RELATIONS, "same perturbation"), changes.perturbation[kept] == 2
     )
+
+
+@pytest.mark.parametrize("base", [2.0, 10.0])
+def test_the_base_of_logarithms_changes_nothing_that_networks_see(cells, evidence, base):
+    x, *others = arrays(cells)
+    unit = 1 / np.log(base)
+    other = Evidence.of(x * unit, *others, NAMES, unit=unit)
+    kept = np.array([1, 3])
+    natural, based = (
+        describe(e, Query.of_population(e, 0, 0), kept)._asdict() for e in (evidence, other)
+    )
+    for name in ("shifts", "scale"):
+        np.testing.assert_allclose(based.pop(name), unit * natural.pop(name), atol=1e-6)
+    for name in natural:
+        np.testing.assert_allclose(based[name], natural[name], atol=1e-5, err_msg=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from scvi.data import AnnDataManager
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spaperb._types import IntArray
+from spaperb.data._scale import log_base
 from spaperb.dataloaders import (
     N_BATCHES,
     StratifiedSplitter,
@@ -74,6 +76,7 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
         doses,
         counts,
         known.parts,
+        unit=1 / math.log(log_base(manager.adata) or math.e),
     )
 
 

@@ -98,7 +98,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
     )
     return Episode(
         description,
-        state_after(description, mean, detection, error),
+        state_after(description, mean, detection, error, evidence.unit),
         changes.shift[target][genes],
         changes.error[target][genes],
         float(changes.n[target] / (changes.n[target] + HALF_WEIGHT)),

@@ -144,6 +144,9 @@ class Evidence:
         Mean and principal components of the control cells, ``(G,)`` and ``(n_components, G)``.
     ratio, has_mean
         How variances go with means, see ``Noise``.
+    unit
+        What a natural logarithm of 1 is in this data set's expression: less than 1 where its
+        logarithms are to base 10. The networks see natural logarithms, whatever the base.
     """
 
     names: list[Any]
@@ -154,6 +157,7 @@ class Evidence:
     components: FloatArray
     ratio: FloatArray
     has_mean: bool
+    unit: float = 1.0
 
     @classmethod
     def of(
@@ -167,6 +171,7 @@ class Evidence:
         counts: Expression | None = None,
         parts: list[tuple[int, ...]] | None = None,
         seed: int = 0,
+        unit: float = 1.0,
     ) -> Evidence:
         """Measure the changes of training cells, in whole contexts and in random halves of them.
 
@@ -191,6 +196,8 @@ class Evidence:
             For each perturbation the numbers of those that it combines; ``None`` if all are single.
         seed
             Seed of the halves.
+        unit
+            What a natural logarithm of 1 is in this expression.
         """
         wholes = Measuring(x, arms, labels, batches, doses, counts)
         half = _halves(arms, labels, batches, seed)
@@ -210,7 +217,7 @@ class Evidence:
         pca = _components(sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64))
         rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
         profiles = [wholes.profile(wholes.rows(c)) for c in codes]
-        noise = Noise.of(profiles)
+        noise = Noise.of(profiles, unit)
         profiles += [halves.profile(halves.rows(c)) for c in half_codes]
         mean = np.array([p.mean for p in profiles])
         populations = Populations(
@@ -239,6 +246,7 @@ class Evidence:
             pca.components_,
             noise.ratio,
             noise.has_mean,
+            unit,
         )
 
     @property
@@ -481,7 +489,16 @@ def correlations(a: FloatArray, b: FloatArray) -> FloatArray:
     return unit(a) @ unit(b).T
 
 
-def log_level(mean: FloatArray) -> FloatArray:
-    """Logarithm of a mean, with a sign where expression is scaled and means are negative."""
+def log_level(mean: FloatArray, unit: float = 1.0) -> FloatArray:
+    """Logarithm of a mean, with a sign where expression is scaled and means are negative.
+
+    Parameters
+    ----------
+    mean
+        Mean expression.
+    unit
+        As in :class:`Evidence`.
+    """
+    mean = mean / unit
     size = np.log(np.abs(mean) + LEAST_MEAN) - np.log(LEAST_MEAN)
     return np.sign(mean) * size + np.log(LEAST_MEAN)

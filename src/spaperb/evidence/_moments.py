@@ -90,8 +90,8 @@ class Noise(NamedTuple):
     has_mean: bool
 
     @classmethod
-    def of(cls, profiles: list[Profile]) -> Noise:
-        """Pool the control cells of all contexts."""
+    def of(cls, profiles: list[Profile], unit: float = 1.0) -> Noise:
+        """Pool the control cells of all contexts; ``unit`` as in :class:`Evidence`."""
         has_mean = all((p.mean >= 0).all() for p in profiles)
         squares = np.sum([p.n * p.variance for p in profiles], axis=0)
         degrees = np.array([max(p.n - 1, 0) for p in profiles])
@@ -99,7 +99,8 @@ class Noise(NamedTuple):
         total = degrees @ np.array(levels)
         # A gene that no control cell shows varies as the others do.
         usual = squares.sum() / max(total.sum(), TINY)
-        ratio = (squares + PRIOR_CELLS * TINY_MEAN * usual) / (total + PRIOR_CELLS * TINY_MEAN)
+        tiny = PRIOR_CELLS * TINY_MEAN * unit
+        ratio = (squares + tiny * usual) / (total + tiny)
         return cls(ratio, has_mean)
 
     def error_of_mean(self, profile: Profile) -> FloatArray:

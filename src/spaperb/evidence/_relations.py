@@ -234,18 +234,20 @@ def describe_related(
     shifts = factor[:, None] * changes.shift[kept][:, genes]
     errors = factor[:, None] * changes.error[kept][:, genes]
     stimulated = changes.mean[kept][:, genes]
-    scale = np.abs(shifts).max(axis=0) + LEAST_SCALE
+    unit = evidence.unit
+    scale = np.abs(shifts).max(axis=0) + LEAST_SCALE * unit
+    before = stimulated - changes.shift[kept][:, genes]
     level, detection = (
-        log_level(populations.mean[of][:, genes]),
+        log_level(populations.mean[of][:, genes], unit),
         populations.detection[of][:, genes],
     )
-    level_q, detection_q = log_level(query.mean[genes]), query.detection[genes]
+    level_q, detection_q = log_level(query.mean[genes], unit), query.detection[genes]
     pieces = np.stack(
         [
             shifts / scale,
             errors / scale,
             # Of the control cells that the shift was measured against, batch by batch.
-            log_level(stimulated) - log_level(stimulated - changes.shift[kept][:, genes]),
+            log_level(stimulated, unit) - log_level(before, unit),
             level,
             detection,
             level - level_q,
@@ -254,25 +256,30 @@ def describe_related(
         axis=-1,
     )
     mean = by_target @ shifts
-    precise = by_target[:, None] / (errors + LEAST_ERROR) ** 2
+    precise = by_target[:, None] / (errors + LEAST_ERROR * unit) ** 2
     summaries = [
         np.exp(log_prior) @ shifts / scale,
         mean / scale,
         np.sqrt(by_target @ (shifts - mean) ** 2) / scale,
         (precise * shifts).sum(axis=0) / precise.sum(axis=0) / scale,
         here[genes] / scale,
-        np.log(scale),
+        np.log(scale / unit),
     ]
     state = np.column_stack([level_q, detection_q, query.error[genes] / scale, *summaries])
     return Description(state, pieces, relations, log_prior, shifts, scale)
 
 
 def state_after(
-    description: Description, mean: FloatArray, detection: FloatArray, error: FloatArray
+    description: Description,
+    mean: FloatArray,
+    detection: FloatArray,
+    error: FloatArray,
+    unit: float,
 ) -> FloatArray:
     """State of the query once stimulated: u with stimulated in place of control cells."""
     after = description.state.copy()
-    after[:, 0], after[:, 1], after[:, 2] = log_level(mean), detection, error / description.scale
+    after[:, 0], after[:, 1] = log_level(mean, unit), detection
+    after[:, 2] = error / description.scale
     return after
 
 
