@@ -185,26 +185,85 @@ class TestTable:
         assert (table["lower"] < table["upper"]).all()
 
 
+def hidden_types(n_few=None):
+    """Models of cells in which a type's stimulated cells are hidden, and what they would be.
+
+    Control and measured stimulated cells of the type may be few, in training too.
+    """
+    for seed in range(3):
+        cells = datasets.simulated(n_cells=60, n_genes=200, shared_response=0.5, seed=seed)
+        for name in ("type_0", "type_1", "type_2"):
+            fold = make_fold(cells, name, TASK)
+            train, control, real = fold.train, fold.control[:n_few].copy(), fold.real[:n_few]
+            if n_few is not None:
+                others = np.flatnonzero((train.obs["cell_type"] == name).to_numpy())[n_few:]
+                train = train[np.setdiff1d(np.arange(train.n_obs), others)].copy()
+            with pytest.warns(UserWarning, match=name):
+                model = fit(train)
+            layers = control.layers
+            noise_free = (layers["true_stimulated"] - layers["true_control"]).mean(0)
+            measured = mean_expression(real) - mean_expression(control.X)
+            yield model, control, measured, noise_free
+
+
+def covered(table, truth):
+    """Whether the interval of each gene holds its change."""
+    return ((table["lower"] <= truth) & (truth <= table["upper"])).to_numpy()
+
+
+def tables(models, level):
+    for model, control, *truths in models:
+        table = model.predict_response(control, level=level).set_index("gene")
+        yield table.loc[control.var_names], *truths
+
+
 class TestCoverage:
-    def test_hidden_types(self):
-        """Over types and data sets; the noise-free change is covered more often than the measured one."""
+    @pytest.fixture(scope="class")
+    def models(self):
+        return list(hidden_types())
+
+    def test_hidden_types(self, models):
+        """Over types and data sets, of the measured change and of that without noise."""
         measured, true = [], []
-        for seed in range(3):
-            cells = datasets.simulated(n_cells=60, n_genes=200, shared_response=0.5, seed=seed)
-            for name in ("type_0", "type_1", "type_2"):
-                fold = make_fold(cells, name, TASK)
-                with pytest.warns(UserWarning, match=name):
-                    table = fit(fold.train).predict_response(fold.control)
-                table = table.set_index("gene").loc[cells.var_names]
-                change = mean_expression(fold.real) - mean_expression(fold.control.X)
-                layers = fold.control.layers
-                noise_free = (layers["true_stimulated"] - layers["true_control"]).mean(0)
-                for truth, found in ((change, measured), (noise_free, true)):
-                    found.append(((table["lower"] <= truth) & (truth <= table["upper"])).mean())
+        for table, change, noise_free in tables(models, 0.9):
+            measured.append(covered(table, change).mean())
+            true.append(covered(table, noise_free).mean())
         assert 0.85 < np.mean(measured) < 0.95
         assert np.sort(measured)[1] > 0.75
         assert min(measured) > 0.7
         assert np.mean(true) > 0.85
+
+    @pytest.mark.parametrize("level", [0.5, 0.8, 0.95])
+    def test_at_other_levels(self, models, level):
+        found = [covered(table, change).mean() for table, change, _ in tables(models, level)]
+        assert abs(np.mean(found) - level) < 0.08
+
+    @pytest.mark.parametrize("level", [0.8, 0.9, 0.95])
+    def test_of_the_genes_that_change_most(self, models, level):
+        """The tenth with the largest predicted changes, which a user looks at."""
+        found = []
+        for table, change, _ in tables(models, level):
+            largest = table["mean_change"].abs().to_numpy().argsort()[-20:]
+            found.append(covered(table, change)[largest].mean())
+        assert level - 0.08 < np.mean(found)
+
+    def test_of_types_with_few_cells(self):
+        """Fifteen in each condition: wider, and they hold all the same."""
+        models = list(hidden_types(15))
+        for level in (0.5, 0.9):
+            found = [covered(table, change).mean() for table, change, _ in tables(models, level)]
+            assert abs(np.mean(found) - level) < 0.08
+            if level == 0.9:
+                assert min(found) > 0.75
+
+    def test_a_higher_level_is_wider_for_each_gene(self, models):
+        model, control, *_ = models[0]
+        order = control.var_names
+        widths = [
+            half_width(model.predict_response(control, level=level).set_index("gene").loc[order])
+            for level in (0.05, 0.5, 0.8, 0.9, 0.95, 0.99)
+        ]
+        assert (np.diff(widths, axis=0) > 0).all()
 
     def test_cells_unlike_anything_get_wider_intervals(self, model, fold):
         control = fold.control.copy()
@@ -220,7 +279,7 @@ class TestCoverage:
 
 
 def test_quantiles_by_hand():
-    """Errors of 1 to 200 over an expected size of 1, in one stratum of few genes."""
+    """Errors of 1 to 40 over an expected size of 1, in one stratum of few genes."""
     n = 40
     module = InContextModule(n_networks=1)
     target = np.arange(1.0, n + 1)
@@ -241,11 +300,62 @@ def test_quantiles_by_hand():
         assert q == pytest.approx(np.quantile(target[:30], level), rel=1e-6)
 
 
-def test_where_nothing_was_held_out_the_normal_distribution_says():
+def test_strata_are_tenths_of_the_genes_by_their_scale():
+    """Errors of 1 or 3 times what was expected; between two tenths quantiles go over."""
+    n = 1000
+    rng = np.random.default_rng(0)
+    scale = rng.permutation(np.arange(1.0, n + 1))
+    ratio = np.where(scale <= n / 2, 1.0, 3.0)
+    # u^2 = sigma^2 + error^2
+    sigma, error = np.full(n, 3.0), np.full(n, 4.0)
+    episode = Episode(
+        Description(*[np.zeros((n, 1))] * 5, scale=scale),
+        np.zeros((n, 1)),
+        5 * ratio,
+        error,
+        1.0,
+        np.ones(n, dtype=bool),
+    )
+    predicted = Predicted(np.zeros(n), sigma)
+    held_out = [HeldOut(episode, predicted, predicted)]
+    intervals = Intervals.of(held_out, InContextModule(n_networks=1))
+    np.testing.assert_allclose(intervals.scales, 50.5 + 100 * np.arange(10))
+    expected = np.repeat([[1.0], [3.0]], 5, axis=0) * np.ones(len(LEVELS))
+    np.testing.assert_allclose(intervals.ratios, expected, rtol=1e-9)
+    asked = np.array([1.0, 450.5, 500.5, 550.5, 5000.0])
+    profile = Profile(np.ones(5), np.full(5, 8.0), np.ones(5), 2)
+    half = intervals.half_width(np.full(5, 3.0), asked, profile, [profile], np.ones(1), 0.9)
+    # The sampling variance of two means over two cells each is 8.
+    np.testing.assert_allclose(half, np.array([1, 1, 2, 3, 3]) * np.sqrt(9 + 8), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("level", "q"), [(0.5, 0.6744898), (0.9, 1.6448536), (0.95, 1.959964), (0.99, 2.5758293)]
+)
+def test_where_nothing_was_held_out_the_normal_distribution_says(level, q):
     intervals = Intervals.of([], InContextModule(n_networks=1))
     profile = Profile(np.ones(5), np.zeros(5), np.ones(5), 10**6)
-    half = intervals.half_width(np.full(5, 2.0), np.ones(5), profile, [profile], np.ones(1), 0.9)
-    np.testing.assert_allclose(half, 2 * 1.6448536, rtol=1e-5)
+    half = intervals.half_width(np.full(5, 2.0), np.ones(5), profile, [profile], np.ones(1), level)
+    np.testing.assert_allclose(half, 2 * q, rtol=1e-5)
+
+
+def test_held_out_changes_without_sampling_variance():
+    """Genes that all cells of a type express alike are not certain, and no quantile is endless."""
+    rng = np.random.default_rng(0)
+    n_types, n_cells, n_genes = 8, 10, 40
+    labels = np.repeat(np.arange(n_types), 2 * n_cells)
+    arms = np.tile(np.repeat(["control", "stimulated"], n_cells), n_types)
+    x = np.log1p(rng.poisson(2.0, (len(labels), n_genes))).astype("f4")
+    # A fifth of the genes is expressed in one type alone, and in all its cells alike.
+    for gene in range(n_types):
+        x[:, gene] = labels == gene
+    obs = pd.DataFrame({"condition": arms, "cell_type": [f"type_{i}" for i in labels]})
+    cells = ad.AnnData(x, obs.set_index(obs.index.astype(str)).astype("category"))
+    intervals = fit(cells)._transfer.intervals
+    assert len(intervals.scales) > 1
+    quantiles = [np.interp(0.9, LEVELS, ratios) for ratios in intervals.ratios]
+    assert 0.5 < min(quantiles)
+    assert max(quantiles) < 4
 
 
 def names_at_random(cells):
