@@ -419,6 +419,8 @@ class TestMostVariableGenes:
         assert "`n_top_genes` chooses genes by log-normalised" in capsys.readouterr().err
 
 
+# So few cells are far from any type.
+@pytest.mark.filterwarnings("ignore:The control cells of these cell types are farther:UserWarning")
 class TestFewHiddenCells:
     @pytest.mark.parametrize("n_stimulated", [1, 2, 3])
     @pytest.mark.parametrize("n_control", [1, 3, 20])
