@@ -386,6 +386,29 @@ def test_intervals_of_a_type_in_which_nothing_was_measured():
     assert min(coverage) > 0.7
 
 
+def test_intervals_are_those_of_queries_of_which_as_much_is_known(fold, tmp_path):
+    """Of a type in which another perturbation was measured, or none."""
+    cells = names_at_random(fold.train.copy())
+    with pytest.warns(UserWarning, match="type_0"):
+        model = fit(cells)
+    learned = model._transfer
+    assert not np.array_equal(learned.intervals.ratios, learned.intervals_alone.ratios)
+    model.save(tmp_path / "model")
+    loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
+    for name, kind in (("type_0", "intervals_alone"), ("type_1", "intervals")):
+        of_type = (cells.obs["cell_type"] == name) & (cells.obs["condition"] == "control")
+        control = cells[of_type].copy()
+        expected = half_width(model.predict_response(control, "A"))
+        np.testing.assert_array_equal(half_width(loaded.predict_response(control, "A")), expected)
+        kept = getattr(learned, kind)
+        try:
+            setattr(learned, kind, kept._replace(ratios=2 * kept.ratios))
+            wider = half_width(model.predict_response(control, "A"))
+        finally:
+            setattr(learned, kind, kept)
+        np.testing.assert_allclose(np.sort(wider), np.sort(2 * expected))
+
+
 def test_silent_genes_do_not_make_the_others_seem_sure(fold):
     rest = np.r_[:5]
 

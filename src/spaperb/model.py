@@ -1009,9 +1009,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         learned.warn_of_combination(target)
         var_names = self.get_var_names().tolist()
         scale = Scale(**self.expression_kind_)
-        return response_table(
-            groups, context.codes, query, changes, learned.intervals, var_names, level, scale
-        )
+        return response_table(groups, context.codes, query, changes, var_names, level, scale)
 
     def _counts(self, adata: AnnData, query: Query) -> Any:
         """Raw counts of the cells to predict."""

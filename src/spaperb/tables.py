@@ -11,7 +11,6 @@ import pandas as pd
 
 from spaperb._types import IntArray
 from spaperb.data import Scale
-from spaperb.intervals import Intervals
 from spaperb.populations import Profile
 from spaperb.prediction import Query
 from spaperb.transfer import CellChange, some_of
@@ -29,7 +28,6 @@ def response_table(
     codes: IntArray,
     query: Query,
     changes: Mapping[int, CellChange],
-    intervals: Intervals,
     var_names: Sequence[str],
     level: float,
     scale: Scale,
@@ -47,8 +45,6 @@ def response_table(
         The cells.
     changes
         Change of each context.
-    intervals
-        What makes the intervals.
     var_names
         Gene names, ``(G,)``.
     level
@@ -68,7 +64,6 @@ def response_table(
             * _columns(
                 Profile.of(query.rows(some_of(rows[codes[rows] == code], MAX_CELLS))),
                 changes[int(code)],
-                intervals,
                 level,
             )
             for code in np.unique(codes[rows])
@@ -87,11 +82,9 @@ def response_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(
-    control: Profile, change: CellChange, intervals: Intervals, level: float
-) -> pd.DataFrame:
+def _columns(control: Profile, change: CellChange, level: float) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
-    half_width = intervals.half_width(
+    half_width = change.intervals.half_width(
         change.sigma, change.scale, control, change.references, change.weights, level
     )
     return pd.DataFrame(

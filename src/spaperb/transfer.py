@@ -20,9 +20,11 @@ from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
 from spaperb.data import match_labels
 from spaperb.evidence import (
     Evidence,
+    Plan,
     Query,
     Relation,
     describe_related,
+    leave_out,
     make_episode,
     make_folds,
     relate,
@@ -68,6 +70,8 @@ class CellChange(NamedTuple):
         Whether it has control cells.
     alike
         How far its control cells are those of the training context of its name, in [0, 1].
+    intervals
+        How far such changes were off that were held out.
     """
 
     mean: FloatArray
@@ -79,6 +83,7 @@ class CellChange(NamedTuple):
     distance: float
     is_control: bool
     alike: float
+    intervals: Intervals
 
     @property
     def detection(self) -> Detection:
@@ -105,6 +110,8 @@ class Transfer:
         The trained networks.
     intervals
         How far held-out changes were off.
+    intervals_alone
+        How far they were off where nothing was known of their contexts.
     usual_distance
         Largest distance of a training context from the others.
     """
@@ -112,6 +119,7 @@ class Transfer:
     evidence: Evidence
     module: InContextModule
     intervals: Intervals
+    intervals_alone: Intervals
     usual_distance: float
 
     def __post_init__(self) -> None:
@@ -120,32 +128,42 @@ class Transfer:
     @classmethod
     def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
         """Learn from changes that were held out: the share of training, and how large errors are."""
-        held_out = [
-            HeldOut(
+
+        def hold_out(f: int, plan: Plan) -> HeldOut:
+            episode = make_episode(evidence, plan)
+            return HeldOut(
                 episode,
                 module.predict_trained(episode.description, f),
                 module.predict_pretrained(episode.description),
             )
-            for f, fold in enumerate(make_folds(evidence, len(module.networks)))
-            for plan in fold.held_out[:MAX_HELD_OUT]
-            for episode in [make_episode(evidence, plan)]
-        ]
+
+        held_out, alone = [], []
+        for f, fold in enumerate(make_folds(evidence, len(module.networks))):
+            for plan in fold.held_out[:MAX_HELD_OUT]:
+                held_out.append(hold_out(f, plan))
+                # Other perturbations in the context help, and a query may have none.
+                without = leave_out(evidence, plan.target, with_context=True)
+                is_same = without is None or len(without.kept) == len(plan.kept)
+                alone.append(held_out[-1] if is_same else hold_out(f, without))
         module.choose_share(held_out)
-        return cls(evidence, module, Intervals.of(held_out, module), evidence.usual_distance())
+        intervals, intervals_alone = (Intervals.of(some, module) for some in (held_out, alone))
+        return cls(evidence, module, intervals, intervals_alone, evidence.usual_distance())
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
         return {
             "evidence": self.evidence.to_state(),
             "intervals": self.intervals._asdict(),
+            "intervals_alone": self.intervals_alone._asdict(),
             "usual_distance": self.usual_distance,
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
         """Restore what :meth:`to_state` gave."""
-        evidence, intervals = Evidence.from_state(state["evidence"]), state["intervals"]
-        return cls(evidence, module, Intervals(**intervals), state["usual_distance"])
+        evidence = Evidence.from_state(state["evidence"])
+        intervals = (Intervals(**state[name]) for name in ("intervals", "intervals_alone"))
+        return cls(evidence, module, *intervals, state["usual_distance"])
 
     def change(
         self,
@@ -210,7 +228,12 @@ class Transfer:
             self._distance(profile, cells, target, number, alike),
             is_control,
             alike,
+            self.intervals_alone if self._is_alone(number, alike) else self.intervals,
         )
+
+    def _is_alone(self, number: int | None, alike: float) -> bool:
+        """Whether nothing that was measured in the context counts."""
+        return number is None or alike == 0 or not (self.evidence.context == number).any()
 
     def _doses(self, target: Target) -> tuple[FloatArray, FloatArray, float]:
         """Measured doses to ask for, their shares, and what is left of the change below them.
