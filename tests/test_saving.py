@@ -74,6 +74,24 @@ class TestExport:
         for name, of_epochs in model.history.items():
             pd.testing.assert_frame_equal(loaded.history[name], of_epochs)
 
+    def test_pretrained_networks_come_along(self, tmp_path, monkeypatch):
+        adata = small_cells(n_cell_types=4)
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata)
+        model.train(max_epochs=1, batch_size=1, **QUIET)
+        model.export(tmp_path / "model.safetensors")
+        model.save(tmp_path / "model")
+        expected = model.predict_response(adata)
+        monkeypatch.setattr("spaperb.model.shipped_weights", lambda: tmp_path / "no file")
+        for loaded in (
+            SpaPerbModel.load_exported(tmp_path / "model.safetensors"),
+            SpaPerbModel.load(tmp_path / "model", adata=False),
+            SpaPerbModel.load(tmp_path / "model", adata),
+        ):
+            assert loaded.module.share == model.module.share
+            assert 0 < loaded.module.share < 1
+            pd.testing.assert_frame_equal(loaded.predict_response(adata), expected)
+
     def test_intervals_doses_and_batches_come_along(self, tmp_path):
         adata = datasets.simulated(
             n_cell_types=4, n_cells=30, n_genes=30, doses=(0.1, 1.0, 10.0), seed=1
@@ -111,8 +129,8 @@ class TestExport:
         }
         components = {name for name in of_cells if ".populations.cells." in name}
         assert [shapes[name] for name in components] == 3 * [[25, 30]]
-        # those of halves are fewer, and all else is of genes
-        assert all(shapes[name][1] == 40 for name in of_cells - components)
+        # The components' own; halves have fewer cells, and all else is of contexts.
+        assert [shapes[name] for name in of_cells - components] == [[30, 40]]
         assert not [name for name in adata.obs_names if f'"{name}"' in text]
 
     def test_others_may_read_it_as_any_file(self, exported, tmp_path):
