@@ -438,6 +438,22 @@ def test_at_least_one_epoch(adata, settings, max_epochs):
     assert not model.is_trained
 
 
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, 100.0),
+        ({"gradient_clip_val": 3.0}, 3.0),
+        ({"gradient_clip_val": None}, None),
+        ({"trainer_config": {"gradient_clip_val": 2.0}}, 2.0),
+    ],
+)
+def test_gradients_are_clipped_in_context(adata, asked, expected):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **IN_CONTEXT)
+    model.train(1, batch_size=1, **asked, **QUIET)
+    assert model.trainer.gradient_clip_val == expected
+
+
 @pytest.mark.parametrize("n_networks", [1, 5])
 def test_any_number_of_networks(adata, n_networks):
     """Of three contexts, of which each network leaves some out."""

@@ -92,7 +92,7 @@ DELTA_KEY = "X_spaperb_delta"
 
 SMALLEST = 1e-6
 """V_delta is not drawn below it, where the normal quantile is infinite."""
-STRUCTURE = "saved"
+STRUCTURE = "<saved>"
 """In the place of a file of weights: a saved model brings its own."""
 
 
@@ -466,7 +466,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 max_epochs = FINE_EPOCHS if is_pretrained else SCRATCH_EPOCHS
             own = {"n_networks": len(self.module.networks), "pretrained": is_pretrained}
             kwargs["datasplitter_kwargs"] = {**(kwargs.get("datasplitter_kwargs") or {}), **own}
-            kwargs.setdefault("gradient_clip_val", CLIP)
+            if "gradient_clip_val" not in (kwargs.get("trainer_config") or {}):
+                kwargs.setdefault("gradient_clip_val", CLIP)
         # A model and its trainer hold each other, so models that were let go are in memory until Python's collector comes
         # by, which it does rarely: after a hundred trainings, say.
         gc.collect()

@@ -169,9 +169,22 @@ class TestModel:
             for mine, theirs in zip(model.module.pretrained, networks, strict=True):
                 assert torch.equal(mine.encoder[0].weight, theirs.encoder[0].weight)
 
+    @pytest.mark.parametrize("with_data", [True, False])
+    def test_a_saved_model_needs_the_file_no_more(self, adata, path, tmp_path, with_data):
+        model = SpaPerbModel(adata, pretrained=path)
+        model.train(0, enable_progress_bar=False, accelerator="cpu")
+        model.save(tmp_path / "model")
+        path.unlink()
+        loaded = SpaPerbModel.load(tmp_path / "model", adata if with_data else False)
+        np.testing.assert_array_equal(
+            loaded.predict_stimulated(adata, inplace=False),
+            model.predict_stimulated(adata, inplace=False),
+        )
+
     def test_wrong_files(self, adata, path):
-        with pytest.raises(FileNotFoundError, match="There is no file"):
-            SpaPerbModel(adata, pretrained=path.parent / "none.safetensors")
+        for none in (path.parent / "none.safetensors", "saved"):
+            with pytest.raises(FileNotFoundError, match="There is no file"):
+                SpaPerbModel(adata, pretrained=none)
         path.write_bytes(path.read_bytes()[:-1])
         with pytest.raises(ValueError, match="could not be read as pretrained weights"):
             SpaPerbModel(adata, pretrained=path)
