@@ -454,6 +454,33 @@ def test_gradients_are_clipped_in_context(adata, asked, expected):
     assert model.trainer.gradient_clip_val == expected
 
 
+class KeepNorms(lightning.Callback):
+    """Note the norm of each step's gradient."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+
+@pytest.mark.parametrize("precision", [None, "bf16-mixed"])
+def test_clipped_gradients_are_no_larger(adata, precision):
+    norms = []
+    for largest in (None, 0.5):
+        scvi.settings.seed = 0
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata, **IN_CONTEXT)
+        keep = KeepNorms()
+        clip = {"gradient_clip_val": largest, "precision": precision}
+        model.train(1, batch_size=1, callbacks=[keep], **clip, **QUIET)
+        norms.append(keep.norms)
+    free, clipped = norms
+    assert min(free) > 0.5
+    np.testing.assert_allclose(clipped, 0.5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("n_networks", [1, 5])
 def test_any_number_of_networks(adata, n_networks):
     """Of three contexts, of which each network leaves some out."""
