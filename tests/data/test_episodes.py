@@ -154,6 +154,12 @@ class TestFolds:
         assert len(learned) == 2
         assert not held & learned
 
+    @pytest.mark.parametrize("n_folds", [1, 2, 3])
+    def test_of_three_contexts_two_are_learned_from(self, n_folds):
+        for fold in make_folds(evidence_of(n_cell_types=3), n_folds):
+            assert len(set(fold.evidence.context)) == 2
+            assert len(fold.held_out) == 1
+
     def test_more_folds_than_contexts_begin_again(self, evidence):
         folds = make_folds(evidence, N_TYPES + 2)
         held = [held_in(fold) for fold in folds]

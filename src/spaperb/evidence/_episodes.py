@@ -230,7 +230,8 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     if len(units) < MIN_UNITS:
         return []
     units = np.random.default_rng(0).permutation(units)
-    n_parts = min(max(n_folds, 2), len(units))
+    # One change that is left teaches nothing: two contexts (or changes) always are.
+    n_parts = min(max(n_folds, 3 if len(units) == MIN_UNITS else 2), len(units))
     folds = []
     for i in range(n_folds):
         is_held = np.isin(of_change, units[i % n_parts :: n_parts])
