@@ -194,6 +194,24 @@ class TestPrediction:
         added = means["A"] + means["B"] - 2 * means["control"]
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
 
+    def test_from_scratch_without_an_example_it_is_the_sum_of_its_parts(self, data):
+        model = fit(data[data.obs["condition"] != "A+B"].copy(), **IN_CONTEXT)
+        cells = control_of(data)
+        a, b = (mean_change(model, cells, name) for name in "AB")
+        with pytest.warns(UserWarning, match="never measured.* are added up"):
+            both = mean_change(model, cells, "A+B")
+        np.testing.assert_allclose(both, a + b, atol=1e-9)
+        assert np.abs(both).max() > 0.5
+        with pytest.warns(UserWarning, match="never measured.* are added up"):
+            twice = mean_change(model, cells, "A+A")
+        np.testing.assert_allclose(twice, 2 * a, atol=1e-9)
+        one, again, other = (
+            model.predict_stimulated(cells, "A+B", give_mean=False, seed=s, inplace=False)
+            for s in (0, 0, 1)
+        )
+        np.testing.assert_array_equal(one, again)
+        assert not np.allclose(one, other)
+
     @pytest.mark.parametrize("is_measured", [True, False])
     def test_the_order_of_parts_has_no_meaning(self, data, model, is_measured):
         if not is_measured:

@@ -192,6 +192,9 @@ class Transfer:
             Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
             all.
         """
+        is_learned = self._is_learned(target)
+        if not is_learned and self.module.pretrained is None:
+            return self._added(profile, cells, target, number, is_control, v_delta)
         evidence = self.evidence
         alike = 1.0 if number is None else evidence.likeness(profile, number)
         doses, shares, rest = self._doses(target)
@@ -204,7 +207,6 @@ class Transfer:
             describe_related(evidence, query, relation)
             for query, relation in zip(queries, relations, strict=True)
         ]
-        is_learned = self._is_learned(target)
         predicted = [self.module.predict(description, is_learned) for description in described]
         mean = shares @ np.array([p.mean for p in predicted])
         sigma = shares @ np.array([p.sigma for p in predicted])
@@ -229,6 +231,35 @@ class Transfer:
             is_control,
             alike,
             self.intervals_alone if self._is_alone(number, alike) else self.intervals,
+        )
+
+    def _added(
+        self,
+        profile: Profile,
+        cells: FloatArray,
+        target: Target,
+        number: int | None,
+        is_control: bool,
+        v_delta: FloatArray | None,
+    ) -> CellChange:
+        """Change of a combination of which the networks learned nothing: the sum of its parts'."""
+        parts = [
+            self.change(
+                profile, cells, Target(target.name, p, (p,), target.dose), number, is_control
+            )
+            for p in target.parts
+        ]
+        mean = np.sum([part.mean for part in parts], axis=0)
+        sigma = np.sqrt(np.sum([part.sigma**2 for part in parts], axis=0))
+        if v_delta is not None:
+            mean = np.where(mean == 0, 0.0, mean + sigma * ndtri(v_delta).mean(axis=0))
+        return parts[0]._replace(
+            mean=mean,
+            sigma=sigma,
+            scale=np.sum([part.scale for part in parts], axis=0),
+            references=[profile for part in parts for profile in part.references],
+            weights=np.concatenate([part.weights for part in parts]) / len(parts),
+            distance=self._distance(profile, cells, target, number, parts[0].alike),
         )
 
     def _is_alone(self, number: int | None, alike: float) -> bool:
@@ -425,9 +456,12 @@ class Transfer:
     def warn_of_combination(self, target: Target) -> None:
         """Warn of a combination where none was measured to learn from how parts combine."""
         if not self._is_learned(target):
+            how = "how parts combine is only known from other data"
+            if self.module.pretrained is None:
+                how = "the changes of its parts are added up"
             warn(
-                f"{target.name} was never measured, and neither was any other combination: how "
-                "parts combine is only known from other data, and its interval may be too narrow."
+                f"{target.name} was never measured, and neither was any other combination: {how}, "
+                "and its interval may be too narrow."
             )
 
     def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:

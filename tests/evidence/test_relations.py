@@ -304,6 +304,24 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     )
 
 
+@pytest.mark.parametrize(("dose", "left"), [(0.2, 0.2), (1.0, 1.0), (3.0, 1.0), (99.0, 1.0)])
+def test_below_its_lowest_dose_a_part_falls_in_proportion(dose, left):
+    """Of two parts, of which the second was measured at doses of 1 and 10 only."""
+    cells = datasets.simulated(n_cell_types=2, n_cells=80, n_genes=30, doses=(1.0, 10.0), seed=0)
+    x, arms, labels = arrays(cells)
+    doses = cells.obs["dose"].to_numpy().copy()
+    arms[arms == 1] += np.arange((arms == 1).sum()) // 2 % 2
+    doses[(arms == 1) & (doses == 1.0)] = 0.1
+    evidence = Evidence.of(x, arms, labels, NAMES[:2], doses=doses, parts=[(0,), (1,)])
+    query = Query.of_population(evidence, 0, 0)._replace(
+        parts=(0, 1), perturbation=None, dose=dose
+    )
+    relation = relate(evidence, query, evidence.whole)
+    of = evidence.changes.perturbation[relation.kept]
+    np.testing.assert_allclose(relation.factor[of == 0], 2)
+    np.testing.assert_allclose(relation.factor[of == 1], 2 * left)
+
+
 @pytest.mark.parametrize("base", [2.0, 10.0])
 def test_the_base_of_logarithms_changes_nothing_that_networks_see(cells, evidence, base):
     x, *others = arrays(cells)

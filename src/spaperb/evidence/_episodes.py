@@ -221,7 +221,8 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
 
     With several perturbations changes are held out alone. With fewer than three contexts (or
     changes) there are no folds: what is left would not be worth learning from. One fold alone holds
-    half of them out; where there are more folds than contexts, the last ones are as the first.
+    half of them out, of three one; where there are more folds than contexts, the last ones are as
+    the first.
     """
     whole, context = evidence.whole, evidence.context
     is_single = len(np.unique(evidence.changes.perturbation)) == 1

@@ -331,6 +331,10 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
     if is_part.any():
         # Each part has as much to say as the others, however often it was measured.
         factor[is_part] = len(query.parts)
+        for p in np.unique(perturbation[is_part & has_dose]):
+            # Below the lowest dose of a part its change falls to nothing in proportion.
+            of = is_part & has_dose & (perturbation == p)
+            factor[of] *= min(1.0, query.dose / doses[of].min())
         times = np.array([query.parts.count(p) for p in perturbation], dtype=float)
         parts = [perturbation == p for p in np.unique(perturbation[is_part])]
         for weights in (log_prior, by_target):
