@@ -484,7 +484,7 @@ def _typed_otherwise(key: str) -> Change:
         is_clear = len(set(map(_spelling, known))) == len(known)
         how = rng.choice(["object", "text", "padded", "float"] if is_clear else ["object"])
         if how == "float" and all(type(name) in (int, np.int64) for name in found):
-            values = values.astype(float).astype(object)
+            values = values.map(float, na_action="ignore").astype(object)
         elif how in ("text", "padded"):
             form = " {} ".format if how == "padded" else str
             values = values.map(form, na_action="ignore")
