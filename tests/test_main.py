@@ -213,6 +213,17 @@ class TestPretrainedWeights:
             layers.append(ad.read_h5ad(output).layers[LAYER])
         assert not np.allclose(*layers)
 
+    def test_as_they_are(self, file):
+        command = ["predict", file, *HIDE, "--output", "a.h5ad", "--max-epochs", "0"]
+        assert main(command) == 0
+        assert np.isfinite(ad.read_h5ad("a.h5ad").layers[LAYER]).all()
+
+    def test_the_published_objective_has_none(self, file, folder, capsys):
+        arguments = ["--objective", "published", "--pretrained", "own.safetensors"]
+        assert predict(file, *arguments) == 1
+        assert "takes no file of `pretrained` weights" in capsys.readouterr().err
+        assert not (folder / "out.h5ad").exists()
+
     def test_no_such_weights(self, file, folder, capsys):
         assert predict(file, "--pretrained", "none.safetensors") == 1
         error = capsys.readouterr().err
@@ -582,7 +593,7 @@ def test_interrupt(file, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["predict"], ["demo", "--max-epochs", "0"], ["other"]])
+@pytest.mark.parametrize("arguments", [[], ["predict"], ["demo", "--max-epochs", "-1"], ["other"]])
 def test_wrong_usage(arguments):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)

@@ -428,12 +428,15 @@ class TestOtherErrors:
 
 @pytest.mark.parametrize(
     ("settings", "max_epochs"),
-    [(IN_CONTEXT, 0), (IN_CONTEXT, -1), (PUBLISHED, 0), (PUBLISHED, -1), ({}, -1)],
+    [
+        *[(IN_CONTEXT, 0), (IN_CONTEXT, -1), (PUBLISHED, 0), (PUBLISHED, -1), ({}, -1)],
+        *[(IN_CONTEXT, 2.5), (PUBLISHED, 2.0), ({}, 0.0)],
+    ],
 )
 def test_at_least_one_epoch(adata, settings, max_epochs):
     SpaPerbModel.setup_anndata(adata)
     model = SpaPerbModel(adata, **settings)
-    with pytest.raises(ValueError, match=rf"must be at least 1 .*; it is {max_epochs}"):
+    with pytest.raises(ValueError, match=rf"a whole number and at least 1 .*; it is {max_epochs}"):
         model.train(max_epochs, **QUIET)
     assert not model.is_trained
 

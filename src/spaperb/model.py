@@ -8,6 +8,7 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -143,10 +144,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     Raises
     ------
     ValueError
-        If the objective is unknown, or the weights are damaged, of another version, or of other
-        sizes than those asked for.
+        If the objective is unknown or takes no weights, or the weights are damaged, of another
+        version, or of other sizes than those asked for.
     TypeError
-        If the objective's module takes no such argument.
+        If the objective's module takes no such argument, or ``pretrained`` is of another type.
     FileNotFoundError
         If there is no file of weights.
 
@@ -187,6 +188,16 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             self.adata_manager.validate()
             self._check_unchanged()
         check_choice("objective", objective, tuple(OBJECTIVES))
+        if not isinstance(pretrained, bool | str | Path):
+            raise TypeError(
+                "`pretrained` must be True (the weights that come with SpaPerb), False (none) or a "
+                f"file of weights; it is {pretrained!r}."
+            )
+        if objective == "published" and not isinstance(pretrained, bool):
+            raise ValueError(
+                'objective="published" is trained from scratch and takes no file of `pretrained` '
+                f"weights; it is {str(pretrained)!r}. Leave it out."
+            )
         self.objective = objective
         parts = OBJECTIVES[objective]
         self._module_cls, self._data_splitter_cls, self._training_plan_cls, _ = parts
@@ -409,6 +420,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         early_stopping
             Whether to stop when validation stops to improve: on held-out episodes, or on pairs of a
             tenth of the cells, the same at each epoch; cells that were left out are never looked at.
+            scvi-tools waits 45 epochs for an improvement (``early_stopping_patience``), which are
+            more than the in-context objective has by default.
         early_stopping_monitor
             The logged quantity to watch.
         checkpoint
@@ -428,7 +441,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         ------
         ValueError
             If the model has no data, or data that changed since they were set up, ``max_epochs`` is
-            below 1, there is nothing to make episodes of, there are fewer than two pairs in a minibatch, a perturbation has all of its
+            below 1 or no whole number, there is nothing to make episodes of, there are fewer than two pairs in a minibatch, a perturbation has all of its
             pairs left out of training, or early stopping has no validation pairs to watch, or the
             checkpoint is of training with other cells, genes or settings or of more epochs, is
             damaged, or holds more than data (it is a pickle, which could run code, and is looked
@@ -450,10 +463,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "AnnData to SpaPerbModel, and loader options as `datasplitter_kwargs`."
             )
         is_pretrained = self.objective == "in_context" and self.module.pretrained is not None
-        if max_epochs is not None and max_epochs < (0 if is_pretrained else 1):
+        if max_epochs is not None and (
+            not isinstance(max_epochs, Integral) or max_epochs < (0 if is_pretrained else 1)
+        ):
             raise ValueError(
-                f"`max_epochs` must be at least 1 (0 for pretrained networks as they are); it is "
-                f"{max_epochs}."
+                "`max_epochs` must be a whole number and at least 1 (0 for pretrained networks as "
+                f"they are); it is {max_epochs!r}."
             )
         if batch_size is None:
             batch_size = OBJECTIVES[self.objective].batch_size

@@ -162,6 +162,15 @@ class TestModel:
             SpaPerbModel(adata, **sizes)
         SpaPerbModel(adata, pretrained=False, **sizes)
 
+    @pytest.mark.parametrize("pretrained", [None, 1, b"weights"])
+    def test_no_file_and_no_choice(self, adata, pretrained):
+        with pytest.raises(TypeError, match=r"`pretrained` must be True .*; it is"):
+            SpaPerbModel(adata, pretrained=pretrained)
+
+    def test_the_published_objective_has_none(self, adata, path):
+        with pytest.raises(ValueError, match="takes no file of `pretrained` weights"):
+            SpaPerbModel(adata, objective="published", pretrained=path)
+
     def test_a_file_of_ones_own(self, adata, networks, path):
         for given in (path, str(path)):
             model = SpaPerbModel(adata, pretrained=given, n_hidden=8)
