@@ -4,19 +4,18 @@
     python benchmarks/accuracy/data_sets.py FOLDER --sets kang_pbmc_ifnb
 
 FOLDER holds the data sets. `untouched` are the pretrained networks without a step of training,
-`spaperb_in_context` the default, beside the baselines. Each perturbation of a set is hidden in each
-context with at least 20 cells in both conditions; genes are chosen without the hidden cells. The
-CRISPR screens have a protocol of their own (`crispr.py`). Writes `data_sets.csv` and
-`data_sets_summary.csv` beside this file. `--folds DIR` keeps finished folds.
+`from scratch` networks without pretraining, `spaperb_in_context` the default, beside the baselines.
+Each perturbation of a set is hidden in each context with at least 20 cells in both conditions; genes
+are chosen without the hidden cells. The CRISPR screens have a protocol of their own (`crispr.py`).
+Writes `data_sets.csv` and `data_sets_summary.csv` beside this file. `--folds DIR` keeps finished folds.
 """
 
 import argparse
 from pathlib import Path
 
-import anndata as ad
 import pandas as pd
 import report
-import scanpy as sc
+from reading import log_normalised
 from weights import FOLDER, without
 
 from spaperb.baselines import BASELINES
@@ -28,13 +27,12 @@ LEAST_CELLS = 20
 
 def run(file: Path, row: pd.Series, seeds: list[int], **kwargs) -> pd.DataFrame:
     """Hide each context of a data set."""
-    cells = ad.read_h5ad(file)
-    sc.pp.normalize_total(cells, target_sum=1e4)
-    sc.pp.log1p(cells)
+    cells = log_normalised(file)
     weights = without(row["name"])
     methods = {
         "spaperb_in_context": SpaPerb(pretrained=weights),
         "untouched": SpaPerb({"max_epochs": 0}, pretrained=weights),
+        "from scratch": SpaPerb(pretrained=False),
         **BASELINES,
     }
     results = []

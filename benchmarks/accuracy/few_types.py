@@ -15,7 +15,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import report
-import scanpy as sc
+from reading import log_normalised
 from weights import without
 
 from spaperb.baselines import BASELINES
@@ -43,9 +43,7 @@ def main() -> None:
     parser.add_argument("--folds", type=Path)
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
-    cells = ad.read_h5ad(args.file)
-    sc.pp.normalize_total(cells, target_sum=1e4)
-    sc.pp.log1p(cells)
+    cells = log_normalised(args.file)
     sizes = pd.crosstab(cells.obs["cell_type"], cells.obs["condition"])
     hidden_types = list(sizes.index[sizes.min(axis=1) >= LEAST_HIDDEN])
     methods = {

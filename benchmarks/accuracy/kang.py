@@ -11,10 +11,9 @@ for each of two metrics beside this file. `--folds DIR` keeps finished folds, so
 import argparse
 from pathlib import Path
 
-import anndata as ad
 import pandas as pd
 import report
-import scanpy as sc
+from reading import log_normalised
 from weights import without
 
 from spaperb.baselines import BASELINES, OwnTypeShift
@@ -33,9 +32,7 @@ def main() -> None:
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
 
-    adata = ad.read_h5ad(args.file)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
+    adata = log_normalised(args.file)
     methods = {
         "spaperb_in_context": SpaPerb(pretrained=without("kang_pbmc_ifnb")),
         "spaperb_published": SpaPerb(objective="published"),
