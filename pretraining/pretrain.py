@@ -85,7 +85,7 @@ def pretrain(sets: Sequence[Evidence]) -> tuple[InContextModule, pd.Series]:
     module = InContextModule(n_networks=N_NETWORKS)
     rng = np.random.default_rng(SEED)
     first = [draw(sets[i % len(sets)], rng, N_GENES).description for i in range(N_FIRST)]
-    module.standardise_by(Constants.of(first))
+    module.standardise_by([Constants.of(first)] * N_NETWORKS)
     trainer = Trainer(
         accelerator="cpu",
         devices=1,

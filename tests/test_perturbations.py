@@ -182,10 +182,13 @@ class TestPrediction:
         assert b[10:20].mean() > 0.5 > abs(b[:10].mean())
         assert min(both[:10].mean(), both[10:20].mean()) > 0.5
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
     def test_an_unseen_combination_adds_up(self, data):
         seen = data[data.obs["condition"] != "A+B"].copy()
         model = fit(seen)
         assert model.perturbations == ["A", "B"]
+        with pytest.warns(UserWarning, match=r"B\+A was never measured, .* only known from other"):
+            model.predict_stimulated(control_of(data), "B+A", inplace=False)
         both = change(model, control_of(data), "B+A")
         assert min(both[:10].mean(), both[10:20].mean()) > 0.4
         # less noise than in the sum of the measured shifts, of 10 cells of B say
@@ -194,6 +197,7 @@ class TestPrediction:
         added = means["A"] + means["B"] - 2 * means["control"]
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
     def test_from_scratch_without_an_example_it_is_the_sum_of_its_parts(self, data):
         model = fit(data[data.obs["condition"] != "A+B"].copy(), **IN_CONTEXT)
         cells = control_of(data)
@@ -212,6 +216,7 @@ class TestPrediction:
         np.testing.assert_array_equal(one, again)
         assert not np.allclose(one, other)
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
     @pytest.mark.parametrize("is_measured", [True, False])
     def test_the_order_of_parts_has_no_meaning(self, data, model, is_measured):
         if not is_measured:
@@ -431,6 +436,7 @@ class TestSetup:
         SpaPerbModel.setup_anndata(cells, stimulated=np.array(["A", "B"]))
         assert SpaPerbModel(cells, **PUBLISHED).perturbations == ["A", "B"]
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
     def test_a_thousand_perturbations(self):
         cells = small_cells(n_cell_types=2, n_cells=2000, n_genes=20)
         names = cells.obs["condition"].astype(object).to_numpy(copy=True)

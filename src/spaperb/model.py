@@ -110,8 +110,8 @@ OBJECTIVES = {
     "in_context": Objective(InContextModule, EpisodeSplitter, InContextTrainingPlan, 4),
     "published": Objective(PublishedModule, PairedDataSplitter, SpaPerbTrainingPlan, 256),
 }
-SCRATCH_EPOCHS, FINE_EPOCHS = 25, 15
-"""Epochs of the in-context networks, from scratch and from pretrained weights."""
+N_EPOCHS = 25
+"""Epochs of the in-context networks."""
 CLIP = 100.0
 """Largest norm of a gradient of the in-context loss."""
 
@@ -136,7 +136,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         ``"in_context"`` or ``"published"``.
     pretrained
         Whether the in-context networks start from the weights that come with the package, or a file
-        of such weights. Training goes on from them, and half of a prediction stays theirs.
+        of such weights. Training goes on from them, and a share of each prediction stays theirs,
+        about half.
     **module_kwargs
         Further arguments of :class:`~spaperb.module.InContextModule` or of
         :class:`~spaperb.module.PublishedModule`. Pretrained networks have the sizes of their file.
@@ -218,8 +219,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             self.expression_kind_ = vars(Scale.of(x, log_base(adata) or math.e))
-            if self.registry["setup_args"]["dose_key"] is not None:
-                self._look_at_doses()
+            if objective == "published" and DOSE_KEY in self.adata_manager.data_registry:
+                # Dose curves start in the middle.
+                half = self._doses()["median"].clip(lower=LEAST_DOSE).to_numpy()
+                self.module.perturbations.log_half.data.copy_(torch.from_numpy(np.log(half)))
         self._model_summary_string = f"SpaPerbModel with objective: {objective}"
         if objective == "in_context":
             of = "from scratch" if self.module.pretrained is None else "pretrained"
@@ -410,10 +413,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Parameters
         ----------
         max_epochs
-            Epochs at most. By default 15 of ten minibatches of episodes, and 25 from scratch; 0 leaves
-            pretrained networks as they are, and only measures. For
-            the published objective scvi-tools' rule, 400 for up to 20,000 cells and fewer for more,
-            in each of which each cell of a type's larger condition is visited once.
+            Epochs at most. By default 25 of ten minibatches of episodes; 0 leaves pretrained networks
+            as they are, and only measures. For the published objective scvi-tools' rule, 400 for up
+            to 20,000 cells and fewer for more, in each of which each cell of a type's larger
+            condition is visited once.
         batch_size
             Episodes of each network in a minibatch, 4 by default; for the published objective
             pairs, 256 by default and at least 2.
@@ -478,7 +481,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self._check_data()
         if self.objective == "in_context":
             if max_epochs is None:
-                max_epochs = FINE_EPOCHS if is_pretrained else SCRATCH_EPOCHS
+                max_epochs = N_EPOCHS
             own = {"n_networks": len(self.module.networks), "pretrained": is_pretrained}
             kwargs["datasplitter_kwargs"] = {**(kwargs.get("datasplitter_kwargs") or {}), **own}
             if "gradient_clip_val" not in (kwargs.get("trainer_config") or {}):
@@ -530,6 +533,13 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self.validation_indices = splitter.val_idx
         self.test_indices = splitter.test_idx
         self.split_of_ = digest(splitter.adata_manager.adata.obs_names)
+        if DOSE_KEY in splitter.adata_manager.data_registry:
+            doses = self._doses(self._used())
+            self.dose_ranges_ = list(zip(doses["min"], doses["max"], strict=True))
+
+    def _used(self) -> np.ndarray:
+        """Positions of the cells that are looked at: all but those for testing."""
+        return np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
 
     def _learn_contexts(self) -> Transfer:
         """Measure the contexts of the training data, and learn how far predictions may be off."""
@@ -545,22 +555,17 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "AnnData has other cells, or the same in another order, than those that were split "
                 "into training and test. Load it with the training AnnData as it was."
             )
-        used = np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
         self.module.eval()
-        learned = Transfer.learn(measure(self.adata_manager, used), self.module)
+        learned = Transfer.learn(measure(self.adata_manager, self._used()), self.module)
         self._transfer, self.transfer_ = learned, learned.to_state()
         return learned
 
-    def _look_at_doses(self) -> None:
-        """Keep the range of each perturbation's doses, and start dose curves in the middle."""
-        arms = condition_arms(self.adata_manager)
+    def _doses(self, used: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+        """Lowest, highest and median dose of each perturbation in some cells."""
+        arms = condition_arms(self.adata_manager)[used]
         doses = np.asarray(self.adata_manager.get_from_registry(DOSE_KEY), dtype=float).ravel()
-        of_arm = pd.Series(doses).groupby(arms).agg(["min", "max", "median"])
-        of_arm = of_arm.reindex(STIMULATED + np.arange(len(self.perturbations)))
-        self.dose_ranges_ = list(zip(of_arm["min"], of_arm["max"], strict=True))
-        if self.objective == "published":
-            half = torch.from_numpy(np.log(of_arm["median"].clip(lower=LEAST_DOSE).to_numpy()))
-            self.module.perturbations.log_half.data.copy_(half)
+        of_arm = pd.Series(doses[used]).groupby(arms).agg(["min", "max", "median"])
+        return of_arm.reindex(STIMULATED + np.arange(len(self.perturbations)))
 
     @property
     def perturbations(self) -> list[Any]:
@@ -1022,7 +1027,6 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         survey = Survey.of(query, populations_of(context.codes, is_control, of_groups))
         changes = learned.changes(survey, target)
         learned.warn_of(changes, context.names)
-        learned.warn_of_combination(target)
         var_names = self.get_var_names().tolist()
         scale = Scale(**self.expression_kind_)
         return response_table(groups, context.codes, query, changes, var_names, level, scale)

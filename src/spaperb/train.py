@@ -228,10 +228,10 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
         super().__init__(module, lr=lr, **kwargs)
 
     def on_train_start(self) -> None:
-        """Standardise inputs as they are in some episodes, unless that was done before."""
+        """Standardise inputs as they are in some episodes of these data."""
         super().on_train_start()
-        if not self.module.is_standardised:
-            self.module.standardise_by(self.trainer.datamodule.constants())
+        if (episodes := self.trainer.datamodule) is not None:
+            self.module.standardise_by(episodes.constants())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep that until training starts.

@@ -22,8 +22,8 @@ from spaperb.evidence import (
     Evidence,
     Plan,
     Query,
-    Relation,
     describe_related,
+    dose_shares,
     leave_out,
     make_episode,
     make_folds,
@@ -131,11 +131,8 @@ class Transfer:
 
         def hold_out(f: int, plan: Plan) -> HeldOut:
             episode = make_episode(evidence, plan)
-            return HeldOut(
-                episode,
-                module.predict_trained(episode.description, f),
-                module.predict_pretrained(episode.description),
-            )
+            trained = module.predict_trained(episode.description, f)
+            return HeldOut(episode, trained, module.predict_pretrained(episode.description))
 
         held_out, alone = [], []
         for f, fold in enumerate(make_folds(evidence, len(module.networks))):
@@ -216,10 +213,10 @@ class Transfer:
             is_shown = is_shown | description.shifts.any(axis=0)
         if v_delta is not None:
             mean = mean + sigma * ndtri(v_delta).mean(axis=0)
-        prior = shares @ np.exp([relation.log_prior for relation in relations])
-        references, weights = self._references(
-            relations[0]._replace(log_prior=np.log(prior)), target
-        )
+        prior = np.zeros(len(evidence.changes.population))
+        for share, relation in zip(shares, relations, strict=True):
+            prior[relation.kept] += share * np.exp(relation.log_prior)
+        references, weights = self._references(prior, target)
         return CellChange(
             rest * np.where(is_shown, mean, 0.0),
             rest * sigma,
@@ -283,23 +280,20 @@ class Transfer:
         same = np.isclose(levels, target.dose, rtol=CLOSE, atol=0)
         if same.any():
             return levels[same][:1], np.ones(1), 1.0
-        at = np.log(np.clip(target.dose, levels[0], levels[-1]))
-        shares = np.array([np.interp(at, np.log(levels), e) for e in np.eye(len(levels))])
+        shares = dose_shares(levels, target.dose)
         return levels[shares > 0], shares[shares > 0], min(target.dose / levels[0], 1.0)
 
-    def _references(self, relation: Relation, target: Target) -> tuple[list[Profile], FloatArray]:
+    def _references(self, prior: FloatArray, target: Target) -> tuple[list[Profile], FloatArray]:
         """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
-        perturbation = self.evidence.changes.perturbation[relation.kept]
-        is_target = np.isin(
-            perturbation, [*target.parts, *([] if target.number is None else [target.number])]
-        )
-        if target.number is not None and (perturbation == target.number).any():
-            is_target = perturbation == target.number
+        perturbation = self.evidence.changes.perturbation
+        is_used = prior > 0
+        is_target = is_used & (perturbation == target.number)
+        if not is_target.any():
+            is_target = is_used & np.isin(perturbation, target.parts)
         some = np.flatnonzero(is_target)
-        best = some[np.argsort(-relation.log_prior[some], kind="stable")[:MAX_REFERENCES]]
-        weights = np.exp(relation.log_prior[best] - relation.log_prior[best].max())
-        profiles = [self.evidence.changes.profile(s) for s in relation.kept[best]]
-        return profiles, weights / weights.sum()
+        best = some[np.argsort(-prior[some], kind="stable")[:MAX_REFERENCES]]
+        profiles = [self.evidence.changes.profile(s) for s in best]
+        return profiles, prior[best] / prior[best].sum()
 
     def _distance(
         self, profile: Profile, cells: FloatArray, target: Target, number: int | None, alike: float
@@ -331,6 +325,7 @@ class Transfer:
         v_delta
             Draws of V_delta, as for :meth:`change`.
         """
+        self._warn_of_combination(target)
         changes = {}
         for code in sorted({p // 2 for p in survey.profiles}):
             # Control cells, or all cells of a context if none is known to be one.
@@ -453,7 +448,7 @@ class Transfer:
         """Whether training saw changes of a kind: without a combination, none of combinations."""
         return target.number is not None or any(len(of) > 1 for of in self.evidence.parts)
 
-    def warn_of_combination(self, target: Target) -> None:
+    def _warn_of_combination(self, target: Target) -> None:
         """Warn of a combination where none was measured to learn from how parts combine."""
         if not self._is_learned(target):
             how = "how parts combine is only known from other data"
@@ -461,7 +456,7 @@ class Transfer:
                 how = "the changes of its parts are added up"
             warn(
                 f"{target.name} was never measured, and neither was any other combination: {how}, "
-                "and its interval may be too narrow."
+                "so trust it, and its intervals, less than those of measured perturbations."
             )
 
     def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:

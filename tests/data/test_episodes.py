@@ -1,5 +1,6 @@
 """Minibatches of episodes: a function of seed, epoch and step, and nothing held out is learned from."""
 
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,7 @@ import scvi
 import torch
 from helpers import small_cells
 
-from spaperb import SpaPerbModel
+from spaperb import SpaPerbModel, datasets
 from spaperb.data._episodes import (
     Episodes,
     EpisodeSampler,
@@ -18,7 +19,7 @@ from spaperb.data._episodes import (
     measure,
     stacked,
 )
-from spaperb.evidence import draw, leave_out, make_episode, make_folds
+from spaperb.evidence import Evidence, draw, leave_out, make_episode, make_folds
 
 N_TYPES, N_FOLDS = 5, 3
 
@@ -60,6 +61,8 @@ class TestEpisodes:
         one[5, 5]
         assert same(first, one[1, 2])
         assert same(first, again[1, 2])
+        # As a loader's new process would have it.
+        assert same(first, pickle.loads(pickle.dumps(one))[1, 2])
         for batch in (other[1, 2], one[1, 3], one[2, 2], one[2, 1]):
             assert not same(first, batch)
 
@@ -215,22 +218,23 @@ class TestSplitter:
         sets = splitter.episodes.evidence
         assert [len(of) for of in sets] == [1, 1]
         for of, fold in zip(sets, splitter.folds, strict=True):
-            assert of[0] is fold.evidence
+            assert of[0][0] is fold.evidence
         assert list(splitter.val_dataloader())
 
     def test_constants_are_of_its_episodes(self, manager):
         splitter = self.splitter(manager)
         first, again = splitter.constants(), splitter.constants()
-        for (mean, deviation), others in zip(first, again, strict=True):
-            np.testing.assert_array_equal(mean, others[0])
-            np.testing.assert_array_equal(deviation, others[1])
-            assert np.isfinite(mean).all()
-            assert (deviation >= 0.05).all()
-        rng = np.random.default_rng(splitter.seed)
-        states = np.concatenate(
-            [draw(splitter.evidence, rng, 512).description.state for _ in range(64)]
-        )
-        np.testing.assert_allclose(first.state[0], states.mean(axis=0))
+        for of_network, others, fold in zip(first, again, splitter.folds, strict=True):
+            for (mean, deviation), other in zip(of_network, others, strict=True):
+                np.testing.assert_array_equal(mean, other[0])
+                np.testing.assert_array_equal(deviation, other[1])
+                assert np.isfinite(mean).all()
+                assert (deviation >= 0.05).all()
+            # Of what it learns from, without what is held out of it.
+            rng = np.random.default_rng(0)
+            states = [draw(fold.evidence, rng, 512).description.state for _ in range(64)]
+            np.testing.assert_allclose(of_network.state[0], np.concatenate(states).mean(axis=0))
+        assert not np.allclose(first[0].state[0], first[1].state[0])
 
     def test_without_folds_pretrained_networks_stay_as_they_are(self):
         with pytest.warns(UserWarning, match="too few to train on"):
@@ -341,6 +345,40 @@ def test_leaving_out_alone_keeps_the_other_perturbations():
     alone, with_context = (leave_out(evidence, target, with_it) for with_it in (False, True))
     assert set(alone.kept) == set(evidence.whole) - {target}
     assert evidence.context[target] not in evidence.context[with_context.kept]
+
+
+def doses_of(n_cell_types, n_perturbations):
+    """Evidence of perturbations at doses of 1 and 10 in each context."""
+    cells = datasets.simulated(
+        n_cell_types=n_cell_types, n_cells=240, n_genes=30, doses=(1.0, 10.0), seed=0
+    )
+    arms = (cells.obs["condition"] == "stimulated").to_numpy().astype(int)
+    arms[arms == 1] += np.arange((arms == 1).sum()) // 2 % n_perturbations
+    labels = cells.obs["cell_type"].cat.codes.to_numpy().astype(int)
+    names = list(cells.obs["cell_type"].cat.categories)
+    return Evidence.of(cells.X, arms, labels, names, doses=cells.obs["dose"].to_numpy())
+
+
+def test_leaving_a_perturbation_out_takes_all_of_its_doses():
+    evidence = doses_of(3, 2)
+    changes = evidence.changes
+    for fold in make_folds(evidence, N_FOLDS):
+        assert fold.held_out
+        for plan in fold.held_out:
+            s, kept = plan.target, plan.kept
+            is_here = changes.population[kept] == changes.population[s]
+            is_same = changes.perturbation[kept] == changes.perturbation[s]
+            assert is_here.any()
+            assert is_same.any()
+            assert not (is_here & is_same).any()
+
+
+def test_a_perturbation_that_nothing_else_tells_of_is_not_held_out():
+    """Each was measured in one context alone: nobody could ask for it elsewhere and be answered."""
+    evidence = doses_of(1, 4)
+    assert len(evidence.whole) == 8
+    assert all(leave_out(evidence, int(s), False) is None for s in evidence.whole)
+    assert make_folds(evidence, N_FOLDS) == []
 
 
 def test_leaving_out_the_only_change_is_none():

@@ -152,6 +152,22 @@ def test_many_doses_are_grouped_by_rank():
     assert (np.diff(of_type) > 0).all()
 
 
+def test_cells_at_a_dose_of_0_tell_of_no_stimulus():
+    x, arms, labels, names = context_arrays(small_cells(n_cells=60))
+    stimulated = np.flatnonzero(arms)
+    doses = np.zeros(len(arms))
+    doses[stimulated[::2]] = 10.0
+    both = Evidence.of(x, arms, labels, names, doses=doses)
+    assert set(both.changes.dose) == {10.0}
+    arms[stimulated[1::2]] = NEITHER
+    some = Evidence.of(x, arms, labels, names, doses=doses)
+    whole = both.whole
+    np.testing.assert_allclose(both.changes.shift[whole], some.changes.shift[some.whole])
+    # With no other dose they are all that is known.
+    arms[stimulated[1::2]] = 1
+    assert set(Evidence.of(x, arms, labels, names, doses=np.zeros(len(arms))).changes.dose) == {0}
+
+
 def test_likeness_of_halves_of_a_type_and_of_other_types():
     evidence = Evidence.of(*context_arrays(small_cells(n_cells=100, n_genes=200)))
     p = evidence.populations

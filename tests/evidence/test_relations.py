@@ -14,7 +14,13 @@ from spaperb.evidence import (
     describe,
     relate,
 )
-from spaperb.evidence._relations import LEAST_SHARE, MAX_PIECES, log_dose_weights
+from spaperb.evidence._relations import (
+    LEAST_SHARE,
+    MAX_PIECES,
+    NO_TARGET,
+    foremost,
+    log_dose_weights,
+)
 from spaperb.populations import Profile
 
 NAMES = [f"type_{i}" for i in range(5)]
@@ -195,19 +201,65 @@ def test_a_part_that_comes_twice_has_twice_the_weight():
     assert set(relation.factor) == {3}
 
 
-def test_the_pieces_with_the_greatest_weights_are_kept():
-    evidence = many(MAX_PIECES + 8, n_types=1, n_cells=4 * (MAX_PIECES + 8))
+def test_the_pieces_with_the_greatest_weights_are_kept(monkeypatch):
+    n = MAX_PIECES + 8
+    evidence = many(n, n_types=1, n_cells=4 * n)
     query = Query.of_population(evidence, 0, 3)
+    best = relate(evidence, query, evidence.whole)
+    monkeypatch.setattr("spaperb.evidence._relations.MAX_PIECES", 2 * n)
     relation = relate(evidence, query, evidence.whole)
-    assert len(relation.kept) > MAX_PIECES
-    best = relation.best(MAX_PIECES)
+    assert len(relation.kept) == n
     assert len(best.kept) == MAX_PIECES
     assert np.exp(best.log_prior).sum() == pytest.approx(1)
     assert best.by_target.sum() == pytest.approx(1)
     assert 3 in evidence.changes.perturbation[best.kept]
-    left = relation.log_prior[~np.isin(relation.kept, best.kept)]
-    assert left.max() <= relation.log_prior[np.isin(relation.kept, best.kept)].min()
-    assert describe(evidence, query, evidence.whole).shifts.shape == (MAX_PIECES, 30)
+    is_best = np.isin(relation.kept, best.kept)
+    assert relation.log_prior[~is_best].max() <= relation.log_prior[is_best].min()
+    # What other perturbations did here is of all of them.
+    np.testing.assert_array_equal(best.here, relation.here)
+
+
+def test_of_each_part_as_many_pieces_are_kept():
+    # One part was measured a hundred times, so that each piece of it weighs little, and one ten times.
+    target = np.repeat([0, 1, NO_TARGET], [100, 10, 20])
+    log_prior = np.random.default_rng(0).normal(size=130) - np.log(
+        np.repeat([100, 10, 1], [100, 10, 20])
+    )
+    some = foremost(log_prior, target)
+    assert np.array_equal(some, np.sort(some))
+    assert [(target[some] == t).sum() for t in (0, 1, NO_TARGET)] == [MAX_PIECES - 10, 10, 0]
+    of_first = some[target[some] == 0]
+    left = np.setdiff1d(np.arange(100), of_first)
+    assert log_prior[left].max() < log_prior[of_first].min()
+
+
+@pytest.mark.parametrize("n_times", [3, 40])
+def test_parts_that_were_measured_more_or_less_often_still_add_up(n_times):
+    """All contexts are alike and both parts have the same change: the prior is twice it."""
+    few, n_genes = 2, 30
+    cells = datasets.simulated(n_cell_types=1, n_cells=40, n_genes=n_genes, seed=0)
+    is_control = (cells.obs["condition"] == "control").to_numpy()
+    x = cells.X.toarray() if hasattr(cells.X, "toarray") else np.asarray(cells.X)
+    control, stimulated = x[is_control], x[~is_control]
+    blocks, arms, labels = [], [], []
+    for k in range(n_times):
+        for arm, block in [(0, control), (1, stimulated), *([(2, stimulated)] if k < few else [])]:
+            blocks.append(block)
+            arms.append(np.full(len(block), arm))
+            labels.append(np.full(len(block), k))
+    names = [f"type_{k}" for k in range(n_times)]
+    evidence = Evidence.of(
+        np.concatenate(blocks), np.concatenate(arms), np.concatenate(labels), names
+    )
+    query = Query.of_population(evidence, 0, 0)._replace(
+        parts=(0, 1), perturbation=None, context=None
+    )
+    prior = relate(evidence, query, evidence.whole)
+    change = (np.exp(prior.log_prior) * prior.factor) @ evidence.changes.shift[prior.kept]
+    np.testing.assert_allclose(change, 2 * evidence.changes.shift[0], atol=1e-6)
+    of = evidence.changes.perturbation[prior.kept]
+    weights = [np.exp(prior.log_prior[of == p]).sum() for p in (0, 1)]
+    np.testing.assert_allclose(weights, 0.5)
 
 
 def test_the_mean_of_other_perturbations_in_the_context():

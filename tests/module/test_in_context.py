@@ -37,7 +37,8 @@ def make(evidence, seed=0, **kwargs):
     torch.manual_seed(seed)
     module = InContextModule(**SIZES, **kwargs)
     rng = np.random.default_rng(seed)
-    module.standardise_by(Constants.of([draw(evidence, rng).description for _ in range(8)]))
+    constants = Constants.of([draw(evidence, rng).description for _ in range(8)])
+    module.standardise_by([constants] * len(module.networks))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -220,17 +221,6 @@ def test_more_padding_changes_neither_loss_nor_gradient(evidence, batch, filling
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
-def test_is_standardised(evidence):
-    module = InContextModule(**SIZES)
-    assert not module.is_standardised
-    module.standardise_by(Constants.of([draw(evidence, np.random.default_rng(0)).description]))
-    assert module.is_standardised
-    again = InContextModule(**SIZES)
-    again.load_state_dict(module.state_dict())
-    assert again.is_standardised
-    assert InContextModule(**SIZES).start_from(module.networks).is_standardised
-
-
 def test_pretrained_networks_are_shared_out(evidence):
     """More networks than there are pretrained ones start from the first again."""
     source = list(make(evidence).networks)
@@ -400,7 +390,8 @@ class TestAccuracy:
         module = InContextModule(n_networks=1)
         sets = [measured(seed=seed, **SIMULATION) for seed in range(6)]
         rng = np.random.default_rng(0)
-        module.standardise_by(Constants.of([draw(e, rng, 300).description for e in sets]))
+        constants = Constants.of([draw(e, rng, 300).description for e in sets])
+        module.standardise_by([constants] * len(module.networks))
         optimiser = torch.optim.AdamW(module.parameters(), lr=5e-3)
         n_steps = 250
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, n_steps)

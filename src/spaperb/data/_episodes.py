@@ -164,12 +164,14 @@ class EpisodeSplitter(StratifiedSplitter):
         sets = of_folds or [[self.evidence]] * self.n_networks
         self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
 
-    def constants(self) -> Constants:
-        """Mean and deviation of the inputs of some episodes."""
-        rng = np.random.default_rng(self.seed)
-        return Constants.of(
-            [draw(self.evidence, rng, N_GENES).description for _ in range(N_FIRST)]
-        )
+    def constants(self) -> list[Constants]:
+        """Mean and deviation of the inputs of some episodes of each network, the same each time."""
+
+        def of_network(evidence: Evidence) -> Constants:
+            rng = np.random.default_rng(0)
+            return Constants.of([draw(evidence, rng, N_GENES).description for _ in range(N_FIRST)])
+
+        return [of_network(evidence) for ((evidence, _),) in self.episodes.evidence]
 
     def train_dataloader(self) -> DataLoader:
         """Return training episodes, drawn anew at each epoch."""
@@ -236,9 +238,8 @@ class Episodes(Dataset):
     def __init__(
         self, evidence: Sequence[Sequence[Evidence]], n_episodes: int, n_genes: int, seed: int
     ):
-        self.evidence, self.n_episodes, self.n_genes = evidence, n_episodes, n_genes
-        self.seed = seed
-        self.units = {id(e): e.mean_square for sets in evidence for e in sets}
+        self.evidence = [[(e, e.mean_square) for e in sets] for sets in evidence]
+        self.n_episodes, self.n_genes, self.seed = n_episodes, n_genes, seed
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Draw a minibatch of an epoch."""
@@ -246,8 +247,8 @@ class Episodes(Dataset):
         for f, sets in enumerate(self.evidence):
             rng = np.random.default_rng([self.seed, *at, f])
             for _ in range(self.n_episodes):
-                evidence = sets[int(rng.integers(len(sets)))]
-                drawn.append((draw(evidence, rng, self.n_genes), self.units[id(evidence)]))
+                evidence, unit = sets[int(rng.integers(len(sets)))]
+                drawn.append((draw(evidence, rng, self.n_genes), unit))
         return stacked(drawn, len(self.evidence))
 
 

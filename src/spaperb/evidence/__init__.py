@@ -20,6 +20,7 @@ from spaperb.evidence._relations import (
     Relation,
     describe,
     describe_related,
+    dose_shares,
     relate,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "Relation",
     "describe",
     "describe_related",
+    "dose_shares",
     "draw",
     "draw_genes",
     "leave_out",

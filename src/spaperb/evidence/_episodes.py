@@ -107,21 +107,18 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
 
 
 def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | None:
-    """Leave a change of a whole context out, alone or with all that was measured there.
+    """Leave out all that was measured in a change's context, or its perturbation there at any dose.
 
-    ``None`` if nothing else of its perturbation (or of its parts), or of its context, is left.
+    ``None`` if nothing of its perturbation, or of its parts, is left.
     """
     changes, whole = evidence.changes, evidence.whole
     is_gone = changes.population[whole] == changes.population[target]
-    kept = whole[~is_gone] if with_context else whole[whole != target]
-    if not len(kept):
+    if not with_context:
+        is_gone &= changes.perturbation[whole] == changes.perturbation[target]
+    kept = whole[~is_gone]
+    query = Query.of_change(evidence, target)
+    if not np.isin(changes.perturbation[kept], [*query.parts, query.perturbation]).any():
         return None
-    query = Query.of_population(
-        evidence,
-        int(changes.population[target]),
-        int(changes.perturbation[target]),
-        float(changes.dose[target]),
-    )
     return Plan(query, kept, target)
 
 
@@ -148,21 +145,14 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     is_here = changes.population[others] == changes.population[target]
     is_same = changes.perturbation[others] == changes.perturbation[target]
     ways = [others[~is_here], others[~is_same], others]
-    # With all that was measured there, which most users ask for; with its perturbation,
-    # which no other context
-    # then tells of; alone. The last two need further measurements there.
+    # With all that was measured there, which most users ask for; with its perturbation, which no
+    # other context then tells of; alone. The last two need further measurements there.
     chances = np.array([1.0, 0.25, 0.5] if is_here.any() else [1.0, 0.0, 0.0])
     chances *= [len(kept) > 0 for kept in ways]
     if not chances.any():
         return None
     kept = ways[rng.choice(3, p=chances / chances.sum())]
-    query = Query.of_population(
-        evidence,
-        int(changes.population[target]),
-        int(changes.perturbation[target]),
-        float(changes.dose[target]),
-    )
-    return Plan(query, _some(evidence, kept, rng), target)
+    return Plan(Query.of_change(evidence, target), _some(evidence, kept, rng), target)
 
 
 def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
@@ -180,13 +170,8 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     twins = twins_of(target)
     others = evidence.whole[context[evidence.whole] != context[target]]
     is_measured = rng.random() < MEASURED
-    query = Query.of_population(
-        evidence,
-        int(changes.population[twins[0] if is_measured else target]),
-        int(changes.perturbation[target]),
-        float(changes.dose[target]),
-        is_known=is_measured,
-    )
+    asked = int(changes.population[twins[0] if is_measured else target])
+    query = Query.of_change(evidence, target, asked, is_known=is_measured)
     kept = np.concatenate([_some(evidence, others, rng), twins])
     return Plan(query, kept, target)
 
@@ -202,7 +187,7 @@ def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntAr
 
 
 class Fold(NamedTuple):
-    """A part of the evidence to learn from, and episodes that were held out of it.
+    """A part of the evidence to learn from, and the rest, which is predicted.
 
     Attributes
     ----------
@@ -219,15 +204,16 @@ class Fold(NamedTuple):
 def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     """Hold each measured change out of one fold, with all that was measured in its context.
 
-    With several perturbations changes are held out alone. With fewer than three contexts (or
-    changes) there are no folds: what is left would not be worth learning from. One fold alone holds
-    half of them out, of three one; where there are more folds than contexts, the last ones are as
-    the first.
+    With several perturbations each is held out alone, at all of its doses. What nothing else tells
+    of is never held out. With fewer than three contexts (or changes) to hold out there are no folds:
+    what is left would not be worth learning from. Two or more are left in each fold; one fold holds
+    half of them out. Where there are more folds than contexts, the last ones are as the first.
     """
-    whole, context = evidence.whole, evidence.context
+    whole = evidence.whole
     is_single = len(np.unique(evidence.changes.perturbation)) == 1
-    of_change = context if is_single else _pairs(evidence)
-    units = np.unique(of_change[whole])
+    of_change = evidence.context if is_single else _pairs(evidence)
+    plans = {int(s): leave_out(evidence, int(s), is_single) for s in whole}
+    units = np.unique([of_change[s] for s, plan in plans.items() if plan is not None])
     if len(units) < MIN_UNITS:
         return []
     units = np.random.default_rng(0).permutation(units)
@@ -237,9 +223,9 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     for i in range(n_folds):
         is_held = np.isin(of_change, units[i % n_parts :: n_parts])
         # At random, so that the first few of many may stand for all.
-        of_fold = np.random.default_rng(0).permutation(whole[is_held[whole]])
-        plans = [leave_out(evidence, int(s), is_single) for s in of_fold]
-        folds.append(Fold(evidence.keep(~is_held), [plan for plan in plans if plan is not None]))
+        of_fold = np.random.default_rng(0).permutation(whole[is_held[whole]]).tolist()
+        held_out = [plan for s in of_fold if (plan := plans[s]) is not None]
+        folds.append(Fold(evidence.keep(~is_held), held_out))
     return folds
 
 

@@ -228,7 +228,10 @@ def _groups(*keys: IntArray) -> Iterator[tuple[tuple[int, ...], IntArray]]:
 
 
 def _treatments(arms: IntArray, doses: FloatArray | None) -> Iterator[tuple[int, float, IntArray]]:
-    """Each perturbation, or each of its doses: its number, dose (NaN without), and cells."""
+    """Each perturbation, or each of its doses: its number, dose (NaN without), and cells.
+
+    Cells at a dose of 0 tell of no stimulus, unless a perturbation has no other dose.
+    """
     stimulated = np.flatnonzero(arms >= STIMULATED)
     for perturbation, of_perturbation in pd.Series(stimulated).groupby(
         arms[stimulated] - STIMULATED
@@ -237,6 +240,8 @@ def _treatments(arms: IntArray, doses: FloatArray | None) -> Iterator[tuple[int,
         if doses is None:
             yield int(perturbation), np.nan, rows
             continue
+        if (doses[rows] > 0).any():
+            rows = rows[doses[rows] > 0]
         levels = doses[rows]
         if len(np.unique(levels)) > MAX_DOSES:
             ranks = pd.qcut(levels, MAX_DOSES, labels=False, duplicates="drop")

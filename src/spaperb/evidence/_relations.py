@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.special import log_softmax, logsumexp, softmax
 
 from spaperb._types import FloatArray, IntArray
@@ -53,6 +54,8 @@ LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
 MAX_PIECES = 32
 """Pieces of evidence that a query is described by, those with the greatest prior weights."""
+NO_TARGET = -1
+"""In place of the number of a perturbation that is not asked for."""
 
 
 class Query(NamedTuple):
@@ -116,6 +119,17 @@ class Query(NamedTuple):
         )
 
     @classmethod
+    def of_change(
+        cls, evidence: Evidence, s: int, population: int | None = None, is_known: bool = True
+    ) -> Query:
+        """Ask for a measured change, in its population or another one."""
+        changes = evidence.changes
+        if population is None:
+            population = int(changes.population[s])
+        perturbation, dose = int(changes.perturbation[s]), float(changes.dose[s])
+        return cls.of_population(evidence, population, perturbation, dose, is_known)
+
+    @classmethod
     def of_population(
         cls,
         evidence: Evidence,
@@ -155,6 +169,8 @@ class Relation(NamedTuple):
         Weights by perturbation and dose alone, which add up to 1, ``(M,)``.
     factor
         What a shift is multiplied by: shifts of the parts of a combination add up, ``(M,)``.
+    here
+        Mean shift of other perturbations in the query's context, ``(G,)``.
     """
 
     kept: IntArray
@@ -162,19 +178,7 @@ class Relation(NamedTuple):
     log_prior: FloatArray
     by_target: FloatArray
     factor: FloatArray
-
-    def best(self, n: int) -> Relation:
-        """Keep the ``n`` pieces with the greatest prior weights."""
-        if len(self.kept) <= n:
-            return self
-        some = np.sort(np.argsort(-self.log_prior, kind="stable")[:n])
-        return Relation(
-            self.kept[some],
-            self.relations[some],
-            log_softmax(self.log_prior[some]),
-            self.by_target[some] / self.by_target[some].sum(),
-            self.factor[some],
-        )
+    here: FloatArray
 
 
 class Description(NamedTuple):
@@ -228,8 +232,7 @@ def describe_related(
 ) -> Description:
     """Describe a query whose relations to the evidence are known."""
     changes, populations = evidence.changes, evidence.populations
-    here = others_here(evidence, query, relation.kept)
-    kept, relations, log_prior, by_target, factor = relation.best(MAX_PIECES)
+    kept, relations, log_prior, by_target, factor, here = relation
     of = changes.population[kept]
     shifts = factor[:, None] * changes.shift[kept][:, genes]
     errors = factor[:, None] * changes.error[kept][:, genes]
@@ -284,13 +287,13 @@ def state_after(
 
 
 def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
-    """Relate pieces of evidence to a query.
+    """Relate pieces of evidence to a query, MAX_PIECES of them at most.
 
     The prior weight of a piece is half the share of its context's cells among the query's nearest,
-    half the softmax of correlations. What was measured in the query's own context has the say as
-    far as the cells are alike and were many. Other perturbations have a small share together.
-    Between two doses weights go by their logarithms, and
-    the parts of a combination have equal weights.
+    half the softmax of correlations. The query's own context takes the rest of the weight, times
+    how far the cells are alike and n / (n + 30). Other perturbations have a small share together.
+    Between two doses weights go by their logarithms, and the parts of a combination have equal
+    weights.
     """
     changes = evidence.changes
     of, inverse = np.unique(changes.population[kept], return_inverse=True)
@@ -299,6 +302,7 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
     perturbation, doses = changes.perturbation[kept], changes.dose[kept]
     is_same = perturbation == (-1 if query.perturbation is None else query.perturbation)
     is_part = np.isin(perturbation, query.parts) & ~is_same
+    is_target = is_same | is_part
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
     reliability = changes.n[kept] / (changes.n[kept] + HALF_WEIGHT)
     has_dose = (doses > 0) & (query.dose > 0)
@@ -316,11 +320,20 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
     )
     share = ((near + alike) / 2)[inverse]
     own = query.alike * is_here * reliability
-    is_target = is_same | is_part
     taken = max(own[is_target], default=0.0)
     share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
     by_target = log_dose_weights(perturbation, doses, query.dose)
     log_prior = np.log(share + LEAST_SHARE) + by_target
+    here = others_here(evidence, query, kept)
+
+    some = foremost(log_prior, np.where(is_target, perturbation, NO_TARGET))
+    kept, relations, perturbation, doses, log_prior, by_target, is_target, is_part, has_dose = (
+        x[some]
+        for x in (
+            *(kept, relations, perturbation, doses, log_prior, by_target),
+            *(is_target, is_part, has_dose),
+        )
+    )
     if is_target.any() and not is_target.all():
         # All other perturbations together, however many they are.
         for weights in (log_prior, by_target):
@@ -341,7 +354,19 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
             totals = [logsumexp(weights[part]) for part in parts]
             for part, total in zip(parts, totals, strict=True):
                 weights[part] += np.mean(totals) - total + np.log(times[part])
-    return Relation(kept, relations, log_softmax(log_prior), softmax(by_target), factor)
+    return Relation(kept, relations, log_softmax(log_prior), softmax(by_target), factor, here)
+
+
+def foremost(log_prior: FloatArray, target: IntArray) -> IntArray:
+    """Positions of the MAX_PIECES pieces with the greatest weights, in their order.
+
+    As many of each part of a combination, whichever was measured more often; others where place is
+    left.
+    """
+    if len(target) <= MAX_PIECES:
+        return np.arange(len(target))
+    rank = pd.Series(-log_prior).groupby(target).rank("first").to_numpy()
+    return np.sort(np.lexsort((-log_prior, rank, target == NO_TARGET))[:MAX_PIECES])
 
 
 def log_dose_weights(perturbation: IntArray, doses: FloatArray, dose: float) -> FloatArray:
@@ -357,21 +382,22 @@ def log_dose_weights(perturbation: IntArray, doses: FloatArray, dose: float) -> 
         of = np.flatnonzero((perturbation == p) & (doses > 0))
         levels = np.unique(doses[of])
         if len(levels):
-            shares = [np.interp(np.log(dose), np.log(levels), e) for e in np.eye(len(levels))]
-            weights[of] = np.array(shares)[np.searchsorted(levels, doses[of])]
+            weights[of] = dose_shares(levels, dose)[np.searchsorted(levels, doses[of])]
     return np.log(np.maximum(weights, LEAST_SHARE))
+
+
+def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
+    """Shares of measured doses, in ascending order, in a dose: by logarithm, ``(n_levels,)``."""
+    at = np.log(np.clip(dose, levels[0], levels[-1]))
+    return np.array([np.interp(at, np.log(levels), e) for e in np.eye(len(levels))])
 
 
 def others_here(evidence: Evidence, query: Query, kept: IntArray) -> FloatArray:
     """Mean shift of other perturbations in the query's context, as far as it is that, ``(G,)``."""
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
-    asked = {*query.parts, query.perturbation}
-    others = [
-        s
-        for s in kept[is_here]
-        if asked.isdisjoint(evidence.parts[evidence.changes.perturbation[s]])
-        and evidence.changes.perturbation[s] != query.perturbation
-    ]
-    if not others:
+    of_change = [evidence.parts[p] for p in evidence.changes.perturbation[kept]]
+    is_other = [set(query.parts).isdisjoint(parts) for parts in of_change]
+    others = kept[is_here & is_other]
+    if not len(others):
         return np.zeros(evidence.n_genes)
     return query.alike * evidence.changes.shift[others].mean(axis=0)

@@ -58,8 +58,8 @@ class InContextModule(BaseModuleClass):
     Z_ctrl is no random draw here.
 
     Each of several networks learns from episodes of its own, without a share of the measured
-    changes that is held out of it. Their mean predicts, together with that of the pretrained
-    networks they started from::
+    changes that is held out of it. It starts from pretrained weights, with inputs standardised as
+    these data are. Their mean predicts, together with that of the pretrained networks as they were::
 
         change = (1 - share) change_pretrained + share change_trained
 
@@ -124,15 +124,10 @@ class InContextModule(BaseModuleClass):
         """The trained networks."""
         return cast(list[InContextNetwork], list(self.networks))
 
-    @property
-    def is_standardised(self) -> bool:
-        """Whether inputs are standardised by constants that were measured."""
-        return any(network.is_standardised for network in self.all_networks)
-
-    def standardise_by(self, constants: Constants) -> None:
-        """Take the constants that inputs are standardised by, of networks that are not trained."""
-        for network in self.all_networks:
-            network.standardise_by(constants)
+    def standardise_by(self, constants: Sequence[Constants]) -> None:
+        """Take the constants that the inputs of each trained network are standardised by."""
+        for network, of_network in zip(self.all_networks, constants, strict=True):
+            network.standardise_by(of_network)
 
     def _get_inference_input(
         self, tensors: dict[str, torch.Tensor], **kwargs: Any
@@ -293,7 +288,7 @@ class InContextModule(BaseModuleClass):
         return mean_of([predict(network, description) for network in networks])
 
     def predict_pretrained(self, description: Description) -> Predicted:
-        """Predict a change by the pretrained networks, or the trained ones if there are none."""
+        """Predict a change by the pretrained networks, or by the trained ones if there are none."""
         if self.pretrained is None:
             return self.predict_trained(description)
         networks = cast(list[InContextNetwork], list(self.pretrained))

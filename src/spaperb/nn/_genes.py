@@ -177,11 +177,6 @@ class InContextNetwork(nn.Module):
             nn.Linear(n_latent, n_hidden), nn.ELU(), zero_linear(n_hidden)
         )
 
-    @property
-    def is_standardised(self) -> bool:
-        """Whether inputs are standardised by constants that were measured."""
-        return bool((self.of_state.deviation != 1).any())
-
     def standardise_by(self, constants: Constants) -> None:
         """Take other constants."""
         for part, (mean, deviation) in zip(
