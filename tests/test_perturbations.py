@@ -189,8 +189,10 @@ class TestPrediction:
         assert model.perturbations == ["A", "B"]
         with pytest.warns(UserWarning, match=r"B\+A was never measured, .* only known from other"):
             model.predict_stimulated(control_of(data), "B+A", inplace=False)
-        both = change(model, control_of(data), "B+A")
-        assert min(both[:10].mean(), both[10:20].mean()) > 0.4
+        # Ten cells of B are trusted in part, and in the combination no less.
+        a, b, both = (change(model, control_of(data), name) for name in ("A", "B", "B+A"))
+        assert both[:10].mean() > 0.75 * a[:10].mean() > 0.5
+        assert both[10:20].mean() > 0.75 * b[10:20].mean() > 0.3
         # less noise than in the sum of the measured shifts, of 10 cells of B say
         of_type = seen[seen.obs["cell_type"] == "type_0"]
         means = {name: cells.X.mean(0) for name, cells in by_condition(of_type)}
@@ -274,7 +276,7 @@ class TestPrediction:
             model = fit(line)
         known = control_of(line)
         # A has 40 cells and is kept, B ten and is shrunk: chance explains much of what ten cells say
-        for name, genes, least in (("A", slice(0, 10), 0.8), ("B", slice(10, 20), 0.2)):
+        for name, genes, least in (("A", slice(0, 10), 0.75), ("B", slice(10, 20), 0.2)):
             truth = np.zeros(line.n_vars)
             truth[genes] = 1.05
             measured = line.X[(line.obs["condition"] == name).to_numpy()].mean(0) - known.X.mean(0)
