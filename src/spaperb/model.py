@@ -302,11 +302,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             Column of ``adata.obs`` with the cell type; only cells of one type are paired.
         %(param_layer)s
         batch_key
-            Column of ``adata.obs`` with the batch: only cells of one batch are paired, changes are
-            measured within batches, and the networks know the batch.
+            Column of ``adata.obs`` with the batch: only cells of one batch are paired, and changes
+            are measured within batches. The published networks know the batch.
         dose_key
             Column of ``adata.obs`` with the dose of each stimulated cell, a number of at least 0 in
-            any unit. The parts of a combination have the cell's dose each.
+            any unit. The parts of a combination have the cell's dose each. Stimulated cells at a
+            dose of 0 are not measured where the perturbation has other doses.
         combination_separator
             What joins the parts of a combination, as in ``"A+B"``. A value that holds it is a
             combination if each part is also a perturbation of its own; parts that name the control drop

@@ -391,7 +391,7 @@ class SaveTraining(Checkpoint):
         # Lightning's own writing moves a file from the folder of temporary files, which is no single step between disks.
         writer = written_whole(self.path, overwrite=True)
         with writer if trainer.is_global_zero else nullcontext(self.path) as path:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
 
 
 class StopOnNonFinite(lightning.Callback):

@@ -140,11 +140,15 @@ class Transfer:
                 held_out.append(hold_out(f, plan))
                 # Other perturbations in the context help, and a query may have none.
                 without = leave_out(evidence, plan.target, with_context=True)
-                is_same = without is None or len(without.kept) == len(plan.kept)
-                alone.append(held_out[-1] if is_same else hold_out(f, without))
+                if without is None or len(without.kept) == len(plan.kept):
+                    alone.append(held_out[-1])
+                else:
+                    alone.append(hold_out(f, without))
         module.choose_share(held_out)
-        intervals, intervals_alone = (Intervals.of(some, module) for some in (held_out, alone))
-        return cls(evidence, module, intervals, intervals_alone, evidence.usual_distance())
+        intervals = Intervals.of(held_out, module)
+        return cls(
+            evidence, module, intervals, Intervals.of(alone, module), evidence.usual_distance()
+        )
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
@@ -159,8 +163,8 @@ class Transfer:
     def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
         """Restore what :meth:`to_state` gave."""
         evidence = Evidence.from_state(state["evidence"])
-        intervals = (Intervals(**state[name]) for name in ("intervals", "intervals_alone"))
-        return cls(evidence, module, *intervals, state["usual_distance"])
+        of_all, of_alone = (Intervals(**state[k]) for k in ("intervals", "intervals_alone"))
+        return cls(evidence, module, of_all, of_alone, state["usual_distance"])
 
     def change(
         self,

@@ -81,20 +81,15 @@ def test_standard_errors_are_those_of_repeated_draws():
     np.testing.assert_allclose(errors.mean((0, 2)), means.std(axis=0).mean(axis=1), rtol=0.05)
 
 
-def test_without_forgets_a_context_or_one_perturbation_there():
+def test_keeping_some_changes_keeps_all_populations():
     x, arms, labels = cells(n=(9, 12, 9, 12))
     arms[arms == 1] = np.tile([1, 2], 12)
     evidence = Evidence.of(x, arms, labels, ["a", "b"])
     assert len(evidence.whole) == 4
-    rest = evidence.without(0)
-    assert set(rest.populations.context[rest.changes.population]) == {1}
-    rest = evidence.without(0, 1)
-    context = rest.populations.context[rest.changes.population]
-    assert set(zip(context.tolist(), rest.changes.perturbation.tolist(), strict=True)) == {
-        (0, 0),
-        (1, 0),
-        (1, 1),
-    }
+    rest = evidence.keep(evidence.context != 0)
+    assert set(rest.context.tolist()) == {1}
+    assert len(rest.whole) == 2
+    assert rest.populations is evidence.populations
 
 
 def test_contexts_without_stimulated_cells_are_populations_without_changes():

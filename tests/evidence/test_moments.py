@@ -187,7 +187,7 @@ def test_distance_to_where_a_perturbation_was_measured():
     assert own < others < np.inf
     assert evidence.distance(profile, cells, 1) == np.inf
     assert evidence.usual_distance() >= others
-    assert np.isnan(evidence.without(0).usual_distance())
+    assert np.isnan(evidence.keep(evidence.context != 0).usual_distance())
 
 
 def test_cells_that_take_no_part_change_nothing():

@@ -346,7 +346,7 @@ class TestShare:
     def test_from_scratch_there_is_nothing_to_mix(self, module, evidence):
         episode = draw(evidence, np.random.default_rng(0))
         said = Predicted(episode.target, np.ones(G))
-        for held_out in ([], [HeldOut(episode, said, said)]):
+        for held_out in ([], [HeldOut(episode, said, None)]):
             module.choose_share(held_out)
             assert module.share == 1
 

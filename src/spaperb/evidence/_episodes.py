@@ -116,10 +116,10 @@ def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | Non
     if not with_context:
         is_gone &= changes.perturbation[whole] == changes.perturbation[target]
     kept = whole[~is_gone]
-    query = Query.of_change(evidence, target)
-    if not np.isin(changes.perturbation[kept], [*query.parts, query.perturbation]).any():
+    asked = int(changes.perturbation[target])
+    if not np.isin(changes.perturbation[kept], [asked, *evidence.parts[asked]]).any():
         return None
-    return Plan(query, kept, target)
+    return Plan(Query.of_change(evidence, target), kept, target)
 
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:

@@ -275,13 +275,6 @@ class Evidence:
         changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
         return replace(self, changes=Changes(**changes))
 
-    def without(self, context: int, perturbation: int | None = None) -> Evidence:
-        """Forget what was measured in a context: of one perturbation, or everything."""
-        forgotten = self.context == context
-        if perturbation is not None:
-            forgotten &= self.changes.perturbation == perturbation
-        return self.keep(~forgotten)
-
     def project(self, cells: Expression) -> FloatArray:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""
         return (dense(cells).astype(np.float64) - self.center) @ self.components.T

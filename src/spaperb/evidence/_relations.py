@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from scipy.special import log_softmax, logsumexp, softmax
 
@@ -327,34 +328,42 @@ def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
     here = others_here(evidence, query, kept)
 
     some = foremost(log_prior, np.where(is_target, perturbation, NO_TARGET))
-    kept, relations, perturbation, doses, log_prior, by_target, is_target, is_part, has_dose = (
-        x[some]
-        for x in (
-            *(kept, relations, perturbation, doses, log_prior, by_target),
-            *(is_target, is_part, has_dose),
-        )
+    kept, relations = kept[some], relations[some]
+    perturbation, doses = perturbation[some], doses[some]
+    is_target, is_part = is_target[some], is_part[some]
+    log_prior, by_target = (
+        balanced(weights[some], perturbation, is_target, is_part, query.parts)
+        for weights in (log_prior, by_target)
     )
-    if is_target.any() and not is_target.all():
-        # All other perturbations together, however many they are.
-        for weights in (log_prior, by_target):
-            weights[~is_target] += (
-                logsumexp(weights[is_target]) + OTHER_PERTURBATION - logsumexp(weights[~is_target])
-            )
-    factor = np.ones(len(kept))
-    if is_part.any():
-        # Each part has as much to say as the others, however often it was measured.
-        factor[is_part] = len(query.parts)
-        for p in np.unique(perturbation[is_part & has_dose]):
-            # Below the lowest dose of a part its change falls to nothing in proportion.
-            of = is_part & has_dose & (perturbation == p)
-            factor[of] *= min(1.0, query.dose / doses[of].min())
-        times = np.array([query.parts.count(p) for p in perturbation], dtype=float)
-        parts = [perturbation == p for p in np.unique(perturbation[is_part])]
-        for weights in (log_prior, by_target):
-            totals = [logsumexp(weights[part]) for part in parts]
-            for part, total in zip(parts, totals, strict=True):
-                weights[part] += np.mean(totals) - total + np.log(times[part])
+    factor = np.where(is_part, float(len(query.parts)), 1.0)
+    for p in np.unique(perturbation[is_part & (doses > 0)]) if query.dose > 0 else []:
+        # Below the lowest dose of a part its change falls to nothing in proportion.
+        of = is_part & (doses > 0) & (perturbation == p)
+        factor[of] *= min(1.0, query.dose / doses[of].min())
     return Relation(kept, relations, log_softmax(log_prior), softmax(by_target), factor, here)
+
+
+def balanced(
+    log_weights: FloatArray,
+    perturbation: IntArray,
+    is_target: npt.NDArray[np.bool_],
+    is_part: npt.NDArray[np.bool_],
+    parts: tuple[int, ...],
+) -> FloatArray:
+    """Logarithms of weights, balanced between perturbations, ``(M,)``.
+
+    All other perturbations together have a small share, however many they are; each part of a
+    combination has as much to say as the others, however often it was measured.
+    """
+    weights = log_weights.copy()
+    if is_target.any() and not is_target.all():
+        of_target, of_others = logsumexp(weights[is_target]), logsumexp(weights[~is_target])
+        weights[~is_target] += of_target + OTHER_PERTURBATION - of_others
+    pieces = {int(p): is_part & (perturbation == p) for p in np.unique(perturbation[is_part])}
+    totals = {p: logsumexp(weights[of]) for p, of in pieces.items()}
+    for p, of in pieces.items():
+        weights[of] += np.mean(list(totals.values())) - totals[p] + np.log(parts.count(p))
+    return weights
 
 
 def foremost(log_prior: FloatArray, target: IntArray) -> IntArray:

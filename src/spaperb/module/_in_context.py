@@ -253,17 +253,18 @@ class InContextModule(BaseModuleClass):
 
         With few of them it stays near a half.
         """
-        if self.pretrained is None or not held_out:
-            return
         gain = size = 0.0
-        for change in held_out:
-            moved = change.trained.mean - change.pretrained.mean
-            unit = change.episode.weight / max((change.episode.target**2).mean(), TINY)
-            gain += unit * ((change.episode.target - change.pretrained.mean) * moved).mean()
+        for episode, trained, pretrained in held_out:
+            if pretrained is None:
+                return
+            moved = trained.mean - pretrained.mean
+            unit = episode.weight / max((episode.target**2).mean(), TINY)
+            gain += unit * ((episode.target - pretrained.mean) * moved).mean()
             size += unit * (moved**2).mean()
-        pull = FULL_PULL / len(held_out)
-        share = (gain + pull * HALF * size) / max((1 + pull) * size, TINY)
-        self.share.fill_(min(max(share, 0.0), 1.0))
+        if held_out:
+            pull = FULL_PULL / len(held_out)
+            share = (gain + pull * HALF * size) / max((1 + pull) * size, TINY)
+            self.share.fill_(min(max(share, 0.0), 1.0))
 
     def predict(self, description: Description, is_learned: bool = True) -> Predicted:
         """Predict a change by the trained and the pretrained networks, by their shares.
@@ -276,7 +277,7 @@ class InContextModule(BaseModuleClass):
             Whether training saw a change of its kind; else the pretrained networks predict alone.
         """
         pretrained = self.predict_pretrained(description)
-        if self.pretrained is None or not is_learned:
+        if pretrained is not None and not is_learned:
             return pretrained
         return self.mix(self.predict_trained(description), pretrained)
 
@@ -287,15 +288,17 @@ class InContextModule(BaseModuleClass):
             networks = [networks[only]]
         return mean_of([predict(network, description) for network in networks])
 
-    def predict_pretrained(self, description: Description) -> Predicted:
-        """Predict a change by the pretrained networks, or by the trained ones if there are none."""
+    def predict_pretrained(self, description: Description) -> Predicted | None:
+        """Predict a change by the pretrained networks, ``None`` if there are none."""
         if self.pretrained is None:
-            return self.predict_trained(description)
+            return None
         networks = cast(list[InContextNetwork], list(self.pretrained))
         return mean_of([predict(network, description) for network in networks])
 
-    def mix(self, trained: Predicted, pretrained: Predicted) -> Predicted:
+    def mix(self, trained: Predicted, pretrained: Predicted | None) -> Predicted:
         """Mix predictions, and their error variances, by their shares."""
+        if pretrained is None:
+            return trained
         share = float(self.share)
         return Predicted(
             (1 - share) * pretrained.mean + share * trained.mean,
@@ -308,7 +311,7 @@ class HeldOut(NamedTuple):
 
     episode: Episode
     trained: Predicted
-    pretrained: Predicted
+    pretrained: Predicted | None
 
 
 def mean_of(predictions: Sequence[Predicted]) -> Predicted:

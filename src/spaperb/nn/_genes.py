@@ -78,10 +78,6 @@ class Answer(NamedTuple):
     z_delta: torch.Tensor
     attention: torch.Tensor
 
-    def draw(self, v_delta: torch.Tensor) -> torch.Tensor:
-        """Change at the quantile levels V_delta in (0, 1), ``(..., G)``."""
-        return self.mean + self.sigma * torch.special.ndtri(v_delta)
-
 
 class Standardise(nn.Module):
     """Inputs less their usual mean over their usual deviation, clipped."""
