@@ -11,7 +11,6 @@ for each of two metrics beside this file. `--folds DIR` keeps finished folds, so
 import argparse
 from pathlib import Path
 
-import pandas as pd
 import report
 from reading import log_normalised
 from weights import without
@@ -40,7 +39,7 @@ def main() -> None:
     }
     if args.held_out == "donor":
         methods["own_type_shift"] = OwnTypeShift()
-    known = list(methods)
+    known = set(methods)
     if args.only:
         methods = {name: methods[name] for name in args.only}
     results = benchmark(
@@ -51,12 +50,8 @@ def main() -> None:
         n_jobs=args.n_jobs,
         folder=args.folds,
     )
-    name = f"kang_{args.held_out}"
-    if args.only:
-        before = pd.read_csv(report.HERE / f"{name}.csv")
-        others = before["method"].isin(known) & ~before["method"].isin(args.only)
-        results = pd.concat([results, before[others]])
-    report.write(results, name, ["pearson_delta", "energy_distance"])
+    metrics = ["pearson_delta", "energy_distance"]
+    report.write(results, f"kang_{args.held_out}", metrics, known - set(methods))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ measured changes, and the error scale sigma_sg of the networks::
 
 in each tenth of the genes by their scale c. The interval of a new change is its mean +- q u, where v
 is that of an experiment with as many stimulated cells as there are control cells. Where nothing was
-held out, q is that of the normal distribution. With several perturbations changes are held out twice:
-alone, and with all that was measured in their contexts, for queries in whose context nothing was
-measured. A context that is farther from the training contexts than any of these is from the others
+held out, q is that of the normal distribution. With several perturbations held-out changes are
+predicted twice: from all other evidence, and without what was measured in their contexts, for queries
+in whose context nothing was measured. A context that is farther from the training contexts than any of these is from the others
 gets an interval that is wider in proportion.
 
 References
