@@ -145,10 +145,9 @@ class Transfer:
                 else:
                     alone.append(hold_out(f, without))
         module.choose_share(held_out)
-        intervals = Intervals.of(held_out, module)
-        return cls(
-            evidence, module, intervals, Intervals.of(alone, module), evidence.usual_distance()
-        )
+        evidence = evidence.without_halves()
+        of_all, of_alone = (Intervals.of(some, module) for some in (held_out, alone))
+        return cls(evidence, module, of_all, of_alone, evidence.usual_distance())
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""

@@ -123,3 +123,16 @@ def test_log_level_has_no_jump_where_means_change_their_sign():
     x = np.linspace(-2, 2, 1001)
     assert (np.diff(log_level(x)) > 0).all()
     assert np.abs(np.diff(log_level(x))).max() < 0.1
+
+
+def test_without_halves_all_that_is_of_whole_contexts_stays():
+    x, arms, labels = cells(n=(9, 12, 9, 12))
+    evidence = Evidence.of(x, arms, labels, ["a", "b"])
+    rest = evidence.without_halves()
+    assert len(rest.populations.n) == len(rest.populations.cells) == 2
+    np.testing.assert_array_equal(rest.whole, np.arange(len(evidence.whole)))
+    np.testing.assert_array_equal(rest.changes.shift, evidence.changes.shift[evidence.whole])
+    np.testing.assert_array_equal(
+        rest.populations.correlation, evidence.populations.correlation[:2, :2]
+    )
+    assert rest.usual_distance() == evidence.usual_distance() or np.isnan(rest.usual_distance())

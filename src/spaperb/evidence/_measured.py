@@ -275,6 +275,23 @@ class Evidence:
         changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
         return replace(self, changes=Changes(**changes))
 
+    def without_halves(self) -> Evidence:
+        """Keep whole contexts alone: halves are only learned from."""
+        p, n = self.populations, int((self.populations.half == WHOLE).sum())
+        populations = Populations(
+            p.context[:n],
+            p.half[:n],
+            p.n[:n],
+            p.mean[:n],
+            p.variance[:n],
+            p.detection[:n],
+            p.error[:n],
+            p.cells[:n],
+            p.correlation[:n, :n],
+        )
+        is_whole = self.populations.half[self.changes.population] == WHOLE
+        return replace(self.keep(is_whole), populations=populations)
+
     def project(self, cells: Expression) -> FloatArray:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""
         return (dense(cells).astype(np.float64) - self.center) @ self.components.T
