@@ -40,9 +40,9 @@ SCRATCH = {"pretrained": False}
 PUBLISHED = {"objective": "published"}
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "untouched": (FINE, {"max_epochs": 0}),
-    "5 epochs": (FINE, {"max_epochs": 5}),
-    "default: 15 epochs, 4 episodes, lr 0.005": (FINE, {}),
-    "45 epochs": (FINE, {"max_epochs": 45}),
+    "8 epochs": (FINE, {"max_epochs": 8}),
+    "default: 25 epochs, 4 episodes, lr 0.005": (FINE, {}),
+    "75 epochs": (FINE, {"max_epochs": 75}),
     "16 episodes": (FINE, {"batch_size": 16}),
     "lr 0.0015": (FINE, {"plan_kwargs": {"lr": 0.0015}}),
     "lr 0.015": (FINE, {"plan_kwargs": {"lr": 0.015}}),
