@@ -187,7 +187,7 @@ class TestPrediction:
         seen = data[data.obs["condition"] != "A+B"].copy()
         model = fit(seen)
         assert model.perturbations == ["A", "B"]
-        with pytest.warns(UserWarning, match=r"B\+A was never measured, .* only known from other"):
+        with pytest.warns(UserWarning, match=r"B\+A was never measured, .* are added up"):
             model.predict_stimulated(control_of(data), "B+A", inplace=False)
         # Ten cells of B are trusted in part, and in the combination no less.
         a, b, both = (change(model, control_of(data), name) for name in ("A", "B", "B+A"))
@@ -200,8 +200,9 @@ class TestPrediction:
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
 
     @pytest.mark.filterwarnings("ignore:.*was never measured")
-    def test_from_scratch_without_an_example_it_is_the_sum_of_its_parts(self, data):
-        model = fit(data[data.obs["condition"] != "A+B"].copy(), **IN_CONTEXT)
+    @pytest.mark.parametrize("settings", [IN_CONTEXT, {}], ids=["scratch", "pretrained"])
+    def test_without_an_example_it_is_the_sum_of_its_parts(self, data, settings):
+        model = fit(data[data.obs["condition"] != "A+B"].copy(), **settings)
         cells = control_of(data)
         a, b = (mean_change(model, cells, name) for name in "AB")
         with pytest.warns(UserWarning, match="never measured.* are added up"):

@@ -192,8 +192,7 @@ class Transfer:
             Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
             all.
         """
-        is_learned = self._is_learned(target)
-        if not is_learned and self.module.pretrained is None:
+        if not self._is_learned(target):
             return self._added(profile, cells, target, number, is_control, v_delta)
         evidence = self.evidence
         alike = 1.0 if number is None else evidence.likeness(profile, number)
@@ -207,7 +206,7 @@ class Transfer:
             describe_related(evidence, query, relation)
             for query, relation in zip(queries, relations, strict=True)
         ]
-        predicted = [self.module.predict(description, is_learned) for description in described]
+        predicted = [self.module.predict(description) for description in described]
         mean = shares @ np.array([p.mean for p in predicted])
         sigma = shares @ np.array([p.sigma for p in predicted])
         # What nothing shows, here or after any stimulus, stays silent.
@@ -242,7 +241,10 @@ class Transfer:
         is_control: bool,
         v_delta: FloatArray | None,
     ) -> CellChange:
-        """Change of a combination of which the networks learned nothing: the sum of its parts'."""
+        """Change of a combination where none was measured: the sum of its parts' changes.
+
+        Networks that saw no example make them too small (``benchmarks/accuracy/combinations.py``).
+        """
         parts = [
             self.change(
                 profile, cells, Target(target.name, p, (p,), target.dose), number, is_control
@@ -454,12 +456,10 @@ class Transfer:
     def _warn_of_combination(self, target: Target) -> None:
         """Warn of a combination where none was measured to learn from how parts combine."""
         if not self._is_learned(target):
-            how = "how parts combine is only known from other data"
-            if self.module.pretrained is None:
-                how = "the changes of its parts are added up"
             warn(
-                f"{target.name} was never measured, and neither was any other combination: {how}, "
-                "so trust it, and its intervals, less than those of measured perturbations."
+                f"{target.name} was never measured, and neither was any other combination: the changes "
+                "of its parts are added up, so trust it, and its intervals, less than those of measured "
+                "perturbations."
             )
 
     def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:

@@ -266,9 +266,6 @@ def test_prediction_mixes_trained_and_pretrained_networks(evidence):
     np.testing.assert_allclose(
         mixed.sigma**2, 0.75 * of_pretrained.sigma**2 + 0.25 * alone.sigma**2
     )
-    unlearned = module.predict(description, is_learned=False)
-    np.testing.assert_allclose(unlearned.mean, of_pretrained.mean)
-    np.testing.assert_allclose(unlearned.sigma, of_pretrained.sigma)
 
 
 def test_one_network_alone_predicts_what_was_held_out_of_it(module, evidence):

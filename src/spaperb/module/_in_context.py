@@ -266,20 +266,9 @@ class InContextModule(BaseModuleClass):
             share = (gain + pull * HALF * size) / max((1 + pull) * size, TINY)
             self.share.fill_(min(max(share, 0.0), 1.0))
 
-    def predict(self, description: Description, is_learned: bool = True) -> Predicted:
-        """Predict a change by the trained and the pretrained networks, by their shares.
-
-        Parameters
-        ----------
-        description
-            Description of the query.
-        is_learned
-            Whether training saw a change of its kind; else the pretrained networks predict alone.
-        """
-        pretrained = self.predict_pretrained(description)
-        if pretrained is not None and not is_learned:
-            return pretrained
-        return self.mix(self.predict_trained(description), pretrained)
+    def predict(self, description: Description) -> Predicted:
+        """Predict a change by the trained and the pretrained networks, by their shares."""
+        return self.mix(self.predict_trained(description), self.predict_pretrained(description))
 
     def predict_trained(self, description: Description, only: int | None = None) -> Predicted:
         """Predict a change by the trained networks, or by one of them."""
