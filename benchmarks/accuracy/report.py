@@ -19,7 +19,7 @@ def write(
     Rows of methods that `stay` are those of the file that is there.
     """
     if stay:
-        before = pd.read_csv(HERE / f"{name}.csv")
+        before = pd.read_csv(HERE / f"{name}.csv", dtype={"context": str})
         results = pd.concat([results, before[before["method"].isin(stay)]])
     results.to_csv(HERE / f"{name}.csv", index=False, float_format="%.6g")
     table = summary(results)
