@@ -229,7 +229,8 @@ class TestCoverage:
             measured.append(covered(table, change).mean())
             true.append(covered(table, noise_free).mean())
         assert 0.85 < np.mean(measured) < 0.95
-        assert np.sort(measured)[1] > 0.75
+        # Two of the nine respond unlike all that training saw.
+        assert np.sort(measured)[2] > 0.85
         assert min(measured) > 0.7
         assert np.mean(true) > 0.85
 
