@@ -120,7 +120,9 @@ def test_mixed_precision_is_the_same_but_for_rounding(adata):
         assert {p.dtype for p in model.module.parameters()} == {torch.float32}
         predicted.append(model.predict_stimulated(adata, inplace=False))
     assert not np.array_equal(*predicted)
-    np.testing.assert_allclose(*predicted, atol=0.05)
+    # Of each type's mean: which cell is the last to be silent may hang on the last digit.
+    means = [pd.DataFrame(x).groupby(adata.obs["cell_type"].to_numpy()).mean() for x in predicted]
+    np.testing.assert_allclose(*means, atol=0.03)
 
 
 TRAINING = """
