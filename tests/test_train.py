@@ -12,6 +12,7 @@ from pathlib import Path
 import anndata as ad
 import lightning
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
 import torch
