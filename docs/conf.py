@@ -104,6 +104,7 @@ PAGES = {
     "../README": "index",
     "../CHANGELOG": "changelog",
     "../CONTRIBUTING": "contributing",
+    "../pretraining/README": "pretraining",
     "../benchmarks/accuracy/README": "accuracy",
     "../benchmarks/speed/README": "speed",
     "../benchmarks/reliability/README": "reliability",

@@ -35,6 +35,17 @@ def trained() -> SpaPerbModel:
     return train_small(small_cells())
 
 
+@pytest.fixture(scope="session")
+def in_context() -> SpaPerbModel:
+    return train_small(small_cells(), objective="in_context")
+
+
+@pytest.fixture(params=["trained", "in_context"])
+def either(request) -> SpaPerbModel:
+    """A model of each objective."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
 def query(trained) -> ad.AnnData:
     """New cells with the model's genes, no obs columns, no traces of scvi-tools."""

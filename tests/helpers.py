@@ -11,12 +11,14 @@ import torch
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.cells import order_of
-from spaperb.contexts import Contexts
-from spaperb.response import Description, Response
 
 DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
-SMALL_MODEL = {"n_latent": 4, "n_hidden": 16}
+PUBLISHED = {"objective": "published", "n_latent": 4, "n_hidden": 16}
+IN_CONTEXT = {"pretrained": False, "n_latent": 4, "n_hidden": 16, "n_networks": 2}
+SMALL = {"published": PUBLISHED, "in_context": IN_CONTEXT}
+BATCH_SIZE = {"published": 16, "in_context": 2}
+"""Pairs, or episodes of each network, a minibatch."""
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -46,12 +48,14 @@ def drop_layers(adata: ad.AnnData) -> None:
         del adata.layers[name]
 
 
-def train_small(adata: ad.AnnData, seed: int = 0, **model_kwargs) -> SpaPerbModel:
+def train_small(
+    adata: ad.AnnData, seed: int = 0, objective: str = "published", **model_kwargs
+) -> SpaPerbModel:
     """Set up and train a small model for a few epochs."""
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, **SMALL_MODEL, **model_kwargs)
-    model.train(max_epochs=3, batch_size=16, **QUIET)
+    model = SpaPerbModel(adata, **{**SMALL[objective], **model_kwargs})
+    model.train(max_epochs=3, batch_size=BATCH_SIZE[objective], **QUIET)
     return model
 
 
@@ -81,18 +85,8 @@ def even(n: int, n_genes: int, seed: int = 0, draw: int = 0) -> np.ndarray:
     return order_of(ranks, np.full_like(ranks, n), seed, draw)
 
 
-def response_of(contexts: Contexts) -> Response:
-    """Response of contexts with one perturbation."""
-    return Response(contexts, [(0,)], [0])
-
-
-def left_out(response: Response, k: int) -> Description:
-    """Description of the change of paired context ``k`` by the others."""
-    return response.regression(contexts=True, perturbations=False).descriptions[k]
-
-
 def context_arrays(adata: ad.AnnData) -> tuple:
-    """Expression, arms, labels and names, as ``Contexts.of`` takes them."""
+    """Expression, arms, labels and names, as ``Evidence.of`` takes them."""
     arms = (adata.obs["condition"] == "stimulated").to_numpy().astype(int)
     labels = adata.obs["cell_type"].cat
     return adata.X, arms, labels.codes.to_numpy().astype(int), list(labels.categories)

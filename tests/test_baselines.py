@@ -5,7 +5,7 @@ from scipy import sparse
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 
-from spaperb import baselines
+from spaperb import baselines, datasets
 
 TYPES = ["type_1", "type_2"]
 
@@ -107,6 +107,92 @@ def test_nearest_cells_are_repeated_where_they_are_few(split):
     stimulated = train.obs["condition"] == "stimulated"
     few = train[~stimulated | (np.arange(train.n_obs) % 4 == 0)].copy()
     assert baselines.NearestCells().fit(few).predict(control).shape == control.shape
+
+
+@pytest.fixture(scope="module")
+def by_lineage():
+    """Cells whose response depends on the type, without the stimulated ones of type_0, and these."""
+    adata = datasets.simulated(n_cells=50, n_genes=200, shared_response=0.3, lineage_response=0.6)
+    of_type = adata.obs["cell_type"] == "type_0"
+    hidden = of_type & (adata.obs["condition"] == "stimulated")
+    return (
+        adata[~hidden].copy(),
+        adata[of_type & ~hidden].copy(),
+        mean(adata, "type_0", "stimulated"),
+    )
+
+
+def forest_of(train, control):
+    return baselines.GeneForest().fit(train).predict(control)
+
+
+def of_types(train, *types):
+    return train[train.obs["cell_type"].isin(types)].copy()
+
+
+@pytest.mark.parametrize("control_is_known", [True, False])
+def test_gene_forest_beats_the_mean_shift(by_lineage, control_is_known):
+    train, control, real = by_lineage
+    if not control_is_known:
+        train = train[train.obs["cell_type"] != "type_0"].copy()
+    of_forest, of_mean = (
+        np.mean((method.fit(train).predict(control).mean(0) - real) ** 2)
+        for method in (baselines.GeneForest(), baselines.MeanShift())
+    )
+    assert of_forest < 0.7 * of_mean
+
+
+def test_gene_forest_twice_is_the_same(by_lineage):
+    train, control, _ = by_lineage
+    np.testing.assert_array_equal(forest_of(train, control), forest_of(train, control))
+
+
+def test_gene_forest_in_another_order(by_lineage):
+    train, control, _ = by_lineage
+    rng = np.random.default_rng(0)
+    genes, of_train, of_control = map(rng.permutation, (train.n_vars, train.n_obs, control.n_obs))
+    predicted = forest_of(train[of_train, genes].copy(), control[of_control, genes].copy())
+    expected = forest_of(train, control)[of_control][:, genes]
+    # Rounding decides between splits of a tree that are equally good.
+    np.testing.assert_allclose(predicted, expected, atol=0.02)
+
+
+def test_gene_forest_of_two_contexts(by_lineage):
+    train, control, real = by_lineage
+    predicted = forest_of(of_types(train, "type_1", "type_2"), control).mean(0)
+    no_change = control.X.toarray().mean(0)
+    assert np.mean((predicted - real) ** 2) < np.mean((no_change - real) ** 2)
+
+
+def test_gene_forest_of_one_context_is_the_mean_shift(by_lineage):
+    train, control, _ = by_lineage
+    one = of_types(train, "type_0", "type_1")
+    expected = baselines.MeanShift().fit(one).predict(control)
+    np.testing.assert_array_equal(forest_of(one, control), expected)
+
+
+def test_gene_forest_takes_no_shift_of_too_few_cells(by_lineage):
+    train, control, _ = by_lineage
+    of_type = train.obs["cell_type"] == "type_1"
+    stimulated = train.obs["condition"] == "stimulated"
+    few = train[~(of_type & stimulated) | ((of_type & stimulated).cumsum() <= 2)].copy()
+    without = train[~(of_type & stimulated)].copy()
+    np.testing.assert_array_equal(forest_of(few, control), forest_of(without, control))
+
+
+def test_gene_forest_changes_nothing_where_shifts_are_noise():
+    adata = datasets.simulated(n_cells=50, n_genes=200, response_scale=0.0)
+    control = adata[adata.obs["condition"] == "control"].copy()
+    np.testing.assert_array_equal(forest_of(adata, control), control.X.toarray())
+
+
+def test_gene_forest_of_negative_data(by_lineage):
+    train, control, _ = (x.copy() for x in by_lineage)
+    for x in (train, control):
+        x.X = x.X.toarray() - 5
+    predicted = forest_of(train, control)
+    assert np.isfinite(predicted).all()
+    assert predicted.min() < 0
 
 
 def test_own_type_shift():

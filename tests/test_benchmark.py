@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import SMALL_MODEL, small_cells
+from helpers import PUBLISHED, small_cells
 
 from spaperb import metrics, populations
 from spaperb.baselines import BASELINES, MeanShift, NoChange
@@ -134,7 +134,7 @@ def test_results_are_the_metrics_of_the_prediction():
 
 def test_spaperb_is_a_method():
     adata = small_cells(n_cells=20)
-    methods = {"spaperb": SpaPerb({"max_epochs": 2}, **SMALL_MODEL)}
+    methods = {"spaperb": SpaPerb({"max_epochs": 2}, **PUBLISHED)}
     results = benchmark(adata, methods, **{**SETTINGS, "seeds": (0, 1)})
     assert results["error"].isna().all()
     again = benchmark(adata, methods, **{**SETTINGS, "seeds": (0, 1)})
@@ -151,7 +151,7 @@ def test_cells_of_finished_folds_are_let_go():
             cells.append(weakref.ref(adata))
             return super().fit(adata, **setup)
 
-    benchmark(small_cells(), {"model": Watched({"max_epochs": 1}, **SMALL_MODEL)}, **SETTINGS)
+    benchmark(small_cells(), {"model": Watched({"max_epochs": 1}, **PUBLISHED)}, **SETTINGS)
     gc.collect()
     assert len(cells) == 3
     assert not any(cell() is not None for cell in cells)
@@ -304,7 +304,5 @@ def test_the_users_cells_stay_as_they_are():
 
     adata = small_cells()
     before = snapshot(adata)
-    benchmark(
-        adata, {**BASELINES, "spaperb": SpaPerb({"max_epochs": 1}, **SMALL_MODEL)}, **SETTINGS
-    )
+    benchmark(adata, {**BASELINES, "spaperb": SpaPerb({"max_epochs": 1}, **PUBLISHED)}, **SETTINGS)
     assert snapshot(adata) == before

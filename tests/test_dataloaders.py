@@ -25,7 +25,7 @@ def strata(*sizes: tuple[int, int]) -> list[Stratum]:
 
 
 def splitter(adata, **kwargs) -> PairedDataSplitter:
-    model = SpaPerbModel(adata, n_latent=2, n_hidden=4)
+    model = SpaPerbModel(adata, objective="published", n_latent=2, n_hidden=4)
     result = PairedDataSplitter(model.adata_manager, **kwargs)
     result.setup()
     return result
@@ -115,25 +115,25 @@ class TestSplit:
 
 class TestArms:
     def test_all_others_are_stimulated_by_default(self, registered):
-        arms = condition_arms(SpaPerbModel(registered, n_hidden=2).adata_manager)
+        arms = condition_arms(SpaPerbModel(registered).adata_manager)
         expected = np.where(registered.obs["condition"] == "control", CONTROL, STIMULATED)
         assert np.array_equal(arms, expected)
 
     def test_other_conditions_take_no_part(self, adata):
         adata.obs["condition"] = ["control", "stimulated", "other"] * (adata.n_obs // 3)
         SpaPerbModel.setup_anndata(adata, stimulated="stimulated")
-        arms = condition_arms(SpaPerbModel(adata, n_hidden=2).adata_manager)
+        arms = condition_arms(SpaPerbModel(adata).adata_manager)
         assert arms[:3].tolist() == [CONTROL, STIMULATED, NEITHER]
 
     def test_numeric_conditions(self, adata):
         adata.obs["condition"] = (adata.obs["condition"] == "stimulated").astype(int)
         SpaPerbModel.setup_anndata(adata, control=0, stimulated=1)
-        arms = condition_arms(SpaPerbModel(adata, n_hidden=2).adata_manager)
+        arms = condition_arms(SpaPerbModel(adata).adata_manager)
         assert np.array_equal(arms, adata.obs["condition"])
 
     def test_strata_are_types_within_batches(self, adata):
         SpaPerbModel.setup_anndata(adata, batch_key="donor")
-        labels = stratum_labels(SpaPerbModel(adata, n_hidden=2).adata_manager)
+        labels = stratum_labels(SpaPerbModel(adata).adata_manager)
         columns = adata.obs["cell_type"].astype(str) + adata.obs["donor"].astype(str)
         assert len(np.unique(labels)) == columns.nunique()
         assert len(set(zip(labels, columns, strict=True))) == columns.nunique()
@@ -214,17 +214,6 @@ class TestSplitter:
         with pytest.warns(UserWarning, match="take no part in training: type_1") as record:
             splitter(adata)
         assert len(record) == 1
-
-    def test_unpaired_control_cells_come_where_they_are_wanted(self, adata):
-        hidden = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "stimulated")
-        adata = adata[~hidden].copy()
-        SpaPerbModel.setup_anndata(adata)
-        unpaired = np.flatnonzero(adata.obs["cell_type"] == "type_1")
-        for wanted, message in ((True, "but for the reconstruction"), (False, "in training:")):
-            with pytest.warns(UserWarning, match=message):
-                loader = splitter(adata, unpaired=wanted).train_dataloader()
-            seen = np.concatenate(list(loader.sampler))
-            assert np.isin(unpaired, seen).any() == wanted
 
     def test_minibatches_of_one_pair_are_refused(self, registered):
         with pytest.raises(ValueError, match="`batch_size` counts pairs and must be at least 2"):

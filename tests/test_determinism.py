@@ -6,22 +6,9 @@ import numpy as np
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, small_cells, weights
+from helpers import BATCH_SIZE, QUIET, SMALL, small_cells, weights
 
 from spaperb import SpaPerbModel
-
-# The new cell type is one.
-pytestmark = pytest.mark.filterwarnings("ignore:The control cells of these cell types are farther")
-
-
-def train(objective, adata=None, **train_kwargs) -> SpaPerbModel:
-    scvi.settings.seed = 0
-    adata = small_cells() if adata is None else adata
-    SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, **SMALL_MODEL, objective=objective)
-    model.train(max_epochs=3, batch_size=16, **QUIET, **train_kwargs)
-    return model
-
 
 # The cells are of another simulation, one type of them new: it is said, and is no matter here.
 pytestmark = [
@@ -30,14 +17,26 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["published", "residual"])
-def objective(request):
+MODELS = {**SMALL, "pretrained": {}}
+
+
+def train(kind, adata=None, **train_kwargs) -> SpaPerbModel:
+    scvi.settings.seed = 0
+    adata = small_cells() if adata is None else adata
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **MODELS[kind])
+    model.train(max_epochs=2, batch_size=BATCH_SIZE[model.objective], **QUIET, **train_kwargs)
+    return model
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def kind(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def model(objective) -> SpaPerbModel:
-    return train(objective)
+def model(kind) -> SpaPerbModel:
+    return train(kind)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +65,8 @@ def same(model, cells, expected) -> bool:
     )
 
 
-def test_run_to_run(model, objective, cells, expected):
-    again = train(objective)
+def test_run_to_run(model, kind, cells, expected):
+    again = train(kind)
     assert torch.equal(weights(again), weights(model))
     assert same(again, cells, expected)
 
@@ -87,16 +86,16 @@ def test_save_and_load(model, cells, expected, tmp_path):
         assert same(loaded, cells, expected)
 
 
-def test_loader_processes(model, objective, cells, expected):
-    workers = train(objective, datasplitter_kwargs={"num_workers": 2})
+def test_loader_processes(model, kind, cells, expected):
+    workers = train(kind, datasplitter_kwargs={"num_workers": 2})
     assert torch.equal(weights(workers), weights(model))
     assert same(workers, cells, expected)
 
 
-def test_sparse_and_dense(model, objective, cells, expected):
+def test_sparse_and_dense(model, kind, cells, expected):
     dense = small_cells()
     dense.X = dense.X.toarray()
-    of_dense = train(objective, dense)
+    of_dense = train(kind, dense)
     np.testing.assert_allclose(weights(of_dense), weights(model), rtol=0, atol=1e-6)
     dense_cells = cells.copy()
     dense_cells.X = cells.X.toarray()

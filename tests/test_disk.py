@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scvi
 from anndata.experimental import read_elem_lazy
+from helpers import BATCH_SIZE, QUIET, SMALL
 from scipy import sparse
 
 from spaperb import SpaPerbModel, datasets, read_mapped
@@ -39,17 +40,28 @@ def path(request, cells, tmp_path_factory):
     return folder / "cells.h5ad"
 
 
-def fit(adata, **kwargs) -> SpaPerbModel:
+def fit(adata, objective="in_context", **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata, **kwargs)
-    model = SpaPerbModel(adata, objective="residual")
-    model.train(2, enable_progress_bar=False)
+    model = SpaPerbModel(adata, **SMALL[objective])
+    model.train(2, batch_size=BATCH_SIZE[objective], **QUIET)
     return model
 
 
 @pytest.fixture(scope="module")
 def model(cells) -> SpaPerbModel:
     return fit(cells.copy(), counts_layer="counts")
+
+
+@pytest.fixture(scope="module")
+def published(cells) -> SpaPerbModel:
+    return fit(cells.copy(), "published")
+
+
+@pytest.fixture(params=["model", "published"])
+def either(request) -> SpaPerbModel:
+    """A model of each objective."""
+    return request.getfixturevalue(request.param)
 
 
 class TestMapped:
@@ -68,14 +80,14 @@ class TestMapped:
         assert mapped.var_names.equals(cells.var_names)
         assert list(mapped.obsm) == ["X_pca"]
 
-    def test_training_is_the_same(self, cells, path, model):
+    def test_training_is_the_same(self, cells, path, either):
         mapped = read_mapped(path)
-        of_mapped = fit(mapped, counts_layer="counts")
-        for name, weights in model.module.state_dict().items():
+        of_mapped = fit(mapped, either.objective, counts_layer="counts")
+        for name, weights in either.module.state_dict().items():
             np.testing.assert_array_equal(of_mapped.module.state_dict()[name], weights)
         np.testing.assert_array_equal(
             of_mapped.predict_stimulated(cells, inplace=False),
-            model.predict_stimulated(cells, inplace=False),
+            either.predict_stimulated(cells, inplace=False),
         )
 
     def test_a_scratch_file_leaves_nothing_behind(self, path, tmp_path):
@@ -126,10 +138,10 @@ def lazy(path):
 
 class TestLazyPrediction:
     @pytest.mark.parametrize("read", [read_mapped, backed, lazy])
-    def test_blocks_are_what_memory_gives(self, cells, path, model, read):
+    def test_blocks_are_what_memory_gives(self, cells, path, either, read):
         adata = read(path)
-        expected = model.predict_stimulated(cells, inplace=False)
-        assert model.predict_stimulated(adata) is None
+        expected = either.predict_stimulated(cells, inplace=False)
+        assert either.predict_stimulated(adata) is None
         layer = adata.layers["spaperb_stimulated"]
         assert isinstance(layer, da.Array)
         np.testing.assert_allclose(layer.compute(), expected, rtol=1e-5, atol=1e-6)
@@ -164,16 +176,16 @@ class TestLazyPrediction:
         expected = model.predict_stimulated(cells, sample=True, inplace=False)
         np.testing.assert_allclose(found, expected)
 
-    def test_the_networks_are_those_of_the_call(self, cells, path):
-        adata = cells.copy()
-        published = SpaPerbModel
-        published.setup_anndata(adata)
-        model = published(adata)
-        model.train(1, enable_progress_bar=False)
+    @pytest.mark.parametrize("objective", list(SMALL))
+    def test_the_networks_are_those_of_the_call(self, cells, path, objective):
+        model = fit(cells.copy(), objective)
         expected = model.predict_stimulated(cells, inplace=False)
         layer = model.predict_stimulated(lazy(path), inplace=False)
-        model.train(1, enable_progress_bar=False)
+        model.train(1, batch_size=BATCH_SIZE[objective], **QUIET)
         np.testing.assert_allclose(layer.compute(), expected, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(
+            model.predict_stimulated(cells, inplace=False), expected, rtol=1e-4, atol=1e-5
+        )
 
     def test_cells_without_a_type(self, cells, path, model):
         bare, query = lazy(path), cells.copy()
@@ -220,10 +232,7 @@ def test_batches_on_disk(cells, tmp_path):
     adata = cells.copy()
     adata.obs["batch"] = np.where(np.arange(adata.n_obs) // 2 % 2, "b", "a")
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    scvi.settings.seed = 0
-    SpaPerbModel.setup_anndata(adata, batch_key="batch")
-    model = SpaPerbModel(adata)
-    model.train(1, enable_progress_bar=False)
+    model = fit(adata, "published", batch_key="batch")
     found = model.predict_stimulated(lazy(tmp_path / "cells.h5ad"), inplace=False).compute()
     expected = model.predict_stimulated(adata, inplace=False)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -7,24 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import SMALL
 
 SCRIPT = Path(__file__).with_name("train_in_processes.py")
+# Two processes have other draws of dropout and V_delta, and batch normalisation each.
+TOLERANCE = {"published": 0.15, "in_context": 0.02}
 
 
-def run(n_processes: int, batch_size: int, folder: Path) -> list[dict]:
+def run(objective: str, n_processes: int, folder: Path) -> list[dict]:
     """What each process has at the end."""
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT), str(n_processes), str(batch_size), str(folder)]
+    command = [sys.executable, str(SCRIPT), objective, str(n_processes), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n_processes)]
 
 
+@pytest.fixture(scope="module", params=list(SMALL))
+def objective(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(objective, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    # Two processes with 32 pairs each take the steps of one with 64.
-    return run(2, 32, folder / "two"), run(1, 64, folder / "one")[0]
+    return run(objective, 2, folder / "two"), run(objective, 1, folder / "one")[0]
 
 
 def test_all_processes_end_with_one_model(results):
@@ -33,13 +40,14 @@ def test_all_processes_end_with_one_model(results):
     assert first["predicted"] == second["predicted"]
 
 
-def test_the_result_is_that_of_one_process(results):
+def test_the_result_is_that_of_one_process(objective, results):
     (first, _), alone = results
+    assert first["steps"] == alone["steps"]
     two, one = (r["history"]["validation_loss"] for r in (first, alone))
     assert len(two) == len(one) == 10
-    assert two[-1] < 0.8 * two[0]
+    assert two[-1] < 0.9 * two[0]
     assert two[-1] == pytest.approx(one[-1], rel=0.1)
-    assert first["predicted"] == pytest.approx(alone["predicted"], rel=0.01)
+    assert first["predicted"] == pytest.approx(alone["predicted"], rel=TOLERANCE[objective])
 
 
 def test_history_is_kept(results):

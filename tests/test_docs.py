@@ -19,7 +19,7 @@ def test_api_has_every_module():
 
 def test_quickstart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # Fewer epochs than a reader's: the network has a tenth of the prediction.
+    # Fewer epochs than a reader's.
     text = (DOCS / "quickstart.md").read_text().replace("train()", "train(max_epochs=20)")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = {}

@@ -11,7 +11,7 @@ from spaperb import SpaPerbModel, baselines, metrics
 HIDDEN = "CD14+ Monocytes"
 
 
-@pytest.mark.parametrize("objective", ["published", "residual"])
+@pytest.mark.parametrize("objective", ["published", "in_context"])
 def test_kang_cells(kang, objective):
     adata = kang.copy()
     sc.pp.normalize_total(adata, target_sum=1e4)

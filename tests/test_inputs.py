@@ -16,7 +16,6 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import anndata as ad
 import numpy as np
@@ -33,6 +32,7 @@ from odd_cells import (
     HARMLESS,
     OTHER_SCALES,
     SEPARATOR,
+    SIZE,
     SOUND,
     TYPE,
     Case,
@@ -52,13 +52,12 @@ from scipy import sparse
 
 import spaperb
 from spaperb import SpaPerbModel
-from spaperb.contexts import MIN_MEASURED
 from spaperb.data._scale import Scale
+from spaperb.evidence._moments import MIN_MEASURED
 
 PACKAGE = str(Path(spaperb.__file__).parent)
 LONGEST = timedelta(seconds=30)
 """An example takes half a second."""
-SIZE = {"n_latent": 3, "n_hidden": 8}
 REGISTERED = {"_scvi_condition", "_scvi_labels", "_scvi_batch"}
 IDENTIFIERS = {"_scvi_uuid", "_scvi_manager_uuid"}
 MOST_HARM, N_DRAWN = 1.2, 3
@@ -90,6 +89,7 @@ EXPECTED_WARNINGS = (
     ".* was never measured",
     ".* (was|were) measured at doses",
     "Setting element .* of view",
+    r"Changes were measured in \d+ context\(s\), .*: too few to train on",
 )
 
 
@@ -171,8 +171,7 @@ def strict_warnings() -> Iterator[None]:
 
 def examine(case: Case, judge: Judge) -> None:
     """Take odd cells through the package, and if they are predicted, in other ways too."""
-    # A forest of few trees is as good here, and calibration fits many.
-    with strict_warnings(), patch("spaperb.response.N_TREES", 5):
+    with strict_warnings():
         predicted: list[tuple[Handed, Reference]] = []
         judge("odd cells", lambda: _answered(case, predicted))
         for handed, reference in predicted:
@@ -333,7 +332,7 @@ def arranged(handed: Handed, reference: Reference) -> dict[str, Callable[[], str
         arguments = setup_arguments(case)
         SpaPerbModel.setup_anndata(twin, **arguments)
         scvi.settings.seed = case.seed
-        model = SpaPerbModel(twin, **SIZE, **case.model)
+        model = SpaPerbModel(twin, **case.model)
         other = otherwise(twin, arguments, reference.model.perturbations)
         SpaPerbModel.setup_anndata(twin, **other)
         fit(case, model)
@@ -352,7 +351,7 @@ def arranged(handed: Handed, reference: Reference) -> dict[str, Callable[[], str
 
 def examine_sound(case: Sound, judge: Judge) -> None:
     """Take simulated cells through the package, and to them what is not harmless."""
-    with strict_warnings(), patch("spaperb.response.N_TREES", 5):
+    with strict_warnings():
         predicted: list[Reference] = []
         judge("sound cells", lambda: _predicted(case, predicted))
         for reference in predicted:
@@ -372,8 +371,9 @@ def _predicted(case: Sound, predicted: list[Reference]) -> str:
         warnings.filterwarnings("always", module="spaperb")
         SpaPerbModel.setup_anndata(train, counts_layer=counts)
         scvi.settings.seed = case.seed
-        model = SpaPerbModel(train, **SIZE, objective=case.objective)
-        model.train(max_epochs=1, batch_size=64, **QUIET)
+        is_published = case.objective == "published"
+        model = SpaPerbModel(train, objective=case.objective, **(SIZE if is_published else {}))
+        model.train(max_epochs=1, batch_size=64 if is_published else 1, **QUIET)
         asked = {"seed": case.seed, "indices": None}
         layer = model.predict_stimulated(query, **asked, inplace=False)
     # Cells of the same populations: nothing is to be warned of. But some chance samples are unlike the others.
@@ -392,7 +392,7 @@ def _predicted(case: Sound, predicted: list[Reference]) -> str:
 def promises(reference: Reference) -> dict[str, Callable[[], str]]:
     """What is said of the mean of predicted cells."""
     model, query = reference.model, reference.query
-    if not model.response:
+    if model.objective == "published":
         return {}
 
     def means(query: ad.AnnData, predicted: np.ndarray, step: np.ndarray | float = 0.0) -> str:
@@ -503,7 +503,7 @@ def harmful(reference: Reference) -> dict[str, Callable[[], str]]:
     attacks["a mask of 0 and 1"] = lambda: told(
         lambda: reference.again(query, indices=mask), "mask"
     )
-    if model.response:
+    if model.objective == "in_context":
         # The published model adds its shift to any cell, whatever its type or condition.
         is_control = (query.obs[CONDITION] == "control").to_numpy()
         attacks |= {
@@ -586,8 +586,8 @@ def _few(case: Few) -> str:
         train = cells[np.setdiff1d(np.arange(cells.n_obs), np.setdiff1d(hidden, kept))].copy()
         SpaPerbModel.setup_anndata(train)
         scvi.settings.seed = case.seed
-        model = SpaPerbModel(train, **SIZE, objective="residual")
-        model.train(max_epochs=1, early_stopping=False, **QUIET)
+        model = SpaPerbModel(train)
+        model.train(max_epochs=1, batch_size=1, **QUIET)
         predicted = model.predict_stimulated(cells[is_control].copy(), inplace=False)
         truth = dense(cells.X[hidden]).mean(0, dtype=float)
         return float(((predicted.mean(0, dtype=float) - truth) ** 2).mean())
@@ -604,7 +604,7 @@ def _few(case: Few) -> str:
 def trained(case: Case, adata: ad.AnnData) -> SpaPerbModel:
     """A small model of cells that are set up."""
     scvi.settings.seed = case.seed
-    model = SpaPerbModel(adata, **SIZE, **case.model)
+    model = SpaPerbModel(adata, **case.model)
     fit(case, model)
     return model
 
@@ -634,7 +634,7 @@ def arguments(case: Case, model: SpaPerbModel, n_obs: int) -> dict[str, Any]:
     if (case.columns["doses"] is None) != (case.flaw in ("no doses", "no dose")):
         asked["dose"] = None
     if case.flaw not in ("no counts", "counts drawn twice"):
-        has_counts = model.response and case.columns["counts"]
+        has_counts = model.objective == "in_context" and case.columns["counts"]
         asked["sample"] &= has_counts and asked["n_samples"] == 1
     if case.query["storage"] == "dask" and case.flaw != "latent vectors of cells on disk":
         asked["latent"] = False
@@ -719,9 +719,12 @@ def check_prediction(handed: Handed, query: ad.AnnData) -> np.ndarray:
     is_wanted[np.ix_(rows, genes)] = True
     np.testing.assert_array_equal(np.isfinite(layer), is_wanted)
     assert np.isnan(layer[~is_wanted]).all()
+    n_latent = SIZE["n_latent"]
+    if model.objective == "in_context":
+        n_latent = len(model.transfer_["evidence"]["components"])
     for name in added:
         z = query.obsm[name]
-        assert z.shape == (query.n_obs, SIZE["n_latent"])
+        assert z.shape == (query.n_obs, n_latent)
         np.testing.assert_array_equal(np.isfinite(z).all(1), np.isin(np.arange(query.n_obs), rows))
     values = layer[is_wanted]
     if model.expression_kind_["nonnegative"]:
@@ -736,14 +739,14 @@ def _order(handed: Handed) -> np.ndarray:
     """An order of the cells that must not matter: a cell's noise depends on its row, or on its place among those of its type."""
     case, _, model, query, asked = handed
     order = np.random.default_rng(case.seed).permutation(query.n_obs)
-    if model.response and TYPE in query.obs and query.obs[TYPE].notna().all():
+    if model.objective == "in_context" and TYPE in query.obs and query.obs[TYPE].notna().all():
         types = query.obs[TYPE].astype(object).to_numpy()
         for name in pd.unique(types):
             of_type = types[order] == name
             order[of_type] = np.sort(order[of_type])
         return order
-    has_noise = case.model["delta_noise"] == "fresh" or not asked["give_mean"]
-    return np.arange(query.n_obs) if model.response or has_noise else order
+    has_noise = case.model.get("delta_noise") != "fixed" or not asked["give_mean"]
+    return np.arange(query.n_obs) if has_noise else order
 
 
 def check_table(handed: Handed) -> None:
@@ -816,7 +819,7 @@ def flaws_of(handed: Handed) -> list[str]:
         "a dose for a model without": case.columns["doses"] is None and asked["dose"] is not None,
         "counts drawn twice": asked["sample"] and asked["n_samples"] > 1,
         "counts of a model without": asked["sample"]
-        and (not model.response or setup_arguments(case)["counts_layer"] is None),
+        and (model.objective == "published" or setup_arguments(case)["counts_layer"] is None),
         "latent vectors of cells on disk": asked["latent"] and case.query["storage"] == "dask",
     }
     return [about for about, is_so in flaws.items() if is_so]
@@ -881,19 +884,23 @@ def _has_few_pairs(handed: Handed) -> bool:
 
 
 def _has_few_changes(handed: Handed) -> bool:
-    """Whether fewer than three changes are measured that another cell type has too."""
+    """Whether networks are to learn from scratch from fewer than two measured changes."""
     columns, obs = handed.case.columns, handed.train.obs
-    if columns["batches"] or columns["doses"]:
-        return True  # measured within these, with fewer cells each
+    if handed.case.model.get("pretrained", True):
+        return False
+    if columns["batches"] or columns["doses"] or handed.case.train["train_size"]:
+        return True  # measured within these, or of a part of the cells, with fewer cells each
     types, conditions = (obs[key].astype(object).to_numpy() for key in (TYPE, CONDITION))
     n_cells = pd.Series(1, [types, conditions]).groupby(level=[0, 1]).sum().unstack(fill_value=0)
-    n_possible = 0
-    n_cells = dict(zip(n_cells.columns, n_cells.to_numpy().T, strict=True))
-    for name in handed.model.perturbations:
-        n = np.minimum(n_cells[columns["conditions"][0]], n_cells[name])
-        n_measured = (n >= max(1, min(MIN_MEASURED, n.max()))).sum()
-        n_possible += n_measured if n_measured > 1 else 0
-    return n_possible < 3 + 2 * (len(handed.model.perturbations) > 1)
+    arguments = setup_arguments(handed.case)
+    names = arguments["stimulated"]
+    if names is None:
+        names = [name for name in n_cells.columns if name != arguments["control"]]
+    n_measured = 0
+    for name in names if isinstance(names, list) else [names]:
+        n = np.minimum(n_cells[arguments["control"]], n_cells[name])
+        n_measured += (n >= max(1, min(MIN_MEASURED, n.max()))).sum()
+    return n_measured < 2
 
 
 def _query_conditions(handed: Handed) -> set:
@@ -972,11 +979,11 @@ REFUSALS: dict[str, tuple[str, Callable[[Handed], bool]]] = {
     ),
     "counts of a model without": (
         "Counts are drawn by a model",
-        lambda h: not h.model.response or setup_arguments(h.case)["counts_layer"] is None,
+        lambda h: h.model.objective == "published" or setup_arguments(h.case)["counts_layer"] is None,
     ),
     "counts drawn twice": ("Counts are drawn once", lambda h: h.asked["n_samples"] > 1),
     "latent vectors of cells on disk": ("Latent vectors are computed at once", lambda h: h.case.query["storage"] == "dask"),
     "no groups": ("There is no column", lambda h: (h.case.groupby or TYPE) not in h.query.obs),
-    "intervals without the response": ("which this model was made without", lambda h: not h.model.response),
-    "few changes": ("Intervals are learned from", _has_few_changes),
+    "intervals without the response": ("knows no error of its predictions", lambda h: h.model.objective == "published"),
+    "few changes": ("The networks learn from measured changes, at least 2", _has_few_changes),
 }  # fmt: skip

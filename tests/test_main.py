@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import torch
 import zarr
 from helpers import drop_layers, small_cells
 from matplotlib import pyplot as plt
@@ -17,10 +18,17 @@ from scipy import sparse
 
 from spaperb import SpaPerbModel
 from spaperb.__main__ import main
+from spaperb.nn import Constants, InContextNetwork, write_weights
 
 HIDE = ["--hide", "type_1"]
+LAYER = "spaperb_stimulated"
 # The hidden one.
 pytestmark = pytest.mark.filterwarnings("ignore:These cell types have no control:UserWarning")
+
+
+def four_types() -> ad.AnnData:
+    """Of which three are left to train on where one is hidden."""
+    return small_cells(n_cell_types=4, n_genes=60)
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(folder):
-    small_cells(n_genes=60).write_h5ad(folder / "cells.h5ad")
+    four_types().write_h5ad(folder / "cells.h5ad")
     return "cells.h5ad"
 
 
@@ -45,7 +53,7 @@ def file(folder):
 def counts_file(folder):
     from spaperb import datasets
 
-    adata = datasets.simulated(n_cell_types=3, n_cells=20, n_genes=60)
+    adata = datasets.simulated(n_cell_types=4, n_cells=20, n_genes=60)
     adata.X = adata.layers["counts"].copy()
     drop_layers(adata)
     adata.obs = adata.obs.rename(columns={"condition": "stim", "cell_type": "cell"})
@@ -67,13 +75,16 @@ class TestRuns:
         written = {path.name for path in (folder / "spaperb_demo").iterdir()}
         assert written == {"predicted.h5ad", "umap.png", "mean_expression.png"}
 
-    def test_predict(self, file, folder, capsys):
-        assert predict(file, *HIDE, "--n-top-genes", "40", "--plots", "plots") == 0
+    @pytest.mark.parametrize("objective", ["in_context", "published"])
+    def test_predict(self, file, folder, capsys, objective):
+        arguments = ("--n-top-genes", "40", "--plots", "plots", "--objective", objective)
+        assert predict(file, *HIDE, *arguments) == 0
         out = capsys.readouterr().out
         assert "Hiding the 20 stimulated cells of type_1" in out
         assert "Epoch 2/2" in out
         result = ad.read_h5ad("out.h5ad")
-        assert result.shape == (120, 40)
+        assert result.shape == (160, 40)
+        assert result.uns["spaperb"][LAYER]["objective"] == objective
         assert np.isfinite(result.layers["spaperb_stimulated"]).all()
         hidden = result.obs["spaperb_hidden"]
         assert hidden.sum() == 20
@@ -82,7 +93,7 @@ class TestRuns:
 
     def test_hidden_cells_change_nothing(self, folder):
         """Genes, training and prediction are the same whatever the hidden cells are."""
-        adata = small_cells(n_genes=60)
+        adata = four_types()
         hidden = (adata.obs["cell_type"] == "type_1") & (adata.obs["condition"] == "stimulated")
         for name, factor in (("plain", 1.0), ("spoilt", 1.5)):
             copy = adata.copy()
@@ -100,7 +111,7 @@ class TestRuns:
         )
 
     def test_only_types_that_lack_cells_without_being_hidden_are_told_of(self, folder):
-        adata = small_cells(n_genes=60)
+        adata = four_types()
         is_lost = (adata.obs["cell_type"] == "type_2") & (adata.obs["condition"] == "stimulated")
         adata[~is_lost].write_h5ad("cells.h5ad")
         with pytest.warns(UserWarning, match="no part in training.*: type_1, type_2"):
@@ -136,7 +147,7 @@ class TestRuns:
         assert "out.h5ad exists. Pass --overwrite" in capsys.readouterr().err
         assert (folder / "out.h5ad").read_text() == "precious"
         assert predict(file, "--overwrite") == 0
-        assert ad.read_h5ad("out.h5ad").n_obs == 120
+        assert ad.read_h5ad("out.h5ad").n_obs == 160
 
     def test_output_made_meanwhile_is_kept(self, file, folder, monkeypatch, capsys):
         def predict_and_make_output(model, adata, key_added):
@@ -186,7 +197,38 @@ class TestRuns:
         assert [p.name for p in folder.iterdir()] == ["cells.h5ad"]
 
 
-LAYER = "spaperb_stimulated"
+class TestPretrainedWeights:
+    def test_too_few_types_to_train_on_are_told(self, folder):
+        small_cells(n_genes=60).write_h5ad("cells.h5ad")
+        with pytest.warns(UserWarning, match="measured in 2 context.*too few to train on"):
+            assert predict("cells.h5ad", *HIDE) == 0
+        assert np.isfinite(ad.read_h5ad("out.h5ad").layers[LAYER]).all()
+
+    def test_weights_of_ones_own(self, file):
+        torch.manual_seed(0)
+        write_weights([InContextNetwork(Constants.none(), 4, 8)], Path("own.safetensors"), ["one"])
+        layers = []
+        for output, own in (("a.h5ad", ["--pretrained", "own.safetensors"]), ("b.h5ad", [])):
+            assert predict(file, *own, output=output) == 0
+            layers.append(ad.read_h5ad(output).layers[LAYER])
+        assert not np.allclose(*layers)
+
+    def test_as_they_are(self, file):
+        command = ["predict", file, *HIDE, "--output", "a.h5ad", "--max-epochs", "0"]
+        assert main(command) == 0
+        assert np.isfinite(ad.read_h5ad("a.h5ad").layers[LAYER]).all()
+
+    def test_the_published_objective_has_none(self, file, folder, capsys):
+        arguments = ["--objective", "published", "--pretrained", "own.safetensors"]
+        assert predict(file, *arguments) == 1
+        assert "takes no file of `pretrained` weights" in capsys.readouterr().err
+        assert not (folder / "out.h5ad").exists()
+
+    def test_no_such_weights(self, file, folder, capsys):
+        assert predict(file, "--pretrained", "none.safetensors") == 1
+        error = capsys.readouterr().err
+        assert "spaperb: error: There is no file none.safetensors" in error
+        assert not (folder / "out.h5ad").exists()
 
 
 class TestFilesOfCells:
@@ -217,12 +259,12 @@ class TestFilesOfCells:
     @pytest.mark.parametrize("output", ["out.h5ad", "out.zarr"])
     def test_nullable_strings_come_back_as_they_were(self, folder, output):
         """As anndata 0.13 writes them; missing values too."""
-        adata = small_cells(n_genes=60)
+        adata = four_types()
         adata.obs_names = pd.Index(adata.obs_names, dtype="string")
         adata.var_names = pd.Index(adata.var_names, dtype="string")
         for key in ("condition", "cell_type"):
             adata.obs[key] = adata.obs[key].astype("string")
-        adata.obs["note"] = pd.array(["a", pd.NA, "b"] * 40, dtype="string")
+        adata.obs["note"] = pd.array(["a", pd.NA, "b", "c"] * 40, dtype="string")
         adata.var["long_name"] = adata.var_names + " of a mouse"
         with ad.settings.override(allow_write_nullable_strings=True):
             adata.write_h5ad("cells.h5ad", convert_strings_to_categoricals=False)
@@ -234,31 +276,31 @@ class TestFilesOfCells:
         pd.testing.assert_frame_equal(found.obs, given.obs)
         pd.testing.assert_frame_equal(found.var, given.var)
 
-        small_cells(n_genes=60).write_h5ad("plain.h5ad")
+        four_types().write_h5ad("plain.h5ad")
         assert predict("plain.h5ad", *HIDE, output="plain_out.h5ad") == 0
         np.testing.assert_array_equal(
             found.layers[LAYER], ad.read_h5ad("plain_out.h5ad").layers[LAYER]
         )
 
     def test_columns_of_text_stay_text(self, folder):
-        adata = small_cells(n_genes=60)
-        adata.obs["plate"] = pd.Series(["a", "b"] * 60, index=adata.obs_names, dtype=object)
+        adata = four_types()
+        adata.obs["plate"] = pd.Series(["a", "b"] * 80, index=adata.obs_names, dtype=object)
         with ad.settings.override(allow_write_nullable_strings=True):
             adata.write_h5ad("cells.h5ad", convert_strings_to_categoricals=False)
         assert predict("cells.h5ad") == 0
         found = ad.read_h5ad("out.h5ad").obs["plate"]
         assert found.dtype != "category"
-        assert found.to_list() == ["a", "b"] * 60
+        assert found.to_list() == ["a", "b"] * 80
 
     def test_types_missing_in_nullable_strings(self, folder, capsys):
-        adata = small_cells(n_genes=60)
+        adata = four_types()
         adata.obs["cell_type"] = adata.obs["cell_type"].astype("string")
         adata.obs.loc[adata.obs_names[:7], "cell_type"] = pd.NA
         with ad.settings.override(allow_write_nullable_strings=True):
             adata.write_h5ad("cells.h5ad", convert_strings_to_categoricals=False)
         assert predict("cells.h5ad", *HIDE) == 1
         error = capsys.readouterr().err
-        assert "adata.obs['cell_type'] (`labels_key`) has no value for 7 of 120 cells" in error
+        assert "adata.obs['cell_type'] (`labels_key`) has no value for 7 of 160 cells" in error
 
 
 class TestNothingIsLost:
@@ -331,7 +373,7 @@ class TestMostVariableGenes:
         return adata
 
     def test_raw_with_more_genes(self, folder, capsys):
-        raw = small_cells(n_genes=60)
+        raw = four_types()
         expected = self.chosen(raw[:, :50][:, ::-1].copy())
         capsys.readouterr()
         found = self.chosen(self.scaled(raw))
@@ -343,7 +385,7 @@ class TestMostVariableGenes:
         assert set(by_scaled.index[by_scaled["highly_variable"]]) != set(found)
 
     def test_hidden_cells_choose_nothing(self, folder):
-        raw = small_cells(n_genes=60)
+        raw = four_types()
         expected = self.chosen(self.scaled(raw))
         hidden = (raw.obs["cell_type"] == "type_1") & (raw.obs["condition"] == "stimulated")
         x = raw.X.toarray() if sparse.issparse(raw.X) else raw.X.copy()
@@ -364,7 +406,7 @@ class TestMostVariableGenes:
         ],
     )
     def test_refused(self, folder, monkeypatch, capsys, raw, found):
-        cells = small_cells(n_genes=60)
+        cells = four_types()
         adata = self.scaled(cells)
         logged = cells.X.toarray() if sparse.issparse(cells.X) else cells.X
         x = {"counts": np.round(logged), "scaled": logged - 1, "not logged": np.expm1(logged)}
@@ -382,17 +424,19 @@ class TestMostVariableGenes:
         assert found in error
 
     def test_scaled_cells_of_a_benchmark(self, folder, capsys):
-        self.scaled(small_cells(n_genes=60)).write_h5ad("cells.h5ad")
+        self.scaled(four_types()).write_h5ad("cells.h5ad")
         arguments = ("cells.h5ad", *TestBenchmark.ARGUMENTS, "--output", "bench")
         assert main(["benchmark", *arguments, "--n-top-genes", "20"]) == 1
         assert "`n_top_genes` chooses genes by log-normalised" in capsys.readouterr().err
 
 
+# So few cells are far from any type.
+@pytest.mark.filterwarnings("ignore:The control cells of these cell types are farther:UserWarning")
 class TestFewHiddenCells:
     @pytest.mark.parametrize("n_stimulated", [1, 2, 3])
     @pytest.mark.parametrize("n_control", [1, 3, 20])
     def test_all_that_can_be_drawn_is(self, folder, n_control, n_stimulated):
-        adata = small_cells(n_genes=60)
+        adata = four_types()
         of_type, condition = adata.obs["cell_type"] == "type_1", adata.obs["condition"]
         kept = ~of_type.to_numpy()
         for name, n in (("control", n_control), ("stimulated", n_stimulated)):
@@ -405,7 +449,7 @@ class TestFewHiddenCells:
 
     def test_what_cannot_be_drawn_is_said(self, folder, capsys):
         """One gene has no principal components."""
-        small_cells(n_genes=60)[:, :1].write_h5ad("cells.h5ad")
+        four_types()[:, :1].write_h5ad("cells.h5ad")
         assert predict("cells.h5ad", "--plots", "plots", "--objective", "published") == 0
         out = capsys.readouterr().out
         assert "umap.png could not be drawn: " in out
@@ -426,7 +470,7 @@ class TestBenchmark:
             "folds", "results.csv", "summary.csv", "pearson_delta.png", "energy_distance.png",
         }  # fmt: skip
         results = pd.read_csv("bench/results.csv")
-        assert set(results["context"]) == {"type_0", "type_1", "type_2"}
+        assert set(results["context"]) == {"type_0", "type_1", "type_2", "type_3"}
 
     def test_the_model_and_a_failure(self, file, folder, capsys, monkeypatch):
         def fail(*args, **kwargs):
@@ -434,12 +478,12 @@ class TestBenchmark:
 
         monkeypatch.setattr("spaperb.SpaPerbModel.predict_stimulated", fail)
         code = main(
-            ["benchmark", file, "--methods", "spaperb_residual", "no_change", "--seeds", "0", "--min-cells",
+            ["benchmark", file, "--methods", "spaperb_in_context", "no_change", "--seeds", "0", "--min-cells",
              "20", "--max-epochs", "1", "--held-out", "cell_type", "--output", "bench"]
         )  # fmt: skip
         assert code == 0
         out = capsys.readouterr().out
-        assert "Failed: spaperb_residual on type_0, seed 0: RuntimeError: out of ideas" in out
+        assert "Failed: spaperb_in_context on type_0, seed 0: RuntimeError: out of ideas" in out
 
     def test_contexts_too_small(self, file, folder, capsys):
         assert main(["benchmark", file, "--output", "bench"]) == 1
@@ -549,7 +593,7 @@ def test_interrupt(file, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["predict"], ["demo", "--max-epochs", "0"], ["other"]])
+@pytest.mark.parametrize("arguments", [[], ["predict"], ["demo", "--max-epochs", "-1"], ["other"]])
 def test_wrong_usage(arguments):
     with pytest.raises(SystemExit) as exit_:
         main(arguments)

@@ -9,7 +9,6 @@ from spaperb.pairing import (
     Stratum,
     random_pairs,
     split_strata,
-    unpaired_strata,
 )
 
 cells = st.lists(
@@ -68,26 +67,6 @@ def test_only_the_given_cells_are_sorted():
 
 def test_no_strata_give_no_pairs():
     assert random_pairs([], np.random.default_rng(0)).shape == (0, 2)
-
-
-@given(cells)
-def test_control_cells_without_a_partner_come_in_pairs_of_their_own(cells):
-    arms, labels = arms_and_labels(cells)
-    everything = np.arange(len(arms))
-    paired = np.concatenate(
-        [labels[s.control] for s in split_strata(everything, arms, labels)] or [[]]
-    )
-    strata = unpaired_strata(everything, arms, labels)
-    used = np.concatenate([cells for s in strata for cells in s[:2]] or [[]]).astype(int)
-    assert len(set(used)) == len(used)
-    assert (arms[used] == CONTROL).all()
-    assert not np.isin(labels[used], paired).any()
-    left = np.flatnonzero((arms == CONTROL) & ~np.isin(labels, paired))
-    # all but those that are alone
-    alone = [i for i in left if (labels[left] == labels[i]).sum() == 1]
-    assert sorted(used) == sorted(set(left) - set(alone))
-    for stratum in strata:
-        assert len(set(labels[np.concatenate(stratum[:2])])) == 1
 
 
 def test_rare_perturbations_are_not_drowned():

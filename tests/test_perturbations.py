@@ -1,17 +1,27 @@
 """Several perturbations, combinations, doses and batches: names, and the model from set-up to prediction."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scvi
 import torch
-from helpers import QUIET, SMALL_MODEL, drop_layers, layer_names, small_cells, snapshot
+from helpers import (
+    IN_CONTEXT,
+    PUBLISHED,
+    QUIET,
+    SMALL,
+    drop_layers,
+    layer_names,
+    small_cells,
+    snapshot,
+)
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.pairing import CONTROL, NEITHER
-from spaperb.perturbations import Perturbations, Target
-from spaperb.response import Subject
+from spaperb.perturbations import Perturbations
 
 
 def of(*values, **kwargs) -> Perturbations:
@@ -98,11 +108,12 @@ def data():
     return several()
 
 
-def fit(adata, setup=None, **kwargs) -> SpaPerbModel:
+def fit(adata, setup=None, max_epochs=3, **kwargs) -> SpaPerbModel:
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata, **(setup or {}))
-    model = SpaPerbModel(adata, **{"objective": "residual", **SMALL_MODEL, **kwargs})
-    model.train(max_epochs=3, batch_size=32, **QUIET)
+    model = SpaPerbModel(adata, **kwargs)
+    batch_size = {"published": 32, "in_context": 2}[model.objective]
+    model.train(max_epochs=max_epochs, batch_size=batch_size, **QUIET)
     return model
 
 
@@ -126,6 +137,12 @@ def change(model, cells, *args, **kwargs):
     return predicted.mean(0) - np.asarray(cells.X).mean(0)
 
 
+def mean_change(model, cells, *args, **kwargs):
+    """Of each gene, as the table has it."""
+    table = model.predict_response(cells, *args, **kwargs).set_index("gene")
+    return table.loc[cells.var_names, "mean_change"].to_numpy()
+
+
 class TestPublishedCase:
     """One perturbation is trained and predicted as if there could be no others."""
 
@@ -137,8 +154,8 @@ class TestPublishedCase:
             (adata.copy(), {"stimulated": "stimulated", "combination_separator": None}),
             (others, {"stimulated": ["stimulated"]}),
         ]
-        for objective in ("published", "residual"):
-            models = [fit(cells, setup, objective=objective) for cells, setup in setups]
+        for objective in ("published", "in_context"):
+            models = [fit(cells, setup, **SMALL[objective]) for cells, setup in setups]
             states = [model.module.state_dict() for model in models]
             assert not [key for key in states[0] if "perturbation" in key or "composition" in key]
             for state in states[1:]:
@@ -165,38 +182,68 @@ class TestPrediction:
         assert b[10:20].mean() > 0.5 > abs(b[:10].mean())
         assert min(both[:10].mean(), both[10:20].mean()) > 0.5
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
     def test_an_unseen_combination_adds_up(self, data):
         seen = data[data.obs["condition"] != "A+B"].copy()
         model = fit(seen)
         assert model.perturbations == ["A", "B"]
-        both = change(model, control_of(data), "B+A")
-        assert min(both[:10].mean(), both[10:20].mean()) > 0.4
+        with pytest.warns(UserWarning, match=r"B\+A was never measured, .* are added up"):
+            model.predict_stimulated(control_of(data), "B+A", inplace=False)
+        # Ten cells of B are trusted in part, and in the combination no less.
+        a, b, both = (change(model, control_of(data), name) for name in ("A", "B", "B+A"))
+        assert both[:10].mean() > 0.75 * a[:10].mean() > 0.5
+        assert both[10:20].mean() > 0.75 * b[10:20].mean() > 0.3
         # less noise than in the sum of the measured shifts, of 10 cells of B say
         of_type = seen[seen.obs["cell_type"] == "type_0"]
         means = {name: cells.X.mean(0) for name, cells in by_condition(of_type)}
         added = means["A"] + means["B"] - 2 * means["control"]
         assert np.abs(both[20:]).mean() < 0.8 * np.abs(added[20:]).mean()
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
+    @pytest.mark.parametrize("settings", [IN_CONTEXT, {}], ids=["scratch", "pretrained"])
+    def test_without_an_example_it_is_the_sum_of_its_parts(self, data, settings):
+        model = fit(data[data.obs["condition"] != "A+B"].copy(), **settings)
+        cells = control_of(data)
+        a, b = (mean_change(model, cells, name) for name in "AB")
+        with pytest.warns(UserWarning, match="never measured.* are added up"):
+            both = mean_change(model, cells, "A+B")
+        np.testing.assert_allclose(both, a + b, atol=1e-9)
+        assert np.abs(both).max() > 0.5
+        with pytest.warns(UserWarning, match="never measured.* are added up"):
+            twice = mean_change(model, cells, "A+A")
+        np.testing.assert_allclose(twice, 2 * a, atol=1e-9)
+        one, again, other = (
+            model.predict_stimulated(cells, "A+B", give_mean=False, seed=s, inplace=False)
+            for s in (0, 0, 1)
+        )
+        np.testing.assert_array_equal(one, again)
+        assert not np.allclose(one, other)
+
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
+    @pytest.mark.parametrize("is_measured", [True, False])
+    def test_the_order_of_parts_has_no_meaning(self, data, model, is_measured):
+        if not is_measured:
+            model = fit(data[data.obs["condition"] != "A+B"].copy())
+        cells = control_of(data)
+        one, other = (
+            model.predict_stimulated(cells, name, inplace=False) for name in ("A+B", "B+A")
+        )
+        np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.filterwarnings("ignore:A.B was never measured")
+    def test_a_combination_is_as_far_from_training_as_its_farther_part(self, data):
+        is_b = (data.obs["cell_type"] == "type_0") & (data.obs["condition"] == "B")
+        model = fit(data[~is_b & (data.obs["condition"] != "A+B")].copy())
+        a, b, both = (
+            model.predict_response(control_of(data), name)["distance"].iloc[0]
+            for name in ("A", "B", "A+B")
+        )
+        assert a == 0 < b == both
+
     def test_what_is_shared_is_that_of_single_perturbations(self):
         """A strong pair of unknown parts says nothing of what A and B share."""
         known = of("A", "B", "A+B", "C+D", "control")
         assert [known.names[i] for i in known.singles] == ["A", "B"]
-
-    def test_a_combination_is_known_as_far_as_its_parts(self, data):
-        """So that the network, which knows no more of how they combine, has no larger share in it."""
-        response = fit(data[data.obs["condition"] != "A+B"].copy())._transfer.response
-        k = response.contexts.names.index("type_0")
-        known = Subject(response.contexts.control[k], response.contexts.cells[k], k)
-        both, a, b = (
-            response.predict(known, target).measured
-            for target in (Target("A+B", None, (0, 1)), Target("A", 0, (0,)), Target("B", 1, (1,)))
-        )
-        np.testing.assert_array_equal(both, np.minimum(a, b))
-        # B was measured with ten cells
-        assert both.max() > 0.2
-        assert not response.predict(
-            known._replace(number=None), Target("", None, (0, 1))
-        ).measured.any()
 
     def test_composition_is_learned_from_measured_combinations(self, data):
         """Where "A+B" does less than A and B, "A+C" is predicted to do less than A and C."""
@@ -224,18 +271,43 @@ class TestPrediction:
         assert np.corrcoef(elsewhere, together)[0, 1] > 0.8
 
     def test_a_screen_in_one_cell_line(self, data):
-        """With one context the other perturbations are all there is to improve a measurement by."""
+        """With one context nothing is trained, and measurements are improved all the same."""
         line = data[(data.obs["cell_type"] == "type_0") & (data.obs["condition"] != "A+B")].copy()
-        model = fit(line)
+        with pytest.warns(UserWarning, match="too few to train on"):
+            model = fit(line)
         known = control_of(line)
         # A has 40 cells and is kept, B ten and is shrunk: chance explains much of what ten cells say
-        for name, genes, least in (("A", slice(0, 10), 0.8), ("B", slice(10, 20), 0.2)):
-            cells = line.X[(line.obs["condition"] == name).to_numpy()]
-            measured = (cells.mean(0) - known.X.mean(0))[genes].mean()
-            kept = change(model, known, name, detection=False)[genes].mean() / measured
-            assert least < kept < 1.05
-        regression = model._transfer.response.regression(contexts=False, perturbations=True)
-        assert regression.anchor_weights.shape == (1,)
+        for name, genes, least in (("A", slice(0, 10), 0.75), ("B", slice(10, 20), 0.2)):
+            truth = np.zeros(line.n_vars)
+            truth[genes] = 1.05
+            measured = line.X[(line.obs["condition"] == name).to_numpy()].mean(0) - known.X.mean(0)
+            found = mean_change(model, known, name)
+            assert least < found[genes].mean() / 1.05 < 1.05
+            assert ((found - truth) ** 2).mean() < 0.5 * ((measured - truth) ** 2).mean()
+
+    def test_another_perturbation_in_the_same_context_helps(self):
+        """A and B are the same stimulus, which each type responds to in a way of its own."""
+        cells = datasets.simulated(
+            n_cell_types=6, n_cells=120, n_genes=150, shared_response=0.3, seed=1
+        )
+        names = cells.obs["condition"].astype(object).to_numpy(copy=True)
+        stimulated = np.flatnonzero(names == "stimulated")
+        names[stimulated] = np.random.default_rng(0).choice(["A", "B"], len(stimulated))
+        cells.obs["condition"] = pd.Categorical(names)
+        known = control_of(cells)
+        truth = (known.layers["true_stimulated"] - known.layers["true_control"]).mean(0)
+        drop_layers(cells)
+        of_type = (cells.obs["cell_type"] == "type_0").to_numpy()
+        errors = []
+        for hidden in (["B"], ["A", "B"]):
+            train = cells[~(of_type & np.isin(names, hidden))].copy()
+            with warnings.catch_warnings():
+                # Said where all stimulated cells of the type are hidden.
+                warnings.filterwarnings("ignore", "These cell types have no control and stim")
+                model = fit(train, max_epochs=10)
+            found = mean_change(model, known, "B")
+            errors.append(((found - truth) ** 2).mean())
+        assert errors[0] < 0.6 * errors[1]
 
     def test_a_type_that_never_saw_the_perturbation(self, data):
         hidden = (data.obs["cell_type"] == "type_0") & (data.obs["condition"] == "B")
@@ -300,24 +372,24 @@ class TestPrediction:
                 model.predict_stimulated(cells, name, inplace=False),
             )
 
-    def test_the_network_alone_tells_perturbations_apart(self, data):
-        scvi.settings.seed = 0
-        adata = data.copy()
-        SpaPerbModel.setup_anndata(adata)
-        model = SpaPerbModel(adata, objective="residual", response=False, n_latent=8, n_hidden=32)
-        model.train(max_epochs=400, batch_size=64, early_stopping=False, **QUIET)
-        cells = control_of(data)
-        a, b = (change(model, cells, name) for name in ("A", "B"))
-        assert a[:10].mean() > a[10:20].mean() + 0.2
-        assert b[10:20].mean() > b[:10].mean() + 0.2
-
-    def test_latent_effects(self, model):
+    def test_latent_effects_are_the_mean_measured_changes(self, data, model):
         table = model.get_delta_representation()
         assert table.index.tolist() == ["A", "A+B", "B"]
-        assert table.shape == (3, SMALL_MODEL["n_latent"])
         pd.testing.assert_frame_equal(table, model.get_delta_representation())
+        z = model.get_latent_representation()
+        keys = [data.obs[key].astype(str).to_numpy() for key in ("condition", "cell_type")]
+        means = pd.DataFrame(z).groupby(keys).mean()
+        for name in table.index:
+            shift = means.loc[name] - means.loc["control"]
+            np.testing.assert_allclose(table.loc[name], shift.mean(), atol=1e-4)
+
+    def test_latent_effects_of_published_networks(self, data):
+        published = fit(data.copy(), **PUBLISHED)
+        table = published.get_delta_representation()
+        assert table.shape == (3, PUBLISHED["n_latent"])
+        pd.testing.assert_frame_equal(table, published.get_delta_representation())
         # linear in the parts, whatever V_delta is
-        one = model.get_delta_representation(n_samples=1)
+        one = published.get_delta_representation(n_samples=1)
         np.testing.assert_allclose(
             one.loc["A"] - one.loc["B"], table.loc["A"] - table.loc["B"], atol=1e-5
         )
@@ -337,7 +409,7 @@ class TestSetup:
         with pytest.warns(UserWarning, match=r"taken for one perturbation.*: A\+B") as record:
             SpaPerbModel.setup_anndata(cells)
         assert len([w for w in record if "one perturbation" in str(w.message)]) == 1
-        model = SpaPerbModel(cells, **SMALL_MODEL)
+        model = SpaPerbModel(cells, **PUBLISHED)
         model.train(max_epochs=1, batch_size=32, **QUIET)
         with pytest.raises(ValueError, match=r"'B', of 'B\+A', is not"):
             model.predict_stimulated(control_of(data), "B+A")
@@ -352,7 +424,7 @@ class TestSetup:
         with pytest.warns(UserWarning, match="left out: C") as record:
             SpaPerbModel.setup_anndata(cells)
         assert len([w for w in record if "left out" in str(w.message)]) == 1
-        model = SpaPerbModel(cells, **SMALL_MODEL)
+        model = SpaPerbModel(cells, **PUBLISHED)
         model.train(max_epochs=1, batch_size=32, **QUIET)
         assert model.perturbations == ["A", "A+B", "B"]
         with pytest.raises(ValueError, match="'C' is not a perturbation"):
@@ -365,8 +437,9 @@ class TestSetup:
         with pytest.raises(ValueError, match="`control` and `stimulated` are both"):
             SpaPerbModel.setup_anndata(cells, stimulated=["A", "control"])
         SpaPerbModel.setup_anndata(cells, stimulated=np.array(["A", "B"]))
-        assert SpaPerbModel(cells, **SMALL_MODEL).perturbations == ["A", "B"]
+        assert SpaPerbModel(cells, **PUBLISHED).perturbations == ["A", "B"]
 
+    @pytest.mark.filterwarnings("ignore:.*was never measured")
     def test_a_thousand_perturbations(self):
         cells = small_cells(n_cell_types=2, n_cells=2000, n_genes=20)
         names = cells.obs["condition"].astype(object).to_numpy(copy=True)
@@ -375,10 +448,11 @@ class TestSetup:
         cells.obs["condition"] = pd.Categorical(names)
         before = snapshot(cells)["X"]
         SpaPerbModel.setup_anndata(cells)
-        model = SpaPerbModel(cells, objective="residual", **SMALL_MODEL)
+        model = SpaPerbModel(cells, **IN_CONTEXT)
         model.train(max_epochs=1, **QUIET)
         assert len(model.perturbations) == 1000
-        assert model.get_delta_representation(n_samples=2).shape == (1000, 4)
+        n_components = len(model._transfer.evidence.components)
+        assert model.get_delta_representation().shape == (1000, n_components)
         predicted = model.predict_stimulated(cells[:20], "p3+p7", inplace=False)
         assert np.isfinite(predicted).all()
         assert snapshot(cells)["X"] == before
@@ -395,7 +469,7 @@ class TestDoses:
     @pytest.fixture(scope="class")
     def model(self, series):
         hidden = (series.obs["cell_type"] == "type_0") & (series.obs["condition"] != "control")
-        with pytest.warns(UserWarning, match="reconstruction of control cells: type_0"):
+        with pytest.warns(UserWarning, match="take no part in training: type_0"):
             return fit(series[~hidden].copy(), {"dose_key": "dose"})
 
     def query(self, series):
@@ -420,18 +494,51 @@ class TestDoses:
     def test_no_dose_changes_nothing_and_a_huge_one_as_the_highest(self, series, model):
         cells = self.query(series)
         with pytest.warns(UserWarning, match="guess"):
-            nothing = change(model, cells, dose=0.0)
-        np.testing.assert_allclose(nothing, 0, atol=1e-5)
+            nothing = model.predict_stimulated(cells, dose=0.0, inplace=False)
+        np.testing.assert_array_equal(nothing, cells.X)
         with pytest.warns(UserWarning, match="guess"):
-            most = change(model, cells, dose=1e6)
-        np.testing.assert_allclose(most, change(model, cells, dose=10.0), atol=1e-6)
+            most = model.predict_stimulated(cells, dose=1e6, inplace=False)
+        highest = model.predict_stimulated(cells, dose=10.0, inplace=False)
+        np.testing.assert_array_equal(most, highest)
+
+    @pytest.mark.filterwarnings("ignore:stimulated was measured at doses")
+    def test_below_the_lowest_dose_a_change_falls_in_proportion(self, series, model):
+        cells = self.query(series)
+        lowest = mean_change(model, cells, dose=0.1)
+        assert np.abs(lowest).max() > 0.1
+        for dose in (0.05, 0.01, 0.0):
+            np.testing.assert_allclose(mean_change(model, cells, dose=dose), dose / 0.1 * lowest)
+
+    @pytest.mark.parametrize(("low", "high"), [(0.1, 1.0), (1.0, 10.0)])
+    def test_between_two_doses_a_change_is_their_mean_by_logarithm(self, series, model, low, high):
+        cells = self.query(series)
+        of_low, of_high = (mean_change(model, cells, dose=dose) for dose in (low, high))
+        for share in (0.5, 0.2):
+            dose = low ** (1 - share) * high**share
+            expected = (1 - share) * of_low + share * of_high
+            np.testing.assert_allclose(mean_change(model, cells, dose=dose), expected, atol=1e-9)
 
     def test_a_measured_dose_in_single_precision_is_measured(self, series):
-        cells = series.copy()
-        cells.obs["dose"] = cells.obs["dose"].astype("float32")
-        model = fit(cells, {"dose_key": "dose"})
-        assert np.isfinite(change(model, self.query(series), dose=0.1)).all()
-        assert len(model._transfer.response.dose_weights(0, 0.1)) == 1
+        cells, single = series.copy(), series.copy()
+        single.obs["dose"] = single.obs["dose"].astype("float32")
+        double, single = (fit(x, {"dose_key": "dose"}) for x in (cells, single))
+        query = self.query(series)
+        for dose in (0.1, np.float32(0.1)):
+            np.testing.assert_allclose(
+                mean_change(single, query, dose=dose),
+                mean_change(double, query, dose=0.1),
+                atol=1e-4,
+            )
+
+    @pytest.mark.filterwarnings("ignore:stimulated was measured at doses")
+    def test_a_perturbation_without_a_dose_above_0(self):
+        cells = small_cells(n_cell_types=4)
+        cells.obs["dose"] = 0.0
+        model = fit(cells, {"dose_key": "dose"}, max_epochs=1)
+        query = self.query(cells)
+        nothing = model.predict_stimulated(query, dose=0.0, inplace=False)
+        np.testing.assert_array_equal(nothing, query.X)
+        assert np.abs(change(model, query, dose=1.0)).max() > 0.1
 
     def test_layers_and_records(self, series, model):
         cells = self.query(series)
@@ -480,7 +587,8 @@ class TestDoses:
         rng = np.random.default_rng(0)
         cells.obs["dose"] *= rng.uniform(0.9, 1.1, cells.n_obs)
         model = fit(cells, {"dose_key": "dose"})
-        assert len(model._transfer.contexts.treatments) == 10
+        changes = model._transfer.evidence.changes
+        assert len(np.unique(changes.dose)) == 10
 
 
 class TestBatches:
@@ -505,7 +613,7 @@ class TestBatches:
         assert abs(change(apart, cells, detection=False)[:5].mean()) < 0.2
 
     def test_networks_know_the_batch(self, confounded):
-        model = fit(confounded.copy(), {"batch_key": "lane"}, response=False)
+        model = fit(confounded.copy(), {"batch_key": "lane"}, **PUBLISHED)
         assert model.module.n_batch == 2
         cells = control_of(confounded)
         one, other = cells.copy(), cells.copy()
@@ -513,8 +621,18 @@ class TestBatches:
         assert not np.allclose(change(model, one), change(model, other))
         assert model.get_latent_representation().shape[0] == confounded.n_obs
 
+    def test_in_context_the_batch_of_a_query_says_nothing(self, confounded):
+        model = fit(confounded.copy(), {"batch_key": "lane"})
+        cells = control_of(confounded)
+        expected = model.predict_stimulated(cells, inplace=False)
+        other, none = cells.copy(), cells.copy()
+        other.obs["lane"] = "third"
+        del none.obs["lane"]
+        for query in (other, none):
+            np.testing.assert_array_equal(model.predict_stimulated(query, inplace=False), expected)
+
     def test_an_unknown_batch_is_the_average_one(self, confounded):
-        model = fit(confounded.copy(), {"batch_key": "lane"}, response=False)
+        model = fit(confounded.copy(), {"batch_key": "lane"}, **PUBLISHED)
         cells = control_of(confounded)
         unknown, none, known = cells.copy(), cells.copy(), cells
         unknown.obs["lane"] = "third"
@@ -528,7 +646,7 @@ class TestBatches:
         """The number 1 and the text "1" are one batch."""
         numbered = confounded.copy()
         numbered.obs["lane"] = (numbered.obs["lane"] == "second").astype(int)
-        model = fit(numbered, {"batch_key": "lane"}, response=False)
+        model = fit(numbered, {"batch_key": "lane"}, **PUBLISHED)
         cells = control_of(numbered)
         as_text = cells.copy()
         as_text.obs["lane"] = cells.obs["lane"].astype(str)

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from helpers import (
+    IN_CONTEXT,
     QUIET,
-    SMALL_MODEL,
     Trap,
     drop_layers,
     flip_byte_of_weight,
@@ -61,7 +61,7 @@ def test_each_reader_names_the_other(trained, exported, tmp_path):
 
 
 class TestExport:
-    @pytest.mark.parametrize("objective", ["published", "residual"])
+    @pytest.mark.parametrize("objective", ["published", "in_context"])
     def test_predictions_are_the_same_to_the_last_bit(self, objective, tmp_path):
         adata = small_cells()
         model = train_small(adata, objective=objective)
@@ -74,6 +74,24 @@ class TestExport:
         for name, of_epochs in model.history.items():
             pd.testing.assert_frame_equal(loaded.history[name], of_epochs)
 
+    def test_pretrained_networks_come_along(self, tmp_path, monkeypatch):
+        adata = small_cells(n_cell_types=4)
+        SpaPerbModel.setup_anndata(adata)
+        model = SpaPerbModel(adata)
+        model.train(max_epochs=1, batch_size=1, **QUIET)
+        model.export(tmp_path / "model.safetensors")
+        model.save(tmp_path / "model")
+        expected = model.predict_response(adata)
+        monkeypatch.setattr("spaperb.model.shipped_weights", lambda: tmp_path / "no file")
+        for loaded in (
+            SpaPerbModel.load_exported(tmp_path / "model.safetensors"),
+            SpaPerbModel.load(tmp_path / "model", adata=False),
+            SpaPerbModel.load(tmp_path / "model", adata),
+        ):
+            assert loaded.module.share == model.module.share
+            assert 0 < loaded.module.share < 1
+            pd.testing.assert_frame_equal(loaded.predict_response(adata), expected)
+
     def test_intervals_doses_and_batches_come_along(self, tmp_path):
         adata = datasets.simulated(
             n_cell_types=4, n_cells=30, n_genes=30, doses=(0.1, 1.0, 10.0), seed=1
@@ -81,9 +99,8 @@ class TestExport:
         drop_layers(adata)
         adata.obs["batch"] = pd.Categorical(np.where(np.arange(adata.n_obs) % 4 < 2, "a", "b"))
         SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch")
-        model = SpaPerbModel(adata, objective="residual", n_hidden=16, n_latent=4)
+        model = SpaPerbModel(adata, **IN_CONTEXT)
         model.train(2, batch_size=16, enable_progress_bar=False)
-        model.calibrate()
         model.export(tmp_path / "model.safetensors")
         loaded = SpaPerbModel.load_exported(tmp_path / "model.safetensors")
         query = adata[adata.obs["condition"] == "control"].copy()
@@ -100,8 +117,7 @@ class TestExport:
 
     def test_of_cells_it_holds_components_alone(self, tmp_path):
         adata = small_cells(n_cells=25, n_genes=40)
-        model = train_small(adata, objective="residual")
-        model.calibrate()
+        model = train_small(adata, objective="in_context")
         model.export(tmp_path / "model.safetensors")
         with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
@@ -111,11 +127,10 @@ class TestExport:
             for name, shape in shapes.items()
             if len(shape) == 2 and shape[0] >= 25 and "weights" not in name
         }
-        components = {name for name in of_cells if ".contexts.cells." in name}
+        components = {name for name in of_cells if ".populations.cells." in name}
         assert [shapes[name] for name in components] == 3 * [[25, 30]]
-        assert [shapes[name] for name in of_cells - components] == [
-            [30, 40]
-        ]  # the components' own
+        # The components' own; halves have fewer cells, and all else is of contexts.
+        assert [shapes[name] for name in of_cells - components] == [[30, 40]]
         assert not [name for name in adata.obs_names if f'"{name}"' in text]
 
     def test_others_may_read_it_as_any_file(self, exported, tmp_path):
@@ -131,9 +146,9 @@ class TestExport:
         assert os.listdir(copy.parent) == [copy.name]
 
     def test_what_a_file_cannot_hold_is_named(self, trained, tmp_path, monkeypatch):
-        monkeypatch.setattr(trained, "calibration_", {"when": pd.Timestamp("2026-01-01")})
+        monkeypatch.setattr(trained, "transfer_", {"when": pd.Timestamp("2026-01-01")})
         for write in (trained.export, trained.save):
-            with pytest.raises(TypeError, match=r"calibration_\.when is a Timestamp"):
+            with pytest.raises(TypeError, match=r"transfer_\.when is a Timestamp"):
                 write(tmp_path / "model")
         assert not os.listdir(tmp_path)
 
@@ -176,7 +191,7 @@ class TestLoadExported:
 
     def test_sizes_that_the_weights_do_not_have_take_no_memory(self, copy):
         def grow(content, tensors):
-            settings = content["attributes"]["init_params_"]["non_kwargs"]
+            settings = content["attributes"]["init_params_"]["kwargs"]["module_kwargs"]
             assert settings["n_hidden"] == 16
             settings["n_hidden"] = 40000000
 
@@ -279,9 +294,8 @@ class TestSave:
         # What pandas makes of text by itself from its third version on, with pyarrow.
         adata.obs["cell_type"] = adata.obs["cell_type"].astype("string[python]")
         SpaPerbModel.setup_anndata(adata, dose_key="dose", batch_key="batch", control="control")
-        model = SpaPerbModel(adata, objective="residual", **SMALL_MODEL)
+        model = SpaPerbModel(adata, **IN_CONTEXT)
         model.train(2, batch_size=16, train_size=0.6, validation_size=0.2, **QUIET)
-        model.calibrate()
         return model
 
     def test_pytorch_alone_finds_nothing_to_call(self, model, tmp_path):
@@ -423,7 +437,7 @@ class TestPickles:
             adata = small_cells()
             codes = adata.obs["cell_type"].cat.codes.to_numpy()
             adata.obs["cell_type"] = pd.Series(cell_types)[codes].to_numpy()
-            model = train_small(adata, objective="residual")
+            model = train_small(adata, objective="in_context")
             model.save(tmp_path / "model", overwrite=True)
             loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
             expected = model.predict_stimulated(adata, inplace=False)

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scvi
 from dask import array as da
-from helpers import QUIET, SMALL_MODEL, real_cells, small_cells, train_small
+from helpers import QUIET, real_cells, small_cells, train_small
 from scipy import sparse
 
 from spaperb import SpaPerbModel, datasets
@@ -477,8 +478,9 @@ class TestFoldChanges:
         for base in (None, 2, 10):
             adata = table_cells(base, 1e4)
             SpaPerbModel.setup_anndata(adata)
-            model = SpaPerbModel(adata, objective="residual", network_share=0.0, **SMALL_MODEL)
-            model.train(max_epochs=1, batch_size=64, **QUIET)
+            scvi.settings.seed = 0
+            model = SpaPerbModel(adata)
+            model.train(max_epochs=1, batch_size=1, **QUIET)
             table = model.predict_response(adata).set_index(["group", "gene"]).sort_index()
             tables.append(table)
             m0, m1 = (table["mean_control"] * math.log(base or math.e), None)
@@ -489,5 +491,4 @@ class TestFoldChanges:
             )
         natural, *with_base = (table["log2_fold_change"] for table in tables)
         for other in with_base:
-            slope = (natural * other).sum() / (natural**2).sum()
-            assert slope == pytest.approx(1, abs=0.02)
+            np.testing.assert_allclose(other, natural, atol=1e-3)

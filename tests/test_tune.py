@@ -26,10 +26,13 @@ class Seen(lightning.Callback):
         self.score = float(trainer.callback_metrics[SCORE])
 
 
-@pytest.mark.parametrize(("response", "low", "high"), [(True, 0.4, 1.0), (False, -0.5, 0.4)])
-def test_the_score_is_that_of_hidden_contexts(cells, response, low, high):
+@pytest.mark.parametrize(
+    ("settings", "low", "high"),
+    [({}, 0.4, 1.0), ({"objective": "published", "n_hidden": 16}, -0.5, 0.4)],
+)
+def test_the_score_is_that_of_hidden_contexts(cells, settings, low, high):
     seen = Seen()
-    model = TunableSpaPerbModel(cells, response=response, n_hidden=16)
+    model = TunableSpaPerbModel(cells, **settings)
     model.train(1, callbacks=[seen], enable_progress_bar=False)
     assert low < seen.score < high
     assert model.is_trained
@@ -58,7 +61,7 @@ def test_ray_runs_two_trials(cells, tmp_path):
             metrics=SCORE,
             mode="max",
             search_space={
-                "model_params": {"response": tune.grid_search([True, False]), "n_hidden": 16},
+                "model_params": {"objective": tune.grid_search(["in_context", "published"])},
                 "train_params": {"max_epochs": 1},
             },
             num_samples=1,
@@ -71,4 +74,4 @@ def test_ray_runs_two_trials(cells, tmp_path):
     table = experiment.result_grid.get_dataframe()
     assert len(table) == 2
     best = experiment.result_grid.get_best_result(SCORE, "max")
-    assert best.config["model_params"]["response"]
+    assert best.config["model_params"]["objective"] == "in_context"

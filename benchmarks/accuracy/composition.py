@@ -6,7 +6,7 @@ Control and stimulated cells of a donor differ in their response and in their mi
 the donor's real stimulated cells of every type, and gives each type's mean to the donor's control cells of that type:
 the right response in the control cells' mixture. What it misses is the change of the mixture, which no prediction of
 one cell from one cell can contain. Types that the donor has in one condition only are left as they are. Writes
-`kang_donor_oracle.csv` beside this file, with the best baseline and the residual objective of `kang_donor.csv`.
+`kang_donor_oracle.csv` beside this file, with the best baseline and the default model of `kang_donor.csv`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
+from reading import log_normalised
 
 from spaperb import metrics
 from spaperb.benchmark import Task, make_fold
@@ -47,9 +47,7 @@ def main() -> None:
     """Score all donors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, help="raw counts, with obs condition, cell_type, donor")
-    adata = ad.read_h5ad(parser.parse_args().file)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
+    adata = log_normalised(parser.parse_args().file)
     donors = adata.obs["donor"].astype(str)
     adata.obs["donor"] = donors
     table = pd.DataFrame([oracle(adata, donor) for donor in sorted(donors.unique())])
@@ -57,8 +55,8 @@ def main() -> None:
     for metric, best in (("pearson_delta", "max"), ("mse_mean", "min")):
         rows = results[results["metric"] == metric]
         scores = rows.groupby(["context", "method"])["value"].median().unstack()
-        ours = scores.pop("spaperb_residual")
-        table[f"{metric}_residual"] = ours[table["donor"]].to_numpy()
+        ours = scores.pop("spaperb_in_context")
+        table[f"{metric}_in_context"] = ours[table["donor"]].to_numpy()
         baselines = scores.drop(columns="spaperb_published")
         table[f"{metric}_best_baseline"] = baselines.agg(best, axis=1)[table["donor"]].to_numpy()
     table.to_csv(HERE / "kang_donor_oracle.csv", index=False, float_format="%.4g")

@@ -34,7 +34,7 @@ def run(n: int, seed: int) -> dict[str, float]:
     train = cells[np.sort(np.concatenate([*kept, rows[HIDDEN, "stimulated"][:n]]))].copy()
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(train)
-    model = SpaPerbModel(train, objective="residual")
+    model = SpaPerbModel(train)
     model.train(enable_progress_bar=False)
     control = train[(train.obs["cell_type"] == HIDDEN) & (train.obs["condition"] == "control")]
     table = model.predict_response(control.copy()).set_index("gene").loc[cells.var_names]

@@ -6,19 +6,19 @@ Kang et al. 2018, each cell type's stimulated cells hidden as in `kang.py`; the 
 lose their nearest relative; and three simulated data sets of seven types in five lineages, three of which have one type only, each type hidden. Coverage
 is the fraction of genes whose real mean change lies in the interval (`coverage_strongest`: of the tenth with the largest predicted change; `coverage_true`: the
 noise-free change, for simulated cells); `relative_error` the squared error of the mean change over the squared change, both less what sampling noise adds to them, summed over genes.
-With two types hidden the model is its response alone (`network_share=0`), which takes seconds. Writes `intervals.csv` and `intervals.png` beside this file.
+Weights never saw Kang et al. Writes `intervals.csv` and `intervals.png` beside this file.
 """
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scvi
 from matplotlib.figure import Figure
+from reading import log_normalised
+from weights import without
 
 from spaperb import SpaPerbModel, datasets, metrics
 from spaperb.benchmark import Fold, Task, make_fold
@@ -30,9 +30,7 @@ MIN_CELLS = 50
 
 def kang_folds(path: Path) -> Iterator[tuple]:
     """Folds of one hidden type, and of two."""
-    cells = ad.read_h5ad(path)
-    sc.pp.normalize_total(cells, target_sum=1e4)
-    sc.pp.log1p(cells)
+    cells = log_normalised(path)
     sizes = cells.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
     task = Task("cell_type", "condition", "control", None, "cell_type", 2000, 0)
     types = sizes.index[sizes.min(axis=1) >= MIN_CELLS]
@@ -70,9 +68,9 @@ def score(data: str, name: str, fold: Fold, true: np.ndarray | None, seed: int) 
     train, control, real = fold
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(train)
-    alone = data.endswith("two hidden")
-    model = SpaPerbModel(train, objective="residual", network_share=0.0 if alone else 0.1)
-    model.train(1 if alone else None, enable_progress_bar=False)
+    pretrained = without("kang_pbmc_ifnb") if data.startswith("kang") else True
+    model = SpaPerbModel(train, pretrained=pretrained)
+    model.train(enable_progress_bar=False)
     table = model.predict_response(control).set_index("gene").loc[control.var_names]
     lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
     change = mean_expression(real) - mean_expression(control.X)

@@ -11,10 +11,9 @@ for each of two metrics beside this file. `--folds DIR` keeps finished folds, so
 import argparse
 from pathlib import Path
 
-import anndata as ad
-import pandas as pd
 import report
-import scanpy as sc
+from reading import log_normalised
+from weights import without
 
 from spaperb.baselines import BASELINES, OwnTypeShift
 from spaperb.benchmark import SpaPerb, benchmark
@@ -32,16 +31,15 @@ def main() -> None:
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
 
-    adata = ad.read_h5ad(args.file)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
+    adata = log_normalised(args.file)
     methods = {
-        "spaperb_residual": SpaPerb(objective="residual"),
-        "spaperb_published": SpaPerb(),
+        "spaperb_in_context": SpaPerb(pretrained=without("kang_pbmc_ifnb")),
+        "spaperb_published": SpaPerb(objective="published"),
         **BASELINES,
     }
     if args.held_out == "donor":
         methods["own_type_shift"] = OwnTypeShift()
+    known = set(methods)
     if args.only:
         methods = {name: methods[name] for name in args.only}
     results = benchmark(
@@ -52,11 +50,8 @@ def main() -> None:
         n_jobs=args.n_jobs,
         folder=args.folds,
     )
-    name = f"kang_{args.held_out}"
-    if args.only:
-        before = pd.read_csv(report.HERE / f"{name}.csv")
-        results = pd.concat([results, before[~before["method"].isin(args.only)]])
-    report.write(results, name, ["pearson_delta", "energy_distance"])
+    metrics = ["pearson_delta", "energy_distance"]
+    report.write(results, f"kang_{args.held_out}", metrics, known - set(methods))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import scvi
 from joblib import Parallel, delayed
 from lightning.pytorch.callbacks import Callback
+from reading import log_normalised
 
 from spaperb import SpaPerbModel, metrics
 from spaperb.benchmark import Task, make_fold
@@ -55,7 +55,7 @@ def run(adata: ad.AnnData, cell_type: str, seed: int, max_epochs: int) -> list[d
     fold = make_fold(adata, cell_type, task)
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(fold.train)
-    model = SpaPerbModel(fold.train)
+    model = SpaPerbModel(fold.train, objective="published")
     scores = ScoreEachEpoch(model, fold)
     model.train(
         max_epochs=max_epochs,
@@ -85,9 +85,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
-    adata = ad.read_h5ad(args.file)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
+    adata = log_normalised(args.file)
     sizes = adata.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
     cell_types = sizes.index[sizes.min(axis=1) >= MIN_CELLS]
     rows = Parallel(n_jobs=args.n_jobs, verbose=5)(

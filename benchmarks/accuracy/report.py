@@ -1,6 +1,6 @@
 """What a benchmark leaves behind: its results and their summary as CSV, figures, and a table on the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -11,8 +11,16 @@ from spaperb.benchmark import summary
 HERE = Path(__file__).parent
 
 
-def write(results: pd.DataFrame, name: str, metrics: Sequence[str] = ()) -> None:
-    """Write `<name>.csv`, `<name>_summary.csv` and a figure for each of some metrics beside this file."""
+def write(
+    results: pd.DataFrame, name: str, metrics: Sequence[str] = (), stay: Collection[str] = ()
+) -> None:
+    """Write `<name>.csv`, `<name>_summary.csv` and a figure for each of some metrics beside this file.
+
+    Rows of methods that `stay` are those of the file that is there.
+    """
+    if stay:
+        before = pd.read_csv(HERE / f"{name}.csv", dtype={"context": str})
+        results = pd.concat([results, before[before["method"].isin(stay)]])
     results.to_csv(HERE / f"{name}.csv", index=False, float_format="%.6g")
     table = summary(results)
     table.to_csv(HERE / f"{name}_summary.csv", index=False, float_format="%.6g")

@@ -10,12 +10,11 @@
 import argparse
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pertpy as pt
 import report
-import scanpy as sc
 import scvi
+from reading import log_normalised
 
 from spaperb.benchmark import benchmark
 
@@ -48,9 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
-    adata = ad.read_h5ad(args.file)
-    sc.pp.normalize_total(adata, target_sum=1e4)
-    sc.pp.log1p(adata)
+    adata = log_normalised(args.file)
     results = benchmark(
         adata,
         {"scgen": ScGen()},

@@ -51,7 +51,9 @@ def run(folder: Path, name: str, objective: str, dense: bool, **options: Any) ->
         model = SpaPerbModel(adata, objective=objective)
         loader = {"num_workers": options.get("num_workers", 0)}
         quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
-        model.train(3, batch_size=64, datasplitter_kwargs=loader, **quiet)
+        # Small, so that there are several minibatches of pairs; of episodes there always are.
+        size = 64 if objective == "published" else None
+        model.train(3, batch_size=size, datasplitter_kwargs=loader, **quiet)
         model.save(saved, overwrite=True)
 
     def predict(**kwargs: Any) -> np.ndarray:
@@ -133,7 +135,7 @@ def main() -> None:
             )
             return folder / f"{name}.npz"
 
-        for objective in ("published", "residual"):
+        for objective in ("published", "in_context"):
             first = start("first", objective)
             for way, runs in ways.items():
                 found = [

@@ -2,7 +2,7 @@
 
     python benchmarks/reliability/endurance.py
 
-200 cycles of each way, in a process of its own: one epoch of training the recommended model, with a loader process; prediction into the AnnData;
+200 cycles of each way, in a process of its own: one epoch of training the default model, with a loader process; prediction into the AnnData;
 saving; loading with the training data, and the prediction of that. Simulated cells (1,200 of 1,000 genes, CSR), on the processor. The first 20
 cycles are warm-up. Nothing is done for memory that a user would not do: the garbage collector runs when it likes.
 
@@ -44,7 +44,7 @@ def cycle(adata: ad.AnnData, folder: Path) -> SpaPerbModel:
     """Train, predict, save and load."""
     scvi.settings.seed = 0
     SpaPerbModel.setup_anndata(adata)
-    model = SpaPerbModel(adata, objective="residual", n_hidden=64)
+    model = SpaPerbModel(adata)
     model.train(
         1,
         accelerator="cpu",

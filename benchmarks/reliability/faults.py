@@ -5,8 +5,8 @@
 Linux; as root it also fills and write-protects a small file system in memory. Simulated cells, small models, on the processor. Moments are drawn
 with a seeded generator, uniformly from the time that an undisturbed run takes (to train, or to write), 20 of each kind:
 
-- training is killed, once with quick checkpoints and once with large ones that take half of the time, and goes on from the last checkpoint in
-  a new process
+- training is killed, once of the default model with quick checkpoints and once of the published objective with large ones that take half of the time, and
+  goes on from the last checkpoint in a new process
 - `spaperb predict` and `spaperb benchmark` are killed while they write
 - a full disk, a limit of a file's size, a folder without rights; two processes that write one file
 
@@ -47,8 +47,8 @@ NOBODY = 65534
 PAUSE = 0.05
 """Seconds before and after a file's content is written, so that kills fall between these steps too."""
 TRAININGS: dict[str, dict[str, Any]] = {
-    "small checkpoints": {"n_hidden": 32, "max_epochs": 30, "batch_size": 16},
-    "large checkpoints": {"n_hidden": 800, "max_epochs": 20, "batch_size": 1000},
+    "small checkpoints": {"objective": "in_context", "max_epochs": 15},
+    "large checkpoints": {"objective": "published", "max_epochs": 20, "batch_size": 1000},
 }
 PREDICT = ("--max-epochs", "1", "--objective", "published")
 BENCHMARK = ("--seeds", "0", "--min-cells", "20", "--methods", "no_change")
@@ -76,7 +76,7 @@ def train(sender: Connection, folder: Path, kind: str, resume: bool) -> None:
     adata = ad.read_h5ad(folder / "few.h5ad")
     SpaPerbModel.setup_anndata(adata)
     settings = dict(TRAININGS[kind])
-    model = SpaPerbModel(adata, objective="residual", n_hidden=settings.pop("n_hidden"))
+    model = SpaPerbModel(adata, objective=settings.pop("objective"))
     checkpoint = folder / "training.ckpt"
     sender.send(("start", None))
     model.train(

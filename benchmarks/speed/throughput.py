@@ -105,14 +105,15 @@ def spaperb(adata: ad.AnnData, is_sparse: bool, **kwargs) -> float:
     x = adata.X if is_sparse else adata.X.toarray()
     adata = ad.AnnData(x, obs=adata.obs.copy())
     SpaPerbModel.setup_anndata(adata)
-    return train(SpaPerbModel(adata), batch_size=N_PAIRS, early_stopping=False, **kwargs)
+    model = SpaPerbModel(adata, objective="published")
+    return train(model, batch_size=N_PAIRS, early_stopping=False, **kwargs)
 
 
 def bare(adata: ad.AnnData, sparse_input: bool = False, is_fused: bool = True) -> float:
     """The published objective in a loop over one dense tensor, or with a sparse first layer over a sparse one."""
-    from spaperb.module import SpaPerbModule
+    from spaperb.module import PublishedModule
 
-    module = SpaPerbModule(adata.n_vars).train()
+    module = PublishedModule(adata.n_vars).train()
     first = module.encoder.hidden.fc_layers[0][0]
     x = torch.from_numpy(adata.X.toarray())
     arms = (adata.obs["condition"] == "stimulated").to_numpy()
@@ -157,9 +158,9 @@ def bare(adata: ad.AnnData, sparse_input: bool = False, is_fused: bool = True) -
 
 def linear_layers(adata: ad.AnnData) -> float:
     """The matrix products of a step and nothing else: what a processor cannot do without."""
-    from spaperb.module import SpaPerbModule
+    from spaperb.module import PublishedModule
 
-    module = SpaPerbModule(adata.n_vars)
+    module = PublishedModule(adata.n_vars)
     work = []
     for network, n_rows in (
         (module.encoder, 2 * N_PAIRS),
@@ -182,9 +183,9 @@ def linear_layers(adata: ad.AnnData) -> float:
 
 def networks_alone(adata: ad.AnnData) -> float:
     """The networks' passes and the optimiser, without dropout, draws, losses and loading: what a step cannot do without."""
-    from spaperb.module import SpaPerbModule
+    from spaperb.module import PublishedModule
 
-    module = SpaPerbModule(adata.n_vars, dropout_rate=0.0).train()
+    module = PublishedModule(adata.n_vars, dropout_rate=0.0).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     x, v_delta = torch.rand(2 * N_PAIRS, adata.n_vars), torch.rand(N_PAIRS, adata.n_vars)
     start = time.perf_counter()
@@ -202,7 +203,7 @@ def torch_dropout(run: Callable[[ad.AnnData], float]) -> Callable[[ad.AnnData], 
     """The same with PyTorch's own dropout."""
 
     def with_torch_dropout(adata: ad.AnnData) -> float:
-        with unittest.mock.patch("spaperb.nn.Dropout", torch.nn.Dropout):
+        with unittest.mock.patch("spaperb.nn._cells.Dropout", torch.nn.Dropout):
             return run(adata)
 
     return with_torch_dropout

@@ -9,17 +9,51 @@ none. Predictions are clipped at 0 where the training cells hold no negative val
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
+from scipy.optimize import nnls
 from scipy.special import softmax
 from sklearn.decomposition import PCA
+from sklearn.ensemble import ExtraTreesRegressor
 
-from spaperb._types import Expression, FloatArray
-from spaperb.populations import dense, mean_expression, neighbour_shares
+from spaperb._types import Expression, FloatArray, IntArray
+from spaperb.populations import (
+    Profile,
+    dense,
+    fit_projection,
+    mean_expression,
+    neighbour_shares,
+    project,
+)
+
+TEMPERATURE = 0.03
+"""Of the softmax over correlations of control profiles."""
+PULL = 0.5
+"""Pull on the anchors' weights, in units of the anchors' mean square."""
+MIN_RELIABILITY = 0.1
+"""Shifts that are more than noise by a smaller share are taken for noise."""
+MIN_LEARNABLE = 0.3
+"""Where a smaller share of what the anchors leave is more than noise, there is no forest."""
+MIN_LEAF = 10
+"""Samples in a leaf of the forest at least; more where the samples are noisy."""
+MAX_SAMPLES = 200_000
+"""Samples that a forest learns from; of more, as many at random."""
+FLOOR = 0.05
+"""Added to a gene's scale and, before its logarithm, to its mean."""
+MAX_CELLS = 1000
+"""Control cells of a context that say which contexts are near."""
+MIN_MEASURED = 3
+"""Fewer cells in a condition measure no shift to learn from, unless no context has more."""
+HALF_WEIGHT = 30
+"""Cells in the smaller condition that give a shift half of the greatest weight."""
+PRIOR_CELLS = 10
+"""Cells that the usual variance of a gene counts as."""
+TINY_MEAN = 0.01
+"""Mean that the usual ratio of variance to mean counts as, in each of these cells."""
 
 
 class NoChange:
@@ -110,9 +144,13 @@ class ContextShifts:
         return self
 
     def predict(self, adata_control: AnnData) -> FloatArray:
-        """Add a shift to each control cell, ``(n, G)``."""
+        """Add a change to each control cell, ``(n, G)``."""
         x = _double(adata_control.X)
-        return np.maximum(x + self.weights(x) @ self.shifts, self.minimum)
+        return np.maximum(x + self.change(x), self.minimum)
+
+    def change(self, x: FloatArray) -> FloatArray:
+        """Change of the cells ``x``, ``(G,)``, or of each its own, ``(n, G)``."""
+        return self.weights(x) @ self.shifts
 
     def weights(self, x: FloatArray) -> FloatArray:
         """Weights of the contexts' shifts, ``(n_contexts,)``, or for each cell of ``x`` its own."""
@@ -120,8 +158,7 @@ class ContextShifts:
 
     def similarity(self, x: FloatArray) -> FloatArray:
         """Pearson correlation of the cells' mean with each context's control profile."""
-        profile = x.mean(axis=0)
-        return np.array([np.corrcoef(profile, mean)[0, 1] for mean in self.control_means])
+        return _correlations(x.mean(axis=0), self.control_means)
 
     def _context_key(self, held_out: str, labels_key: str) -> str:
         """Column of the contexts."""
@@ -163,7 +200,7 @@ class SimilarityShift(ContextShifts):
         Temperature of the softmax; small ones approach :class:`NearestShift`.
     """
 
-    def __init__(self, temperature: float = 0.03):
+    def __init__(self, temperature: float = TEMPERATURE):
         self.temperature = temperature
 
     def weights(self, x: FloatArray) -> FloatArray:
@@ -253,6 +290,210 @@ class NearestCells(ContextShifts):
         return cells[np.resize(order, adata_control.n_obs)]
 
 
+class _Noise(NamedTuple):
+    """How a gene's variance goes with its mean, for contexts too small to tell.
+
+    Few cells happen not to show many genes at all, and these are not certain. Their variance is
+    drawn to ``ratio``, ``(G,)``, times the mean or, where expression may be negative, to ``ratio``.
+    """
+
+    ratio: FloatArray
+    has_mean: bool
+
+    @classmethod
+    def of(cls, control: list[Profile], has_mean: bool) -> _Noise:
+        """Pool the control cells of contexts."""
+        squares = np.sum([c.n * c.variance for c in control], axis=0)
+        means = [c.mean if has_mean else np.ones_like(c.mean) for c in control]
+        levels = np.sum([(c.n - 1) * mean for c, mean in zip(control, means, strict=True)], axis=0)
+        # A gene that no control cell shows varies as the others do.
+        usual = squares.sum() / max(levels.sum(), 1e-9)
+        prior = PRIOR_CELLS * TINY_MEAN
+        return cls((squares + prior * usual) / (levels + prior), has_mean)
+
+    def of_shift(self, control: Profile, stimulated: Profile) -> FloatArray:
+        """Sampling variance of a shift, ``(G,)``."""
+        return self._of_mean(control, control.mean) + self._of_mean(stimulated, control.mean)
+
+    def _of_mean(self, cells: Profile, expected: FloatArray) -> FloatArray:
+        n = cells.n
+        mean = (n * cells.mean + PRIOR_CELLS * expected) / (n + PRIOR_CELLS)
+        usual = self.ratio * (mean if self.has_mean else 1)
+        return (n * cells.variance + PRIOR_CELLS * usual) / (n - 1 + PRIOR_CELLS) / n
+
+
+class Description(NamedTuple):
+    """What other contexts say of the change of a context: what :class:`GeneForest` learns from."""
+
+    anchors: FloatArray
+    """Means of their shifts, weighted in four ways, ``(G, 4)``."""
+    features: FloatArray
+    """All features, in log-normalised units, ``(G, F)``."""
+    scale: FloatArray
+    """Largest change of each gene there, ``(G,)``."""
+
+
+class GeneForest(ContextShifts):
+    """Every cell gets a change that a forest learned, with every gene of every context a sample.
+
+    Each context is left out in turn and described, gene by gene, by the others: by their shifts,
+    averaged in four ways (the *anchors*), and by the gene's expression here and there. Weights of
+    the anchors are fitted to the left-out shifts, and a forest to what they leave. The cells to
+    predict are taken for one context, and described by all.
+
+    The noisier the shifts are, the more the weights are pulled to 0. Shifts that are almost all
+    noise give no change, and where what the anchors leave is mostly noise there is no forest. With
+    one context the change is its shift.
+
+    Parameters
+    ----------
+    n_trees
+        Number of trees in the forest.
+    n_neighbors
+        Number of nearest control cells that say which contexts are near.
+    n_components
+        Number of principal components of the control cells that nearness is measured in.
+    """
+
+    def __init__(self, n_trees: int = 100, n_neighbors: int = 50, n_components: int = 30):
+        self.n_trees = n_trees
+        self.n_neighbors = n_neighbors
+        self.n_components = n_components
+
+    def _fit_cells(
+        self,
+        adata: AnnData,
+        is_control: npt.NDArray,
+        is_stimulated: npt.NDArray,
+        codes: npt.NDArray,
+        usable: list[int],
+    ) -> None:
+        # Contexts without stimulated cells say something of noise and of nearness too.
+        rows = {k: np.flatnonzero(is_control & (codes == k)) for k in np.unique(codes[is_control])}
+        profiles = {k: Profile.of(adata.X[of_context]) for k, of_context in rows.items()}
+        control = [profiles[k] for k in usable]
+        stimulated = [Profile.of(adata.X[is_stimulated & (codes == k)]) for k in usable]
+        n = np.array([min(c.n, s.n) for c, s in zip(control, stimulated, strict=True)])
+        measured = np.flatnonzero(n >= min(MIN_MEASURED, n.max()))
+        self.contexts = self.contexts[measured]
+        self.control_means, self.shifts = self.control_means[measured], self.shifts[measured]
+        if len(measured) == 1:
+            return
+        noise = _Noise.of(list(profiles.values()), has_mean=self.minimum == 0)
+        self.variances = np.array([noise.of_shift(control[i], stimulated[i]) for i in measured])
+        some = {k: _some(of_context, MAX_CELLS) for k, of_context in rows.items()}
+        x = adata.X[np.concatenate(list(some.values()))].astype(np.float64)
+        self.pca = fit_projection(x, self.n_components)
+        self.cells = [project(adata.X[some[usable[i]]], self.pca) for i in measured]
+        places = np.arange(len(measured))
+        descriptions = [
+            self._describe(control[i], self.cells[k], np.delete(places, k))
+            for k, i in enumerate(measured)
+        ]
+        self._learn(descriptions, n[measured] / (n[measured] + HALF_WEIGHT))
+
+    def change(self, x: FloatArray) -> FloatArray:
+        """Change of the cells ``x``, ``(G,)``."""
+        if len(self.shifts) == 1:
+            return self.shifts[0]
+        cells = project(x[_some(np.arange(len(x)), MAX_CELLS)], self.pca)
+        description = self._describe(Profile.of(x), cells, np.arange(len(self.shifts)))
+        change = description.anchors @ self.anchor_weights
+        if self.forest is not None:
+            change += description.scale * self.forest.predict(self._inputs(description))
+        return change
+
+    def _describe(self, profile: Profile, cells: FloatArray, others: IntArray) -> Description:
+        """Describe a context by others.
+
+        Parameters
+        ----------
+        profile
+            Profile of its control cells.
+        cells
+            Components of its control cells, ``(n, n_components)``.
+        others
+            Places of the contexts that may be used.
+        """
+        control, shifts, variances = (
+            values[others] for values in (self.control_means, self.shifts, self.variances)
+        )
+        stimulated = control + shifts
+        near = self._nearness(cells, others)
+        alike = softmax(_correlations(profile.mean, control) / TEMPERATURE)
+        precise = 1 / (variances + 1e-3)
+        anchors = [
+            near @ shifts,
+            alike @ shifts,
+            shifts.mean(axis=0),
+            (precise * shifts).sum(axis=0) / precise.sum(axis=0),
+        ]
+        log_control, log_stimulated = (
+            np.log(np.maximum(means, 0) + FLOOR) for means in (control, stimulated)
+        )
+        features = [
+            *anchors[:3],
+            shifts.min(axis=0),
+            shifts.max(axis=0),
+            profile.mean,
+            profile.detection,
+            near @ control,
+            control.mean(axis=0),
+            near @ stimulated,
+            near @ (log_stimulated - log_control),
+            np.sqrt(near @ variances),
+        ]
+        scale = np.abs(shifts).max(axis=0) + FLOOR
+        return Description(np.column_stack(anchors), np.column_stack(features), scale)
+
+    def _nearness(self, cells: FloatArray, others: IntArray) -> FloatArray:
+        """Share of each of the others in the nearest control cells, ``(len(others),)``."""
+        sizes = [len(self.cells[k]) for k in others]
+        # No more neighbours than a usual context has cells, or small contexts drown in large ones.
+        n_neighbors = max(1, min(self.n_neighbors, int(np.median(sizes))))
+        reference = np.concatenate([self.cells[k] for k in others])
+        owner = np.repeat(np.arange(len(others)), sizes)
+        return neighbour_shares(cells, reference, owner, len(others), n_neighbors).mean(axis=0)
+
+    def _learn(self, descriptions: list[Description], weights: FloatArray) -> None:
+        """Fit the anchors' weights, and the forest, to shifts that were described without them."""
+        anchors = np.array([d.anchors for d in descriptions])
+        n_anchors = anchors.shape[-1]
+        self.anchor_weights, self.forest = np.zeros(n_anchors), None
+        reliability = _reliability(self.shifts, self.variances, weights)
+        if reliability < MIN_RELIABILITY:
+            return
+        root = np.sqrt(weights)[:, None]
+        x = (root[..., None] * anchors).reshape(-1, n_anchors)
+        pull = np.sqrt(PULL * (x**2).sum() / n_anchors)
+        self.anchor_weights, _ = nnls(
+            np.concatenate([x, pull * np.eye(n_anchors)]),
+            np.concatenate(
+                [(root * self.shifts).ravel(), np.full(n_anchors, pull * reliability / n_anchors)]
+            ),
+        )
+        rest = self.shifts - anchors @ self.anchor_weights
+        reliability = _reliability(rest, self.variances, weights)
+        if reliability < MIN_LEARNABLE:
+            return
+        scale = np.array([d.scale for d in descriptions])
+        x = np.concatenate([self._inputs(d) for d in descriptions])
+        some = _some(np.arange(len(x)), MAX_SAMPLES)
+        leaf = int(MIN_LEAF * max(1.0, (1 - reliability) / reliability))
+        self.forest = ExtraTreesRegressor(
+            self.n_trees,
+            min_samples_leaf=min(leaf, max(1, len(some) // 2)),
+            max_features=0.7,
+            random_state=0,
+        ).fit(x[some], (rest / scale).ravel()[some], (weights[:, None] * scale**2).ravel()[some])
+
+    def _inputs(self, description: Description) -> FloatArray:
+        """Features over the gene's scale, so that one forest serves weak and strong genes."""
+        anchors, features, scale = description
+        features = np.column_stack([features, anchors @ self.anchor_weights])
+        return np.column_stack([features / scale[:, None], scale])
+
+
 class OwnTypeShift(ContextShifts):
     """Each cell gets the mean change of its own cell type; for contexts that are not cell types.
 
@@ -279,9 +520,26 @@ BASELINES: dict[str, NoChange | ContextShifts] = {
     "pca_shift": PCAShift(),
     "knn_shift": KNNShift(),
     "nearest_cells": NearestCells(),
+    "gene_forest": GeneForest(),
 }
 """All baselines with their defaults, by the names that results use."""
 
 
 def _double(x: Expression) -> FloatArray:
     return dense(x).astype(np.float64)
+
+
+def _correlations(profile: FloatArray, means: FloatArray) -> FloatArray:
+    """Pearson correlation of a profile with each of several, ``(n_contexts,)``."""
+    return np.array([np.corrcoef(profile, mean)[0, 1] for mean in means])
+
+
+def _some(rows: IntArray, n: int) -> IntArray:
+    """Rows at random, ``n`` at most, in their order."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:n])
+
+
+def _reliability(values: FloatArray, variances: FloatArray, weights: FloatArray) -> float:
+    """Share of the squares of values ``(n_contexts, G)`` that sampling noise does not explain."""
+    noise, total = (weights @ squares.sum(axis=1) for squares in (variances, values**2))
+    return max(0.0, 1 - noise / max(total, 1e-12))

@@ -394,7 +394,7 @@ def _predict(method: Method, fold: Fold, task: Task, seed: int) -> np.ndarray:
     train, control = fold.train.copy(), fold.control.copy()
     with warnings.catch_warnings():
         # Hiding a context's stimulated cells is what we do here.
-        warnings.filterwarnings("ignore", message=".*take no part in training")
+        warnings.filterwarnings("ignore", message=".*(take no part in training|to train on)")
         fitted = copy.deepcopy(method)
         fitted.fit(train, **task.setup(seed))
         predicted = np.asarray(fitted.predict(control))

@@ -1,4 +1,4 @@
-"""Flat minibatches of pairs, and the split of cells into training, validation and test."""
+"""The split of cells into training, validation and test, and flat minibatches of pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spaperb._types import IntArray
 from spaperb.module import CONDITION_KEY
@@ -21,11 +21,12 @@ from spaperb.pairing import (
     Stratum,
     random_pairs,
     split_strata,
-    unpaired_strata,
 )
 from spaperb.perturbations import Perturbations
 from spaperb.validation import listed, warn
 
+N_BATCHES = 10
+"""Minibatches of episodes in an epoch."""
 MIN_PAIRS = 2
 """Batch normalisation needs two rows."""
 
@@ -74,12 +75,12 @@ class PairedBatchSampler(Sampler[IntArray]):
             yield batch.T.ravel()
 
 
-class PairedDataSplitter(DataSplitter):
-    """Split cells by condition, cell type and batch, and load them in pairs.
+class StratifiedSplitter(DataSplitter):
+    """Split cells by condition, cell type and batch.
 
-    The split is stratified: each combination of condition, cell type and batch gives its share to
-    training, validation and test, so that no partner is missing in one of them by accident. A checkpoint of
-    training holds the split and the seed of the pairs, so that training that goes on from it goes on with them.
+    Each combination of condition, cell type and batch gives its share to training, validation and
+    test, so that no partner is missing in one of them by accident. A checkpoint of training holds
+    the split and the seed, so that training that goes on from it goes on with them.
 
     Parameters
     ----------
@@ -90,27 +91,18 @@ class PairedDataSplitter(DataSplitter):
     validation_size
         Fraction of the cells for validation, by default all that training leaves.
     shuffle_set_split
-        Whether to split at random, seeded by ``scvi.settings.seed`` (without one by the operating system), or in the
-        cells' order.
+        Whether to split at random, seeded by ``scvi.settings.seed`` (without one by the operating
+        system), or in the cells' order.
     batch_size
-        Pairs a minibatch.
+        Pairs, or episodes of each network, a minibatch.
     load_sparse_tensor
         Whether to load sparse rows as sparse tensors and make them dense on the device.
     external_indexing
         Training, validation and test positions to use instead of a split.
     distributed_sampler
         Ignored: Lightning distributes the sampler itself.
-    unpaired
-        Whether control cells without a partner come too, in pairs of their own, for the residual
-        objective.
     **data_loader_kwargs
         Further arguments of :class:`torch.utils.data.DataLoader`, ``num_workers`` say.
-
-    Raises
-    ------
-    ValueError
-        If ``batch_size`` is below 2, the training cells give fewer than two pairs, or none of a
-        perturbation that others have pairs of.
     """
 
     def __init__(
@@ -123,15 +115,8 @@ class PairedDataSplitter(DataSplitter):
         load_sparse_tensor: bool = False,
         external_indexing: list[IntArray] | None = None,
         distributed_sampler: bool = False,
-        unpaired: bool = False,
         **data_loader_kwargs: Any,
     ):
-        if batch_size < MIN_PAIRS:
-            raise ValueError(
-                f"`batch_size` counts pairs and must be at least {MIN_PAIRS}, because batch "
-                f"normalisation needs two rows; it is {batch_size}."
-            )
-        self.unpaired = unpaired
         self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
         self.arms = condition_arms(adata_manager)
         self.labels = stratum_labels(adata_manager)
@@ -147,7 +132,7 @@ class PairedDataSplitter(DataSplitter):
             adata_manager,
             load_sparse_tensor=load_sparse_tensor,
             external_indexing=external_indexing,
-            drop_last=True,  # silences a warning about small last minibatches, which pairs never make
+            drop_last=True,  # silences a warning about small last minibatches, which these never are
         )
         self.batch_size = batch_size
         self.data_loader_kwargs = {
@@ -155,6 +140,98 @@ class PairedDataSplitter(DataSplitter):
             "persistent_workers": settings.dl_persistent_workers,
             **data_loader_kwargs,
         }
+
+    @property
+    def n_batches(self) -> int:
+        """Minibatches in an epoch of training."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the split and the seed, for a checkpoint."""
+        parts = (self.train_idx, self.val_idx, self.test_idx)
+        split = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
+        return {"split": split, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the split and the seed of a checkpoint."""
+        self.train_idx, self.val_idx, self.test_idx = (
+            part.numpy() for part in state_dict["split"]
+        )
+        self.seed = state_dict["seed"]
+
+    @property
+    def first_epoch(self) -> int:
+        """Epoch that training begins with: Lightning tells samplers later than loaders ask."""
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_progress.current.processed
+
+    def _load(self, dataset: Dataset, sampler: Sampler) -> DataLoader:
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            # A generator of the loader's own leaves the global random state to the networks.
+            generator=torch.Generator(),
+            **self.data_loader_kwargs,
+        )
+
+    def _perturbations(self, strata: list[Stratum]) -> set[int]:
+        return {int(self.arms[stratum.stimulated[0]]) - STIMULATED for stratum in strata}
+
+    def _check_perturbations(self, learned: set[int]) -> None:
+        """Refuse a split that leaves a perturbation out of what is learned from."""
+        names = perturbations_of(self.adata_manager.registry).names
+        all_strata = split_strata(np.arange(len(self.arms)), self.arms, self.labels)
+        if left_out := self._perturbations(all_strata) - learned:
+            raise ValueError(
+                "All pairs of these perturbations are left for validation or testing: "
+                f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
+                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
+                "or give some of their cells to training."
+            )
+
+    def _warn_of_one_armed_types(self) -> None:
+        types = _categories(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
+        codes = registered_codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
+        all_cells = np.arange(len(codes))
+        paired = {codes[s.control[0]] for s in split_strata(all_cells, self.arms, self.labels)}
+        unpaired = [types[c] for c in np.unique(codes[self.arms != NEITHER]) if c not in paired]
+        if unpaired:
+            warn(
+                "These cell types have no control and stimulated cells to pair (within a batch, "
+                f"where one is registered) and take no part in training: {listed(unpaired)}."
+            )
+
+
+class PairedDataSplitter(StratifiedSplitter):
+    """Load cells in pairs of a control and a stimulated cell.
+
+    Parameters
+    ----------
+    adata_manager, batch_size, **kwargs
+        As for :class:`StratifiedSplitter`.
+
+    Raises
+    ------
+    ValueError
+        If ``batch_size`` is below 2, the training cells give fewer than two pairs, or none of a
+        perturbation that others have pairs of.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        *,
+        batch_size: int = 256,
+        **kwargs: Any,
+    ):
+        if batch_size < MIN_PAIRS:
+            raise ValueError(
+                f"`batch_size` counts pairs and must be at least {MIN_PAIRS}, because batch "
+                f"normalisation needs two rows; it is {batch_size}."
+            )
+        super().__init__(adata_manager, batch_size=batch_size, **kwargs)
 
     @property
     def n_batches(self) -> int:
@@ -172,15 +249,7 @@ class PairedDataSplitter(DataSplitter):
                 f"{MIN_PAIRS}. Add cells, raise `train_size`, or check the condition, cell type and "
                 "batch columns."
             )
-        names = perturbations_of(self.adata_manager.registry).names
-        all_strata = split_strata(np.arange(len(self.arms)), self.arms, self.labels)
-        if left_out := self._perturbations(all_strata) - self._perturbations(strata):
-            raise ValueError(
-                "All pairs of these perturbations are left for validation or testing: "
-                f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
-                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
-                "or give some of their cells to training."
-            )
+        self._check_perturbations(self._perturbations(strata))
         stops_early = self.trainer is not None and self.trainer.early_stopping_callback is not None
         if stops_early and self.val_dataloader() is None:
             raise ValueError(
@@ -192,9 +261,7 @@ class PairedDataSplitter(DataSplitter):
     def train_dataloader(self) -> DataLoader:
         """Return training pairs, drawn anew at each epoch."""
         sampler = self._sampler(self.train_idx)
-        if self.trainer is not None:
-            # Lightning tells it the epoch later, and loader processes ask for the first pairs before that.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        sampler.set_epoch(self.first_epoch)
         return self._loader(sampler)
 
     def val_dataloader(self) -> DataLoader | None:
@@ -205,24 +272,9 @@ class PairedDataSplitter(DataSplitter):
         """Return test pairs, the same each time; ``None`` where there are none."""
         return self._fixed_loader(self.test_idx)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the split and the seed of the pairs, for a checkpoint."""
-        parts = (self.train_idx, self.val_idx, self.test_idx)
-        split = [torch.from_numpy(np.asarray(part, dtype=np.int64)) for part in parts]
-        return {"split": split, "seed": self.seed}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the split and the seed of a checkpoint."""
-        self.train_idx, self.val_idx, self.test_idx = (
-            part.numpy() for part in state_dict["split"]
-        )
-        self.seed = state_dict["seed"]
-
     def _sampler(self, indices: IntArray, fixed: bool = False) -> PairedBatchSampler:
         indices = np.asarray(indices, dtype=np.int64)
         strata = split_strata(indices, self.arms, self.labels)
-        if self.unpaired:
-            strata += unpaired_strata(indices, self.arms, self.labels)
         return PairedBatchSampler(strata, self.batch_size, self.seed, fixed)
 
     def _fixed_loader(self, indices: IntArray) -> DataLoader | None:
@@ -230,30 +282,8 @@ class PairedDataSplitter(DataSplitter):
         return self._loader(sampler) if len(sampler) else None
 
     def _loader(self, sampler: PairedBatchSampler) -> DataLoader:
-        return DataLoader(
-            self.adata_manager.create_torch_dataset(load_sparse_tensor=self.load_sparse_tensor),
-            sampler=sampler,
-            batch_size=None,
-            # A generator of the loader's own leaves the global random state to the networks.
-            generator=torch.Generator(),
-            **self.data_loader_kwargs,
-        )
-
-    def _perturbations(self, strata: list[Stratum]) -> set[int]:
-        return {int(self.arms[stratum.stimulated[0]]) - STIMULATED for stratum in strata}
-
-    def _warn_of_one_armed_types(self) -> None:
-        types = _categories(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
-        codes = registered_codes(self.adata_manager, REGISTRY_KEYS.LABELS_KEY)
-        all_cells = np.arange(len(codes))
-        paired = {codes[s.control[0]] for s in split_strata(all_cells, self.arms, self.labels)}
-        unpaired = [types[c] for c in np.unique(codes[self.arms != NEITHER]) if c not in paired]
-        if unpaired:
-            but = ", but for the reconstruction of control cells" if self.unpaired else ""
-            warn(
-                "These cell types have no control and stimulated cells to pair (within a batch, "
-                f"where one is registered) and take no part in training{but}: {listed(unpaired)}."
-            )
+        cells = self.adata_manager.create_torch_dataset(load_sparse_tensor=self.load_sparse_tensor)
+        return self._load(cells, sampler)
 
 
 def condition_arms(adata_manager: AnnDataManager) -> IntArray:

@@ -8,8 +8,9 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -25,22 +26,25 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import CategoricalObsField, LayerField, NumericalObsField
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
+from scvi.module.base import BaseModuleClass
 from scvi.utils import setup_anndata_dsp
 
-from spaperb.calibration import Calibration, calibrate
 from spaperb.cells import How, Survey
 from spaperb.data import control_cells
+from spaperb.data._episodes import EpisodeSplitter, measure
 from spaperb.data._scale import Scale, check_counts, log_base, warn_of_unusual_expression
 from spaperb.dataloaders import (
+    MIN_PAIRS,
     PairedDataSplitter,
+    StratifiedSplitter,
     condition_arms,
     perturbations_of,
     registered_codes,
 )
 from spaperb.disk import is_on_disk
-from spaperb.module import CONDITION_KEY, DOSE_KEY, SpaPerbModule
-from spaperb.nn import LEAST_DOSE
-from spaperb.pairing import NEITHER, STIMULATED
+from spaperb.module import CONDITION_KEY, DOSE_KEY, InContextModule, PublishedModule
+from spaperb.nn import LEAST_DOSE, read_weights, shipped_weights
+from spaperb.pairing import STIMULATED
 from spaperb.perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.prediction import (
     Predictor,
@@ -49,14 +53,13 @@ from spaperb.prediction import (
     batch_shares,
     encode,
     make_query,
-    mean_change,
     predict_lazily,
     select_rows,
 )
-from spaperb.response import Situation
 from spaperb.saving import SavingMixin
 from spaperb.tables import response_table
 from spaperb.train import (
+    InContextTrainingPlan,
     SpaPerbTrainingPlan,
     SpaPerbTrainRunner,
     StopOnInterrupt,
@@ -65,10 +68,11 @@ from spaperb.train import (
     digest,
     quiet_training,
 )
-from spaperb.transfer import NetworkChange, Transfer, populations_of
+from spaperb.transfer import Transfer, populations_of
 from spaperb.validation import (
     as_list,
     check_anndata,
+    check_arguments,
     check_categories,
     check_choice,
     check_column,
@@ -80,7 +84,6 @@ from spaperb.validation import (
     check_unchanged,
     expression_matrix,
     perturbations_with_pairs,
-    warn,
 )
 
 if TYPE_CHECKING:
@@ -88,9 +91,29 @@ if TYPE_CHECKING:
 
 DELTA_KEY = "X_spaperb_delta"
 
-N_HIDDEN = {"published": 800, "residual": 256}
-RESIDUAL_MINIBATCHES = 600
-"""Minibatches that the residual objective is trained on, about: chosen with the other settings on inner folds."""
+SMALLEST = 1e-6
+"""V_delta is not drawn below it, where the normal quantile is infinite."""
+STRUCTURE = "<saved>"
+"""In the place of a file of weights: a saved model brings its own."""
+
+
+class Objective(NamedTuple):
+    """What belongs to an objective."""
+
+    module: type[BaseModuleClass]
+    splitter: type[StratifiedSplitter]
+    plan: type[SpaPerbTrainingPlan]
+    batch_size: int
+
+
+OBJECTIVES = {
+    "in_context": Objective(InContextModule, EpisodeSplitter, InContextTrainingPlan, 4),
+    "published": Objective(PublishedModule, PairedDataSplitter, SpaPerbTrainingPlan, 256),
+}
+N_EPOCHS = 25
+"""Epochs of the in-context networks."""
+CLIP = 100.0
+"""Largest norm of a gradient of the in-context loss."""
 
 
 class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelClass):
@@ -99,9 +122,9 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     SpaPerb learns from control and stimulated cells of some cell types (patients, studies) and
     predicts what the control cells of another would look like after the stimulus.
 
-    ``SpaPerbModel(adata)`` is the published model. ``SpaPerbModel(adata, objective="residual")`` is
-    the recommended one: it decodes the change instead of the cell, mixes it with a response learned
-    across genes (:mod:`spaperb.response`), and predicts zeros too (:mod:`spaperb.cells`).
+    The default objective learns in context: networks that all genes share attend over the changes
+    that were measured (:class:`~spaperb.module.InContextModule`). They come pretrained, so that few
+    measured contexts will do, even one. ``objective="published"`` is the model of the paper.
 
     Parameters
     ----------
@@ -109,34 +132,30 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         AnnData set up with :meth:`~spaperb.SpaPerbModel.setup_anndata`.
     registry
         Registry of a saved model, for a model without data; :meth:`load` passes it.
-    n_latent
-        Number of latent dimensions.
-    n_hidden
-        Units in each hidden layer of the encoder and the decoder; by default 800 with the published
-        objective and 256 with the residual one.
-    n_layers
-        Number of hidden layers of the encoder and of the decoder.
-    dropout_rate
-        Dropout rate of the hidden layers.
     objective
-        ``"published"`` or ``"residual"``, see :class:`~spaperb.module.SpaPerbModule`.
-    response
-        Whether predictions use the response learned across genes; by default with the residual
-        objective. It needs the cell types of the training data, and predicts cells of types that
-        it knows or that the query's cell type column names; without that column a cell is taken
-        for one of the type that most of its nearest training control cells have.
-    network_share
-        Share of the network in changes that were not measured, in [0, 1], if it fits the measured
-        ones well, and less if it does not; the response learned across genes has the rest. Without
-        ``response`` the network has it all.
+        ``"in_context"`` or ``"published"``.
+    pretrained
+        Whether the in-context networks start from the weights that come with the package, or a file
+        of such weights. Training goes on from them, and a share of each prediction stays theirs,
+        about half.
     **module_kwargs
-        Further arguments of :class:`~spaperb.module.SpaPerbModule`: the weights of the loss,
-        ``criterion``, ``n_hidden_delta``, ``delta_noise``, ``kl_on``.
+        Further arguments of :class:`~spaperb.module.InContextModule` or of
+        :class:`~spaperb.module.PublishedModule`. Pretrained networks have the sizes of their file.
+
+    Raises
+    ------
+    ValueError
+        If the objective is unknown or takes no weights, or the weights are damaged, of another
+        version, or of other sizes than those asked for.
+    TypeError
+        If the objective's module takes no such argument, or ``pretrained`` is of another type.
+    FileNotFoundError
+        If there is no file of weights.
 
     Examples
     --------
     >>> SpaPerbModel.setup_anndata(adata)
-    >>> model = SpaPerbModel(adata, objective="residual")
+    >>> model = SpaPerbModel(adata)
     >>> model.train()
     >>> model.predict_stimulated(adata)  # writes adata.layers["spaperb_stimulated"]
 
@@ -145,22 +164,17 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     Tang et al. (2024), scPerb, Journal of Advanced Research, doi:10.1016/j.jare.2024.10.035.
     """
 
-    _module_cls = SpaPerbModule
-    _data_splitter_cls = PairedDataSplitter
-    _training_plan_cls = SpaPerbTrainingPlan
+    _module_cls = InContextModule
+    _data_splitter_cls = EpisodeSplitter
+    _training_plan_cls = InContextTrainingPlan
     _train_runner_cls = SpaPerbTrainRunner
 
     def __init__(
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
-        n_latent: int = 100,
-        n_hidden: int | None = None,
-        n_layers: int = 2,
-        dropout_rate: float = 0.2,
-        objective: Literal["published", "residual"] = "published",
-        response: bool | None = None,
-        network_share: float = 0.1,
+        objective: Literal["in_context", "published"] = "in_context",
+        pretrained: bool | str | Path = True,
         **module_kwargs: Any,
     ):
         if registry is None:
@@ -174,29 +188,28 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             # The AnnData holds the codes of its latest set-up, maybe of a model of another class.
             self.adata_manager.validate()
             self._check_unchanged()
-        check_choice("objective", objective, tuple(N_HIDDEN))
-        if not 0 <= network_share <= 1:
-            raise ValueError(f"`network_share` must be in [0, 1]; it is {network_share}.")
-        n_hidden = N_HIDDEN[objective] if n_hidden is None else n_hidden
-        known = perturbations_of(self.registry)
-        dosed = self.registry["setup_args"]["dose_key"] is not None
-        self.response = objective == "residual" if response is None else response
-        self.network_share = network_share
-        self.module = self._module_cls(
-            n_input=self.summary_stats.n_vars,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            objective=objective,
-            composition=known.composition if len(known.names) > 1 or dosed else None,
-            dosed=dosed,
-            n_batch=self.summary_stats.get("n_batch", 0),
-            **module_kwargs,
-        )
+        check_choice("objective", objective, tuple(OBJECTIVES))
+        if not isinstance(pretrained, bool | str | Path):
+            raise TypeError(
+                "`pretrained` must be True (the weights that come with SpaPerb), False (none) or a "
+                f"file of weights; it is {pretrained!r}."
+            )
+        if objective == "published" and not isinstance(pretrained, bool):
+            raise ValueError(
+                'objective="published" is trained from scratch and takes no file of `pretrained` '
+                f"weights; it is {str(pretrained)!r}. Leave it out."
+            )
+        self.objective = objective
+        parts = OBJECTIVES[objective]
+        self._module_cls, self._data_splitter_cls, self._training_plan_cls, _ = parts
+        check_arguments(f'objective="{objective}"', parts.module, module_kwargs)
+        if objective == "in_context":
+            module_kwargs = self._start(pretrained, module_kwargs)
+            pretrained = STRUCTURE if self.module.pretrained is not None else False
+        else:
+            self._publish(module_kwargs)
         # What training learned of the contexts; `load` puts the saved values here.
         self.transfer_: dict[str, Any] = {}
-        self.calibration_: dict[Situation, Any] = {}
         self._transfer: Transfer | None = None
         # Tells the cells that the positions of the split are of.
         self.split_of_ = ""
@@ -206,13 +219,51 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             self.expression_kind_ = vars(Scale.of(x, log_base(adata) or math.e))
-            if self.module.perturbations is not None and dosed:
-                self._look_at_doses(self.module.perturbations.log_half)
-        self._model_summary_string = (
-            f"SpaPerbModel with objective: {objective}, n_latent: {n_latent}, n_hidden: {n_hidden}, "
-            f"n_layers: {n_layers}, dropout_rate: {dropout_rate}"
-        )
+            if objective == "published" and DOSE_KEY in self.adata_manager.data_registry:
+                # Dose curves start in the middle.
+                half = self._doses()["median"].clip(lower=LEAST_DOSE).to_numpy()
+                self.module.perturbations.log_half.data.copy_(torch.from_numpy(np.log(half)))
+        self._model_summary_string = f"SpaPerbModel with objective: {objective}"
+        if objective == "in_context":
+            of = "from scratch" if self.module.pretrained is None else "pretrained"
+            self._model_summary_string += f", {len(self.module.networks)} networks, {of}"
         self.init_params_ = self._get_init_params(locals())
+
+    def _start(
+        self, pretrained: bool | str | Path, module_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Make in-context networks, and return the arguments that make such ones again."""
+        if pretrained is False or pretrained == STRUCTURE:
+            self.module = InContextModule(**module_kwargs)
+            if pretrained:
+                self.module.start_from(self.module.all_networks)
+            return module_kwargs
+        networks = read_weights(shipped_weights() if pretrained is True else pretrained)
+        sizes = {
+            "n_latent": networks[0].n_latent,
+            "n_hidden": networks[0].n_hidden,
+            "n_networks": len(networks),
+        }
+        if others := {k: v for k, v in sizes.items() if module_kwargs.get(k, v) != v}:
+            raise ValueError(
+                f"The pretrained networks have {others}, and the model is asked for other sizes. "
+                "Leave these arguments out, or pass `pretrained=False`."
+            )
+        module_kwargs = {**module_kwargs, **sizes}
+        self.module = InContextModule(**module_kwargs).start_from(networks)
+        return module_kwargs
+
+    def _publish(self, module_kwargs: dict[str, Any]) -> None:
+        """Make the published networks."""
+        known = perturbations_of(self.registry)
+        dosed = self.registry["setup_args"]["dose_key"] is not None
+        self.module = PublishedModule(
+            n_input=self.summary_stats.n_vars,
+            composition=known.composition if len(known.names) > 1 or dosed else None,
+            dosed=dosed,
+            n_batch=self.summary_stats.get("n_batch", 0),
+            **module_kwargs,
+        )
 
     @classmethod
     @setup_anndata_dsp.dedent
@@ -251,11 +302,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             Column of ``adata.obs`` with the cell type; only cells of one type are paired.
         %(param_layer)s
         batch_key
-            Column of ``adata.obs`` with the batch: only cells of one batch are paired, changes are
-            measured within batches, and the networks know the batch.
+            Column of ``adata.obs`` with the batch: only cells of one batch are paired, and changes
+            are measured within batches. The published networks know the batch.
         dose_key
             Column of ``adata.obs`` with the dose of each stimulated cell, a number of at least 0 in
-            any unit. The parts of a combination have the cell's dose each.
+            any unit. The parts of a combination have the cell's dose each. Stimulated cells at a
+            dose of 0 are not measured where the perturbation has other doses.
         combination_separator
             What joins the parts of a combination, as in ``"A+B"``. A value that holds it is a
             combination if each part is also a perturbation of its own; parts that name the control drop
@@ -334,7 +386,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self,
         max_epochs: int | None = None,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         early_stopping: bool = True,
         early_stopping_monitor: str = "validation_loss",
         checkpoint: str | Path | None = None,
@@ -346,11 +398,15 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
         once. A loss that is NaN or infinite ends it with an error, and the model has the weights of the last good epoch.
 
-        Cells are split into those for training, those for validation and those for testing. The
-        networks learn from the first, and early stopping watches the second; with ``response`` both
-        are measured for the response that is learned across genes and for the intervals. Those for
-        testing (where ``train_size`` and ``validation_size`` add up to less than 1, or the third
-        part of ``external_indexing``) are looked at by none of these; ``test_indices`` tells them.
+        Cells are split into those for training, those for validation and those for testing. Those
+        for testing (where ``train_size`` and ``validation_size`` add up to less than 1, or the third
+        part of ``external_indexing``) are looked at by nothing; ``test_indices`` tells them. The
+        others are measured for the in-context objective, which learns from episodes: a measured
+        change is left out and predicted from the rest. Each of its networks leaves some contexts
+        out altogether, which validation and intervals are of. From pretrained weights it does not
+        train on fewer than three contexts (with several perturbations, measured changes): the
+        pretrained networks predict then. The published networks learn from pairs of training cells,
+        and early stopping watches those of validation.
 
         It trains on the set-up that the model was made from, whatever the AnnData was set up for
         since.
@@ -358,14 +414,18 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         Parameters
         ----------
         max_epochs
-            Epochs at most; by default scvi-tools' rule, 400 for up to 20,000 cells and fewer for
-            more, and with the residual objective as many as give about 600 minibatches. In an epoch
-            each cell of a type's larger condition is visited once.
+            Epochs at most. By default 25 of ten minibatches of episodes; 0 leaves pretrained networks
+            as they are, and only measures. For the published objective scvi-tools' rule, 400 for up
+            to 20,000 cells and fewer for more, in each of which each cell of a type's larger
+            condition is visited once.
         batch_size
-            Pairs in a minibatch, at least 2.
+            Episodes of each network in a minibatch, 4 by default; for the published objective
+            pairs, 256 by default and at least 2.
         early_stopping
-            Whether to stop when the validation pairs stop to improve. They are a tenth of the
-            cells given, the same pairs at each epoch; cells that were left out are never looked at.
+            Whether to stop when validation stops to improve: on held-out episodes, or on pairs of a
+            tenth of the cells, the same at each epoch; cells that were left out are never looked at.
+            scvi-tools waits 45 epochs for an improvement (``early_stopping_patience``), which are
+            more than the in-context objective has by default.
         early_stopping_monitor
             The logged quantity to watch.
         checkpoint
@@ -385,7 +445,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         ------
         ValueError
             If the model has no data, or data that changed since they were set up, ``max_epochs`` is
-            below 1, there are fewer than two pairs in a minibatch, a perturbation has all of its
+            below 1 or no whole number, there is nothing to make episodes of, there are fewer than two pairs in a minibatch, a perturbation has all of its
             pairs left out of training, or early stopping has no validation pairs to watch, or the
             checkpoint is of training with other cells, genes or settings or of more epochs, is
             damaged, or holds more than data (it is a pickle, which could run code, and is looked
@@ -406,15 +466,27 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "SpaPerb trains on pairs that it draws itself and takes no `datamodule`. Pass the "
                 "AnnData to SpaPerbModel, and loader options as `datasplitter_kwargs`."
             )
-        if max_epochs is not None and max_epochs < 1:
-            raise ValueError(f"`max_epochs` must be at least 1; it is {max_epochs}.")
-        if self.module.objective == "residual":
-            if max_epochs is None:
-                minibatches = max(1, self.adata.n_obs / (2 * batch_size))
-                max_epochs = min(400, max(5, math.ceil(RESIDUAL_MINIBATCHES / minibatches)))
-            unpaired = {"unpaired": True}
-            kwargs["datasplitter_kwargs"] = unpaired | (kwargs.get("datasplitter_kwargs") or {})
+        is_pretrained = self.objective == "in_context" and self.module.pretrained is not None
+        if max_epochs is not None and (
+            not isinstance(max_epochs, Integral) or max_epochs < (0 if is_pretrained else 1)
+        ):
+            raise ValueError(
+                "`max_epochs` must be a whole number and at least 1 (0 for pretrained networks as "
+                f"they are); it is {max_epochs!r}."
+            )
+        if batch_size is None:
+            batch_size = OBJECTIVES[self.objective].batch_size
+        if batch_size < 1:  # scvi-tools would take 0 for its own default.
+            least = 1 if self.objective == "in_context" else MIN_PAIRS
+            raise ValueError(f"`batch_size` must be at least {least}; it is {batch_size}.")
         self._check_data()
+        if self.objective == "in_context":
+            if max_epochs is None:
+                max_epochs = N_EPOCHS
+            own = {"n_networks": len(self.module.networks), "pretrained": is_pretrained}
+            kwargs["datasplitter_kwargs"] = {**(kwargs.get("datasplitter_kwargs") or {}), **own}
+            if "gradient_clip_val" not in (kwargs.get("trainer_config") or {}):
+                kwargs.setdefault("gradient_clip_val", CLIP)
         # A model and its trainer hold each other, so models that were let go are in memory until Python's collector comes
         # by, which it does rarely: after a hundred trainings, say.
         gc.collect()
@@ -444,34 +516,34 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             is_good = isinstance(error, FloatingPointError) and finite.n_good > 0
             self.is_trained_ = was_trained or is_good
             if finite.has_begun:
-                self._transfer, self.transfer_, self.calibration_ = None, {}, {}
+                self._transfer, self.transfer_ = None, {}
             raise
         # Again, since Lightning starts nothing where no epoch was left to train.
         self._begin(self.trainer)
-        if self.response:
-            self._transfer = self._learn_contexts()
+        if self.objective == "in_context":
+            self._learn_contexts()
 
     def _begin(self, trainer: lightning.Trainer) -> None:
         """Let go of what other weights taught, and keep which cells training uses.
 
         As it starts, since a model may be used or saved before training ends, if it ever does.
         """
-        self._transfer, self.transfer_, self.calibration_ = None, {}, {}
-        splitter: PairedDataSplitter = trainer.datamodule
+        self._transfer, self.transfer_ = None, {}
+        splitter: StratifiedSplitter = trainer.datamodule
         self.train_indices = splitter.train_idx
         self.validation_indices = splitter.val_idx
         self.test_indices = splitter.test_idx
         self.split_of_ = digest(splitter.adata_manager.adata.obs_names)
+        if DOSE_KEY in splitter.adata_manager.data_registry:
+            doses = self._doses(self._used())
+            self.dose_ranges_ = list(zip(doses["min"], doses["max"], strict=True))
 
-    def _arms(self) -> np.ndarray:
-        """Arm of every cell that training used, with those for validation; others take no part."""
-        arms = condition_arms(self.adata_manager)
-        used = np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
-        arms[np.setdiff1d(np.arange(len(arms)), used)] = NEITHER
-        return arms
+    def _used(self) -> np.ndarray:
+        """Positions of the cells that are looked at: all but those for testing."""
+        return np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
 
     def _learn_contexts(self) -> Transfer:
-        """Measure the contexts of the training data, and the change that the network decodes."""
+        """Measure the contexts of the training data, and learn how far predictions may be off."""
         if self.adata is None:
             raise RuntimeError(
                 "This model was saved before its training ended (a checkpoint, say), without what it "
@@ -484,54 +556,17 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
                 "AnnData has other cells, or the same in another order, than those that were split "
                 "into training and test. Load it with the training AnnData as it was."
             )
-        manager = self.adata_manager
-        x = manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        x = x.tocsr() if sparse.issparse(x) else x
+        self.module.eval()
+        learned = Transfer.learn(measure(self.adata_manager, self._used()), self.module)
+        self._transfer, self.transfer_ = learned, learned.to_state()
+        return learned
 
-        def column(key: str, dtype: type) -> np.ndarray:
-            return np.asarray(manager.get_from_registry(key), dtype=dtype).ravel()
-
-        registered = manager.data_registry
-        batches = doses = None
-        if REGISTRY_KEYS.BATCH_KEY in registered:
-            batches = column(REGISTRY_KEYS.BATCH_KEY, np.int64)
-        if DOSE_KEY in registered:
-            doses = column(DOSE_KEY, np.float64)
-        counts = None
-        if (layer := self.registry["setup_args"]["counts_layer"]) is not None:
-            counts = self.adata.layers[layer]
-            counts = counts.tocsr() if sparse.issparse(counts) else counts
-        n_batch = self.module.n_batch
-        one_hot = None if n_batch < 2 else np.eye(n_batch, dtype=np.float32)[batches]
-        known = perturbations_of(self.registry)
-        transfer = Transfer.learn(
-            x,
-            self._arms(),
-            column(REGISTRY_KEYS.LABELS_KEY, np.int64),
-            list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
-            self._network_change(Query(x, np.arange(x.shape[1]), one_hot)),
-            self.network_share,
-            known.parts,
-            known.singles,
-            batches,
-            doses,
-            counts,
-        )
-        self.transfer_ = transfer.to_state()
-        return transfer
-
-    def _network_change(self, query: Query) -> NetworkChange:
-        return lambda rows, target: mean_change(self.module, query, rows, target)
-
-    def _look_at_doses(self, log_half: torch.nn.Parameter) -> None:
-        """Keep the range of each perturbation's doses, and start its dose curve in the middle."""
-        arms = condition_arms(self.adata_manager)
+    def _doses(self, used: np.ndarray | slice = slice(None)) -> pd.DataFrame:
+        """Lowest, highest and median dose of each perturbation in some cells."""
+        arms = condition_arms(self.adata_manager)[used]
         doses = np.asarray(self.adata_manager.get_from_registry(DOSE_KEY), dtype=float).ravel()
-        of_arm = pd.Series(doses).groupby(arms).agg(["min", "max", "median"])
-        of_arm = of_arm.reindex(STIMULATED + np.arange(len(log_half)))
-        self.dose_ranges_ = list(zip(of_arm["min"], of_arm["max"], strict=True))
-        half = torch.from_numpy(np.log(of_arm["median"].clip(lower=LEAST_DOSE).to_numpy()))
-        log_half.data.copy_(half)
+        of_arm = pd.Series(doses[used]).groupby(arms).agg(["min", "max", "median"])
+        return of_arm.reindex(STIMULATED + np.arange(len(self.perturbations)))
 
     @property
     def perturbations(self) -> list[Any]:
@@ -557,8 +592,8 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     ) -> np.ndarray | dask.array.Array | None:
         """Predict what cells would look like after the stimulus, X_stim'.
 
-        The published model decodes D(Z + Z_delta). The recommended one adds to each cell the change
-        of its context (its cell type), see ``response`` of :class:`~spaperb.SpaPerbModel`.
+        The in-context model predicts the mean change of each context (its cell type) and makes
+        cells of it that have exactly that mean. The published model decodes D(Z + Z_delta).
 
         Every cell given is predicted, whatever its condition. For a control cell this is the
         stimulated cell it would have become. For a cell that is stimulated already it is that cell
@@ -586,20 +621,22 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         batch_size
             Cells to predict at once; ``None`` for ``scvi.settings.batch_size``.
         n_samples
-            Number of draws of V_delta (and of z, if ``give_mean=False``) to average over.
+            Number of draws to average over: of V_delta (and of z, with ``give_mean=False``); in
+            context of which cells change, and of V_delta with ``give_mean=False``.
         give_mean
-            Whether to take the posterior's mean for z, rather than draws from the posterior.
+            Whether to take the predicted mean of the change, rather than changes drawn by V_delta
+            from its predicted distribution; in the published model, the posterior's mean for z.
         seed
-            Seed of the draws. A cell's draws depend on it and on the cell's row alone; with
-            ``response``, on its rank among the cells of its type, so that their mean is the
-            predicted one.
+            Seed of the draws. Those of V_delta are the same for all cells in context. In the
+            published model a cell's draws depend on its row, and in context on its rank among the
+            cells of its type, so that their mean is the predicted one.
         detection
-            With ``response``: whether the change of a gene's mean also changes how many cells
+            In context: whether the change of a gene's mean also changes how many cells
             express it, so that silent genes stay silent in most cells, or is added to every cell.
             Expression with negative values has no zeros to predict and always gets the latter.
         sample
             Whether to draw raw counts rather than to predict log-normalised expression
-            (:mod:`spaperb.cells`), from the control cells' own counts. Needs ``response`` and a model set up with
+            (:mod:`spaperb.cells`), from the control cells' own counts. Needs the in-context objective, a model set up with
             ``counts_layer``, and that layer in ``adata``. Normalise the layer by the control cells' size factors.
         key_added
             Name of the layer, which ends with ``"_counts"`` if they are sampled. By default ``"spaperb_stimulated"``; if the model knows several
@@ -636,8 +673,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
 
         - ``adata.layers[key_added]``: predicted expression, float32
         - ``adata.uns["spaperb"][key_added]``: what made it (model, version, seed, ...)
-        - ``adata.obsm["X_" + key_added]``: with ``latent=True``, Z_stim', ``(n_obs, n_latent)``
-        - ``adata.obsm["X_spaperb_delta"]``: with ``latent=True``, Z_delta, ``(n_obs, n_latent)``
+        - ``adata.obsm["X_" + key_added]``: with ``latent=True``, predicted cells as by
+          :meth:`get_latent_representation` (Z_stim'), ``(n_obs, n_latent)``
+        - ``adata.obsm["X_spaperb_delta"]``: with ``latent=True``, how far they moved there
+          (Z_delta), ``(n_obs, n_latent)``
 
         If ``adata`` is a view, AnnData turns the object that you hold into a copy with these
         fields; the object that it was a view of stays as it is.
@@ -664,20 +703,26 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         how = "counts" if sample else how
 
         minimum = 0.0 if is_nonnegative else -np.inf
-        # The networks of this moment, if they are to predict later.
-        module = copy.deepcopy(self.module) if on_disk else self.module
-        networks = Predictor(module, target, n_samples, give_mean, seed, minimum, chunk_size)
-        predict: PredictRows = networks.make
-        if self.response:
+        networks: Predictor | None = None
+        if self.objective == "published":
+            # The networks of this moment, if they are to predict later.
+            module = copy.deepcopy(self.module) if on_disk else self.module
+            networks = Predictor(module, target, n_samples, give_mean, seed, minimum, chunk_size)
+            predict: PredictRows = networks.make
+        else:
             labels, is_control = self._known_of_cells(adata)
             learned = self._learned()
+            v_delta = None
+            if not give_mean:
+                rng = np.random.default_rng(seed)
+                v_delta = rng.uniform(SMALLEST, 1, (n_samples, len(query.columns)))
             predict = learned.maker(
                 query,
                 learned.assign(query, labels),
                 is_control,
                 rows,
                 target,
-                self._network_change(query),
+                v_delta,
                 how=how,
                 seed=seed,
                 n_samples=n_samples,
@@ -696,19 +741,16 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             return predicted
         adata.layers[key_added] = predicted
         if latent:
-            z_stim, z_delta = np.full((2, adata.n_obs, self.module.n_latent), np.nan, dtype="f4")
-            for some, (_, *z) in networks.predict(query, rows):
-                z_stim[some], z_delta[some] = z
+            z_stim, z_delta = self._latent(query, rows, networks, predicted)
             adata.obsm[f"X_{key_added}"] = z_stim
             adata.obsm[DELTA_KEY] = z_delta
         made_by = {
             "model": type(self).__name__,
             "version": version("spaperb"),
-            "objective": self.module.objective,
+            "objective": self.objective,
             "perturbation": target.name,
             **({} if target.dose is None else {"dose": target.dose}),
-            "response": self.response,
-            "detection": self.response and how == "detection",
+            "detection": self.objective == "in_context" and how == "detection",
             "sample": sample,
             "seed": seed,
             "n_samples": n_samples,
@@ -716,6 +758,49 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         }
         adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
         return None
+
+    def _latent(
+        self, query: Query, rows: np.ndarray, networks: Predictor | None, predicted: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Latent vectors of predicted cells and how far they moved, NaN for cells not predicted."""
+        if networks is not None:
+            shape = (2, query.x.shape[0], self.module.n_latent)
+            z_stim, z_delta = np.full(shape, np.nan, dtype=np.float32)
+            for some, (_, *z) in networks.predict(query, rows):
+                z_stim[some], z_delta[some] = z
+            return z_stim, z_delta
+        evidence = self._learned().evidence
+        shape = (2, query.x.shape[0], len(evidence.components))
+        z_stim, z_delta = np.full(shape, np.nan, dtype=np.float32)
+        for start in range(0, len(rows), query.chunk_rows):
+            some = rows[start : start + query.chunk_rows]
+            z_stim[some] = evidence.project(predicted[np.ix_(some, query.columns)])
+            z_delta[some] = z_stim[some] - evidence.project(query.rows(some))
+        return z_stim, z_delta
+
+    def get_elbo(self, *args: Any, **kwargs: Any) -> float:
+        """Evidence lower bound of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        self._check_published("get_elbo")
+        return super().get_elbo(*args, **kwargs)
+
+    def get_reconstruction_error(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Reconstruction error of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        self._check_published("get_reconstruction_error")
+        return super().get_reconstruction_error(*args, **kwargs)
+
+    def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:
+        """Marginal likelihood of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        self._check_published("get_marginal_ll")
+        return super().get_marginal_ll(*args, **kwargs)
+
+    def _check_published(self, method: str) -> None:
+        """Refuse what only networks of cells have."""
+        if self.objective == "in_context":
+            raise ValueError(
+                f"`{method}` is of networks that encode cells, and the in-context networks encode "
+                'genes. Use `objective="published"`; how well held-out changes are predicted is in '
+                "`history`."
+            )
 
     def get_latent_representation(
         self,
@@ -730,6 +815,10 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         seed: int = 0,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Encode cells, Z.
+
+        The in-context networks encode genes, not cells. Cells are encoded by the 30 principal
+        components of the training control cells that tell how near contexts are; the published
+        model's encoder is E.
 
         The cells may be new, as for :meth:`predict_stimulated`: of any cell type and condition or
         without these columns, with genes in another order. Nothing is written to them.
@@ -771,6 +860,12 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
             If there are no cells, genes of the model are missing, the expression is unlike that of
             training, ``batch_size`` is below 1, or ``indices`` are neither positions nor a mask.
         """
+        if self.objective == "in_context" and (dataloader is not None or return_dist):
+            raise ValueError(
+                "The in-context model encodes cells by principal components, which have no "
+                "posterior and take no `dataloader`. Leave `return_dist` and `dataloader` out, "
+                'or use `objective="published"`.'
+            )
         if dataloader is not None:
             return super().get_latent_representation(
                 adata, indices, give_mean, mc_samples, batch_size, return_dist, dataloader
@@ -779,22 +874,33 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         if (chunk_size := settings.batch_size if batch_size is None else batch_size) < 1:
             raise ValueError(f"`batch_size` must be at least 1; it is {chunk_size}.")
         rows = select_rows(indices, adata.n_obs)
+        if self.objective == "in_context":
+            evidence = self._learned().evidence
+            step = query.chunk_rows
+            parts = [
+                evidence.project(query.rows(rows[i : i + step])) for i in range(0, len(rows), step)
+            ]
+            empty = np.empty((0, len(evidence.components)))
+            return np.concatenate([empty, *parts]).astype(np.float32)
         z, mean, variance = encode(self.module, query, rows, give_mean, seed, chunk_size)
         return (mean, variance) if return_dist else z
 
     def get_delta_representation(
         self, dose: float | None = None, n_samples: int = 1000, seed: int = 0
     ) -> pd.DataFrame:
-        """Latent effect of each perturbation, Z_delta, for clustering them, say.
+        """Latent effect of each perturbation, for clustering them, say.
+
+        In context the mean change that was measured in the training contexts, as
+        :meth:`get_latent_representation` encodes it; of the published model Z_delta.
 
         Parameters
         ----------
         dose
-            Dose of all perturbations; ``None`` for the highest training dose of each.
-        n_samples
-            Number of draws of V_delta to average over, the same for all perturbations.
-        seed
-            Seed of the draws.
+            Dose of all perturbations; ``None`` for the highest training dose of each. In context
+            the measured dose that is nearest.
+        n_samples, seed
+            Number of draws of V_delta to average over, the same for all perturbations, and their
+            seed; in context nothing is drawn.
 
         Returns
         -------
@@ -811,6 +917,11 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         self._check_if_trained(warn=False)
         self.module.eval()
         known = perturbations_of(self.registry)
+        if self.objective == "in_context":
+            if dose is not None:
+                self._target(known.names[0], dose)
+            effects = self._learned().effects(len(known.names), dose)
+            return pd.DataFrame(effects, index=pd.Index(known.names, name="perturbation"))
         rng = np.random.default_rng(seed)
         v_delta = rng.random((n_samples, self.module.n_input), dtype=np.float32)
         rows = []
@@ -839,30 +950,6 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         name = name if len(self.perturbations) > 1 else "stimulated"
         dose = "" if target.dose is None else f"_{target.dose:.12g}"
         return f"spaperb_{name}{dose}"
-
-    def calibrate(self) -> None:
-        """Learn how far predicted changes may be off, for the intervals of :meth:`predict_response`.
-
-        Leaves measured changes of the training data out, one at a time and twenty at most, and predicts them
-        from the rest (:mod:`spaperb.calibration`): whole contexts, with several perturbations single changes too, and combinations where at
-        least three were measured whose parts were too. Each costs a fit of the response: a second or two for ten contexts and 2,000 genes, half a minute for hundreds of perturbations.
-        :meth:`predict_response` calls it when it is needed; call it before :meth:`~scvi.model.base.BaseModelClass.save` to save its result with the model.
-
-        Raises
-        ------
-        RuntimeError
-            If the model is not trained.
-        ValueError
-            If the model was made with ``response=False``, or fewer than three changes can be left out.
-        """
-        self._check_if_trained(warn=False)
-        if not self.response:
-            raise ValueError(
-                "Intervals belong to the response learned across genes, which this model was made without "
-                '(`response=False`). Use `objective="residual"` or `response=True`.'
-            )
-        calibrations = calibrate(self._learned().response)
-        self.calibration_ = {name: vars(calibration) for name, calibration in calibrations.items()}
 
     def predict_response(
         self,
@@ -916,13 +1003,16 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         RuntimeError
             If the model is not trained.
         ValueError
-            If ``groupby`` is no column or has no value for some cell, ``level`` is not in (0, 1), the model
-            was made with ``response=False``, or :meth:`calibrate` or :meth:`predict_stimulated` would refuse.
+            If ``groupby`` is no column or has no value for some cell, ``level`` is not in (0, 1),
+            the objective is the published one, or :meth:`predict_stimulated` would refuse.
         """
         if not 0 < level < 1:
             raise ValueError(f"`level` must be between 0 and 1; it is {level}.")
-        if not self.calibration_:
-            self.calibrate()
+        if self.objective == "published":
+            raise ValueError(
+                "The published objective knows no error of its predictions. Use the default, "
+                '`objective="in_context"`.'
+            )
         adata, query, target = self._query(adata, perturbation, dose)
         labels, is_control = self._known_of_cells(adata)
         groupby = groupby or self.registry["setup_args"]["labels_key"]
@@ -936,29 +1026,18 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         context = learned.assign(query, labels)
         of_groups = np.concatenate(list(groups.values()))
         survey = Survey.of(query, populations_of(context.codes, is_control, of_groups))
-        changes = learned.changes(survey, target, self._network_change(query))
+        changes = learned.changes(survey, target)
         learned.warn_of(changes, context.names)
-        calibrations = {name: Calibration(**state) for name, state in self.calibration_.items()}
-        is_composed = {change.situation for change in changes.values()} == {"combined"}
-        if target.number is None and not (is_composed and "combined" in calibrations):
-            warn(
-                f"{target.name} was never measured. How well changes compose is learned from three measured combinations or more, "
-                "and for cells in which all parts were measured; without that the intervals are those of a single perturbation that was never "
-                "measured, and may be too narrow."
-            )
-        calibrations.setdefault("combined", calibrations["beside"])
         var_names = self.get_var_names().tolist()
         scale = Scale(**self.expression_kind_)
-        return response_table(
-            groups, context.codes, query, changes, calibrations, var_names, level, scale
-        )
+        return response_table(groups, context.codes, query, changes, var_names, level, scale)
 
     def _counts(self, adata: AnnData, query: Query) -> Any:
         """Raw counts of the cells to predict."""
         layer = self.registry["setup_args"]["counts_layer"]
-        if layer is None or not self.response:
+        if layer is None or self.objective == "published":
             raise ValueError(
-                'Counts are drawn by a model with `response` (as `objective="residual"` has) that was set up with '
+                "Counts are drawn by a model with the in-context objective that was set up with "
                 "`counts_layer=`, the layer with raw counts."
             )
         counts = check_counts(adata, layer, query.x)
@@ -993,11 +1072,11 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
     def _learned(self) -> Transfer:
         """What training learned of the contexts, from the saved state if the model was loaded."""
         if self._transfer is None and self.transfer_:
-            self._transfer = Transfer.from_state(self.transfer_)
+            self._transfer = Transfer.from_state(self.transfer_, self.module)
         elif self._transfer is None:
             if self.adata is not None:
                 self._check_data()
-            self._transfer = self._learn_contexts()
+            return self._learn_contexts()
         return self._transfer
 
     def _known_of_cells(self, adata: AnnData) -> tuple[np.ndarray | None, np.ndarray]:
@@ -1030,7 +1109,7 @@ class SpaPerbModel(SavingMixin, VAEMixin, UnsupervisedTrainingMixin, BaseModelCl
         for key in ("labels_key", "condition_key"):
             check_named_once(adata, key, setup[key])
         batches = None
-        if self.module.n_batch > 1:
+        if self.objective == "published" and self.module.n_batch > 1:
             known = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY).categorical_mapping
             batches = batch_shares(adata, setup["batch_key"], known)
         trained_on = Scale(**self.expression_kind_)

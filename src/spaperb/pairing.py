@@ -70,28 +70,6 @@ def split_strata(indices: IntArray, arms: IntArray, labels: IntArray) -> list[St
     return strata
 
 
-def unpaired_strata(indices: IntArray, arms: IntArray, labels: IntArray) -> list[Stratum]:
-    """Sort the control cells that :func:`split_strata` leaves out into strata of their own.
-
-    Each halves its cells, so that a "pair" is two control cells of one type, and every cell is
-    visited once in an epoch. Such pairs teach the auto-encoder and say nothing of the stimulus.
-
-    Parameters
-    ----------
-    indices
-        Cells to sort, positions in ``arms`` and ``labels``.
-    arms
-        For every cell CONTROL, STIMULATED or NEITHER, ``(n_obs,)``.
-    labels
-        For every cell the number of its stratum, ``(n_obs,)``.
-    """
-    stimulated = np.unique(labels[indices[arms[indices] >= STIMULATED]])
-    left = indices[(arms[indices] == CONTROL) & ~np.isin(labels[indices], stimulated)]
-    by_label = (left[labels[left] == label] for label in np.unique(labels[left]))
-    strata = (Stratum(cells[::2], cells[1::2]) for cells in by_label)
-    return [stratum for stratum in strata if stratum.n_pairs]
-
-
 def random_pairs(strata: list[Stratum], rng: np.random.Generator) -> IntArray:
     """Draw random pairs within each stratum.
 

@@ -266,7 +266,7 @@ def benchmark(
             ax.text(
                 column,
                 row,
-                f"{value:.2f}",
+                f"{value:z.2f}",
                 ha="center",
                 va="center",
                 fontsize=8,

@@ -103,15 +103,15 @@ class Profile(NamedTuple):
     @classmethod
     def mixed(cls, profiles: list[Profile], shares: FloatArray) -> Profile:
         """Moments of a mixture of populations."""
-        mean, squares, detection = (
+        mean, detection = (
             shares @ np.array(moments)
-            for moments in zip(
-                *((p.mean, p.variance + p.mean**2, p.detection) for p in profiles), strict=True
-            )
+            for moments in zip(*((p.mean, p.detection) for p in profiles), strict=True)
         )
+        # Not as a difference of squares, which may round to less than 0.
+        variance = shares @ np.array([p.variance + (p.mean - mean) ** 2 for p in profiles])
         theta = [p.dispersion for p in profiles if p.dispersion is not None]
         mixed = np.exp(shares @ np.log(theta)) if theta else None
-        return cls(mean, squares - mean**2, detection, sum(p.n for p in profiles), mixed)
+        return cls(mean, variance, detection, sum(p.n for p in profiles), mixed)
 
 
 def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:

@@ -18,7 +18,7 @@ from spaperb._types import Expression
 from spaperb.data import Scale, match_labels
 from spaperb.data._scale import check_scale, log_base
 from spaperb.disk import as_dask, in_memory, rows_of_block
-from spaperb.module import SpaPerbModule
+from spaperb.module import PublishedModule
 from spaperb.perturbations import Target
 from spaperb.populations import dense
 from spaperb.validation import (
@@ -249,7 +249,7 @@ class Predictor:
         Cells that are predicted at once.
     """
 
-    module: SpaPerbModule
+    module: PublishedModule
     target: Target
     n_samples: int = 1
     give_mean: bool = True
@@ -289,7 +289,7 @@ class Predictor:
 
 
 def _decode(
-    module: SpaPerbModule,
+    module: PublishedModule,
     e: torch.Tensor | None,
     rows: np.ndarray,
     inputs: dict[str, torch.Tensor | None],
@@ -299,7 +299,7 @@ def _decode(
 
 
 def encode(
-    module: SpaPerbModule,
+    module: PublishedModule,
     query: Query,
     rows: np.ndarray,
     give_mean: bool,
@@ -416,20 +416,6 @@ def predict_lazily(predict: PredictRows, query: Query, rows: np.ndarray) -> dask
         chunks=x.chunks,
         meta=np.empty((0, 0), np.float32),
     )
-
-
-def mean_change(
-    module: SpaPerbModule, query: Query, rows: np.ndarray, target: Target
-) -> np.ndarray:
-    """Mean change that a trained module predicts of control cells, rows of a query, ``(G,)``."""
-    predictor = Predictor(module, target)
-    predicted, before = np.zeros((2, len(query.columns)))
-    for places in _chunks(np.arange(len(rows)), BLOCK):
-        # Noise by place among the cells, so that the change does not depend on where in the query they are.
-        cells = query.chunk(rows[places])._replace(rows=places)
-        predicted += predictor(cells).px_stim.sum(axis=0, dtype=np.float64)
-        before += cells.x.sum(axis=0, dtype=np.float64)
-    return (predicted - before) / len(rows)
 
 
 def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

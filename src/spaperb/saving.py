@@ -94,8 +94,9 @@ class SavingMixin(BaseModelClass):
     def export(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
 
-        It holds the networks, what training learned of the contexts, the calibration, the registry, the names of genes, cell types and
-        perturbations, and the history: all that predicting takes. Of cells it holds no names, but with ``response``
+        It holds the networks, what training measured in the contexts, the registry, the names of
+        genes, cell types and perturbations, and the history: all that predicting takes. Of cells it
+        holds no names, but with the in-context objective
         the mean of each cell type, and up to 30 principal components of up to 1,000 control cells a type with their loadings, from which
         expression can be computed back in part (in whole where cells are few).
         It is one safetensors file, with a JSON text in its metadata, and reading it runs nothing.

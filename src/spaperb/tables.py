@@ -10,11 +10,9 @@ import numpy as np
 import pandas as pd
 
 from spaperb._types import IntArray
-from spaperb.calibration import Calibration, Intervals
 from spaperb.data import Scale
 from spaperb.populations import Profile
 from spaperb.prediction import Query
-from spaperb.response import Situation
 from spaperb.transfer import CellChange, some_of
 from spaperb.validation import warn
 
@@ -30,7 +28,6 @@ def response_table(
     codes: IntArray,
     query: Query,
     changes: Mapping[int, CellChange],
-    calibrations: Mapping[Situation, Calibration],
     var_names: Sequence[str],
     level: float,
     scale: Scale,
@@ -48,8 +45,6 @@ def response_table(
         The cells.
     changes
         Change of each context.
-    calibrations
-        What makes the intervals, by what was measured in a context.
     var_names
         Gene names, ``(G,)``.
     level
@@ -62,7 +57,6 @@ def response_table(
     pandas.DataFrame
         See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
-    intervals = {key: calibration.intervals(level) for key, calibration in calibrations.items()}
     tables = []
     for name, rows in groups.items():
         table = sum(
@@ -70,7 +64,7 @@ def response_table(
             * _columns(
                 Profile.of(query.rows(some_of(rows[codes[rows] == code], MAX_CELLS))),
                 changes[int(code)],
-                intervals[changes[int(code)].situation],
+                level,
             )
             for code in np.unique(codes[rows])
         )
@@ -88,13 +82,16 @@ def response_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(control: Profile, change: CellChange, intervals: Intervals) -> pd.DataFrame:
+def _columns(control: Profile, change: CellChange, level: float) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
+    half_width = change.intervals.half_width(
+        change.sigma, change.scale, control, change.references, change.weights, level
+    )
     return pd.DataFrame(
         {
             "mean_control": control.mean,
             "mean_change": change.mean,
-            "half_width": intervals.half_width(change.response, control, change.distance),
+            "half_width": max(1.0, change.distance) * half_width,
             "responding": change.detection.responding(control),
             "distance": change.distance,
         }

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 import signal
 import threading
 import warnings
@@ -14,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import lightning
 import numpy as np
@@ -27,7 +28,7 @@ from scvi.data import AnnDataManager
 from scvi.module.base import BaseModuleClass, LossOutput
 from scvi.train import TrainingPlan, TrainRunner, merge_kwargs
 
-from spaperb.dataloaders import PairedDataSplitter
+from spaperb.dataloaders import N_BATCHES, PairedDataSplitter
 from spaperb.files import check_writable, written_whole
 from spaperb.module import CONDITION_KEY, DOSE_KEY
 from spaperb.populations import dense
@@ -71,6 +72,8 @@ class SpaPerbTrainingPlan(TrainingPlan):
         If an argument is none of these.
     """
 
+    minibatches_are: ClassVar[dict[str, bool]] = {"paired": True}
+
     def __init__(
         self,
         module: BaseModuleClass,
@@ -95,7 +98,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
             weight_decay=weight_decay,
             eps=eps,
             n_epochs_kl_warmup=n_epochs_kl_warmup,
-            paired=True,
+            **self.minibatches_are,
             **kwargs,
         )
         self._resumed: dict[str, Any] | None = None
@@ -109,8 +112,8 @@ class SpaPerbTrainingPlan(TrainingPlan):
         return functools.partial(optimizer, **settings, fused=True)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Pass a minibatch of pairs through the module."""
-        return super().forward(*args, generative_kwargs={"paired": True}, **kwargs)
+        """Pass a minibatch through the module."""
+        return super().forward(*args, generative_kwargs=self.minibatches_are, **kwargs)
 
     def compute_and_log_metrics(
         self, loss_output: LossOutput, metrics: dict[str, Any], mode: str
@@ -199,6 +202,87 @@ class SpaPerbTrainingPlan(TrainingPlan):
             self.trainer.should_stop = True
         _set_random_states(self._resumed["random_states"])
         self._resumed = None
+
+
+class InContextTrainingPlan(SpaPerbTrainingPlan):
+    """Train on episodes with AdamW, a learning rate that rises and falls, and inputs standardised.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    lr
+        Highest learning rate, after three tenths of training; it starts at a 25th of it and ends
+        near 0.
+    **kwargs
+        Further arguments of :class:`SpaPerbTrainingPlan`.
+
+    References
+    ----------
+    Smith and Topin (2019), Super-convergence, SPIE 11006.
+    """
+
+    minibatches_are: ClassVar[dict[str, bool]] = {}
+
+    def __init__(self, module: BaseModuleClass, *, lr: float = 5e-3, **kwargs: Any):
+        super().__init__(module, lr=lr, **kwargs)
+
+    def on_train_start(self) -> None:
+        """Standardise inputs as they are in some episodes of these data."""
+        super().on_train_start()
+        if (episodes := self.trainer.datamodule) is not None:
+            self.module.standardise_by(episodes.constants())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep that until training starts.
+
+        Raises
+        ------
+        ValueError
+            As for :class:`SpaPerbTrainingPlan`, or if training was planned with other epochs: the
+            learning rate rises and falls over all of them.
+        """
+        super().on_load_checkpoint(checkpoint)
+        planned = [s["total_steps"] for s in checkpoint["lr_schedulers"] if "total_steps" in s]
+        if planned and planned[0] != self._n_steps:
+            epochs = self.trainer.max_epochs * planned[0] / self._n_steps
+            raise ValueError(
+                f"The checkpoint is of training that was planned with `max_epochs={epochs:g}`, and "
+                f"it is {self.trainer.max_epochs} now. The learning rate rises and falls over all "
+                "epochs: go on with the same number."
+            )
+
+    @property
+    def _n_steps(self) -> int:
+        """Steps of all epochs; Lightning's own number would load the data before their time."""
+        trainer = self.trainer
+        of_epoch = math.ceil(N_BATCHES / trainer.world_size / trainer.accumulate_grad_batches)
+        return max(1, trainer.max_epochs * of_epoch)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient's norm: Lightning does not where low precision meets a fused optimiser."""
+        if gradient_clip_val is None or gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
+            return
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Let the learning rate rise and fall once."""
+        optimisers = super().configure_optimizers()
+        if self.reduce_lr_on_plateau:
+            return optimisers
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimisers["optimizer"], self.lr, self._n_steps
+        )
+        return {**optimisers, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def data_digests(
@@ -307,7 +391,7 @@ class SaveTraining(Checkpoint):
         # Lightning's own writing moves a file from the folder of temporary files, which is no single step between disks.
         writer = written_whole(self.path, overwrite=True)
         with writer if trainer.is_global_zero else nullcontext(self.path) as path:
-            trainer.save_checkpoint(path)
+            trainer.save_checkpoint(path, weights_only=False)
 
 
 class StopOnNonFinite(lightning.Callback):
@@ -381,7 +465,7 @@ class StopOnNonFinite(lightning.Callback):
         bad = torch.nonzero(~losses.isfinite())
         where = f"minibatch {int(bad[0]) + 1} of {len(losses)}" if len(bad) else "its last step"
         x = trainer.datamodule.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        rate = pl_module.lr
         raise FloatingPointError(
             f"The loss or the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, at {where}. The "
             f"model has the weights of epoch {trainer.current_epoch} again. Likely causes: a learning rate that is "

@@ -1,72 +1,94 @@
-"""From contexts to cells: the change that each cell of a query gets.
+"""From contexts to cells: the change that each context of a query gets, and its cells.
 
-The change of a context mixes what is learned across genes with what the network decodes::
-
-    change = R + share (N - R),    N = mean over the context's control cells of X_stim' - X_ctrl,
-    share  = network_share * max(0, 1 - sum_s w_s |N_s - Delta_s|^2 / sum_s w_s |Delta_s|^2),
-
-so that a network that does not even fit the measured changes Delta_s of the training contexts has no say. Of a
-context whose change was measured, the network has the less to say the better it was.
+A context of the query is described by its own control cells and by what training measured; the
+networks say its change and the scale of its error. The control cells of a known name count as that
+context as far as they are alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scvi.utils import track
+from scipy.special import ndtri
 
-from spaperb._types import Expression, FloatArray, IntArray
+from spaperb._types import FloatArray, IntArray
 from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
-from spaperb.contexts import MAX_CELLS, Contexts
 from spaperb.data import match_labels
-from spaperb.pairing import CONTROL
-from spaperb.perturbations import Target
+from spaperb.evidence import (
+    Evidence,
+    Plan,
+    Query,
+    describe_related,
+    dose_shares,
+    leave_out,
+    make_episode,
+    make_folds,
+    relate,
+)
+from spaperb.intervals import Intervals
+from spaperb.module import HeldOut, InContextModule
+from spaperb.perturbations import CLOSE, Target
 from spaperb.populations import Profile
-from spaperb.prediction import Query
-from spaperb.response import Change, Response, Situation, Subject
+from spaperb.prediction import Query as Cells
 from spaperb.validation import listed, warn
 
+MAX_CELLS = 1000
+"""Control cells of a context that its nearest ones are sought for."""
+MAX_HELD_OUT = 20
+"""Held-out changes of each network that are predicted."""
+MAX_REFERENCES = 30
+"""Stimulated populations that tell of zeros, those with the greatest weights."""
 UNLIKE = 0.75
 """Cells of a known name that are less like those of training are warned of."""
 HIGH_DISTANCE = 1.25
-"""A context that is farther from training, by a quarter more than any training context is from the others, is warned of."""
-MIN_NETWORK_CELLS, MAX_NETWORK_CELLS = 20, 100_000
-"""Cells that a context's network change is taken from at least, and those of all contexts and perturbations together."""
-
-NetworkChange = Callable[[IntArray, Target], FloatArray]
-"""From rows of control cells and a perturbation to the mean change that the network decodes, N, ``(G,)``."""
+"""A context that is farther from training, by a quarter more than any training context is from the
+others, is warned of."""
 
 
 class CellChange(NamedTuple):
-    """Change of a context: of its ``mean``, ``(G,)``.
+    """Change of a context.
 
-    ``control`` is the profile of its control cells, ``response`` what was learned across genes, and ``distance`` how far
-    it is from contexts in which the perturbation was measured, over the largest such distance of a training
-    context; 0 where it was measured in the context itself, NaN with fewer than three contexts to compare with.
+    Attributes
+    ----------
+    mean, sigma
+        Change of the mean, and the scale of its error, ``(G,)``.
+    scale
+        c, the scale of each gene's change, ``(G,)``.
+    control
+        Profile of its control cells.
+    references, weights
+        Stimulated populations that it resembles, and how much.
+    distance
+        How far it is from contexts in which the perturbation was measured, over the largest such
+        distance of a training context; 0 where it was measured in the context itself, NaN with
+        fewer than three contexts to compare with.
+    is_control
+        Whether it has control cells.
+    alike
+        How far its control cells are those of the training context of its name, in [0, 1].
+    intervals
+        How far such changes were off that were held out.
     """
 
     mean: FloatArray
+    sigma: FloatArray
+    scale: FloatArray
     control: Profile
-    response: Change
+    references: list[Profile]
+    weights: FloatArray
     distance: float
-    situation: Situation
-    """What was measured in the context."""
     is_control: bool
-    """Whether it has control cells."""
     alike: float
-    """How far its control cells are those of the training context of its name, in [0, 1]."""
+    intervals: Intervals
 
     @property
     def detection(self) -> Detection:
         """What the change does to zeros and levels of its control cells."""
-        response = self.response
-        return Detection.of(response.references, self.control, self.mean, response.weights)
+        return Detection.of(self.references, self.control, self.mean, self.weights)
 
 
 class Assignment(NamedTuple):
@@ -78,167 +100,224 @@ class Assignment(NamedTuple):
 
 @dataclass
 class Transfer:
-    """Changes of the contexts of a training set, and of new ones.
+    """Changes of the contexts of a query.
 
     Attributes
     ----------
-    contexts
-        The training contexts, K of them.
-    parts
-        For each perturbation the numbers of those that it combines.
-    singles
-        Numbers of the perturbations that are neither a combination nor named like one.
-    network_changes
-        N of each treatment of the contexts and each context, ``(T, K, G)``.
-    network_share
-        Share of a network that fits the measured changes exactly, in [0, 1].
+    evidence
+        What was measured in training.
+    module
+        The trained networks.
+    intervals
+        How far held-out changes were off.
+    intervals_alone
+        How far they were off where nothing was known of their contexts.
+    usual_distance
+        Largest distance of a training context from the others.
     """
 
-    contexts: Contexts
-    parts: list[tuple[int, ...]]
-    singles: list[int]
-    network_changes: npt.NDArray[np.float32]
-    network_share: float
+    evidence: Evidence
+    module: InContextModule
+    intervals: Intervals
+    intervals_alone: Intervals
+    usual_distance: float
 
     def __post_init__(self) -> None:
         self._told: set[Any] = set()
 
     @classmethod
-    def learn(
-        cls,
-        x: Expression,
-        arms: IntArray,
-        labels: IntArray,
-        names: list[Any],
-        network_change: NetworkChange,
-        network_share: float,
-        parts: list[tuple[int, ...]],
-        singles: list[int],
-        batches: IntArray | None = None,
-        doses: FloatArray | None = None,
-        counts: Expression | None = None,
-    ) -> Transfer:
-        """Measure the contexts of training cells.
+    def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
+        """Learn from changes that were held out: the share of training, and how large errors are."""
 
-        Parameters
-        ----------
-        x
-            Log-normalised expression, ``(n, G)``.
-        arms
-            For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
-            ``(n,)``.
-        labels
-            For every cell the number of its context, ``(n,)``.
-        names
-            Names of the contexts by that number.
-        network_change
-            The trained network's N.
-        network_share
-            Its share.
-        parts
-            For each perturbation the numbers of those that it combines.
-        singles
-            Numbers of the perturbations that are neither a combination nor named like one.
-        batches
-            For every cell the number of its batch, ``(n,)``.
-        doses
-            For every cell its dose, ``(n,)``.
-        counts
-            Raw counts, ``(n, G)``.
-        """
-        contexts = Contexts.of(x, arms, labels, names, batches, doses, counts)
-        control = [
-            some_of(np.flatnonzero((labels == names.index(name)) & (arms == CONTROL)), MAX_CELLS)
-            for name in contexts.names
-        ]
-        pairs = [(t, rows) for t in contexts.treatments for rows in control]
-        n_cells = max(MIN_NETWORK_CELLS, min(MAX_CELLS, MAX_NETWORK_CELLS // len(pairs)))
-        changes = [
-            network_change(
-                some_of(rows, n_cells), Target("", t.perturbation, parts[t.perturbation], t.dose)
-            )
-            for t, rows in track(pairs, description="Contexts", disable=len(pairs) < 100)
-        ]
-        shape = len(contexts.treatments), len(contexts.names), -1
-        array = np.array(changes, dtype=np.float32).reshape(shape)
-        return cls(contexts, parts, singles, array, network_share)
+        def hold_out(f: int, plan: Plan) -> HeldOut:
+            episode = make_episode(evidence, plan)
+            trained = module.predict_trained(episode.description, f)
+            return HeldOut(episode, trained, module.predict_pretrained(episode.description))
+
+        held_out, alone = [], []
+        for f, fold in enumerate(make_folds(evidence, len(module.networks))):
+            for plan in fold.held_out[:MAX_HELD_OUT]:
+                held_out.append(hold_out(f, plan))
+                # Other perturbations in the context help, and a query may have none.
+                without = leave_out(evidence, plan.target, with_context=True)
+                if without is None or len(without.kept) == len(plan.kept):
+                    alone.append(held_out[-1])
+                else:
+                    alone.append(hold_out(f, without))
+        module.choose_share(held_out)
+        evidence = evidence.without_halves()
+        of_all, of_alone = (Intervals.of(some, module) for some in (held_out, alone))
+        return cls(evidence, module, of_all, of_alone, evidence.usual_distance())
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
         return {
-            "contexts": self.contexts.to_state(),
-            "parts": self.parts,
-            "singles": self.singles,
-            "network_changes": self.network_changes,
-            "network_share": self.network_share,
+            "evidence": self.evidence.to_state(),
+            "intervals": self.intervals._asdict(),
+            "intervals_alone": self.intervals_alone._asdict(),
+            "usual_distance": self.usual_distance,
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Transfer:
+    def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
         """Restore what :meth:`to_state` gave."""
-        return cls(**{**state, "contexts": Contexts.from_state(state["contexts"])})
-
-    @cached_property
-    def response(self) -> Response:
-        """What is learned across genes."""
-        return Response(self.contexts, self.parts, self.singles)
-
-    @cached_property
-    def share(self) -> float:
-        """Share of the network, by how well it fits the measured changes."""
-        if not self.response.is_reliable:
-            return 0.0  # the measured changes are noise, and fitting them is no merit
-        error = total = 0.0
-        for t, changes in zip(self.contexts.treatments, self.network_changes, strict=True):
-            w = t.weights[:, None]
-            error += (w * (changes[t.paired] - t.shifts) ** 2).sum()
-            total += (w * t.shifts**2).sum()
-        return self.network_share * max(0.0, 1 - error / max(total, 1e-12))
+        evidence = Evidence.from_state(state["evidence"])
+        of_all, of_alone = (Intervals(**state[k]) for k in ("intervals", "intervals_alone"))
+        return cls(evidence, module, of_all, of_alone, state["usual_distance"])
 
     def change(
-        self, subject: Subject, target: Target, network_change: FloatArray, is_control: bool
+        self,
+        profile: Profile,
+        cells: FloatArray,
+        target: Target,
+        number: int | None,
+        is_control: bool,
+        v_delta: FloatArray | None = None,
     ) -> CellChange:
         """Change of a context.
 
         Parameters
         ----------
-        subject
-            Its control cells, and the training context of its name if there is one.
+        profile
+            Profile of its control cells.
+        cells
+            Their components, ``(n, n_components)``.
         target
             The perturbation.
-        network_change
-            The trained network's N of its control cells.
+        number
+            Number of the training context of its name, ``None`` for a new one.
         is_control
             Whether these are control cells, rather than all that there are.
+        v_delta
+            Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
+            all.
         """
-        response = self.response.predict(subject, target)
-        share = self.share * (1 - response.measured)
-        change = response.mean + share * (network_change - response.mean)
-        distance = self._distance(subject, target)
-        is_known = subject.number in self.response.of_context and subject.alike > 0.5
-        situation: Situation = "beside" if is_known else "alone"
-        if target.number is None and distance == 0:
-            situation = "combined"
+        if not self._is_learned(target):
+            return self._added(profile, cells, target, number, is_control, v_delta)
+        evidence = self.evidence
+        alike = 1.0 if number is None else evidence.likeness(profile, number)
+        doses, shares, rest = self._doses(target)
+        query = Query.of(
+            evidence, profile, cells, target.parts, target.number, context=number, alike=alike
+        )
+        queries = [query._replace(dose=dose) for dose in doses.tolist()]
+        relations = [relate(evidence, query, evidence.whole) for query in queries]
+        described = [
+            describe_related(evidence, query, relation)
+            for query, relation in zip(queries, relations, strict=True)
+        ]
+        predicted = [self.module.predict(description) for description in described]
+        mean = shares @ np.array([p.mean for p in predicted])
+        sigma = shares @ np.array([p.sigma for p in predicted])
+        # What nothing shows, here or after any stimulus, stays silent.
+        is_shown = profile.mean != 0
+        for description in described:
+            is_shown = is_shown | description.shifts.any(axis=0)
+        if v_delta is not None:
+            mean = mean + sigma * ndtri(v_delta).mean(axis=0)
+        prior = np.zeros(len(evidence.changes.population))
+        for share, relation in zip(shares, relations, strict=True):
+            prior[relation.kept] += share * np.exp(relation.log_prior)
+        references, weights = self._references(prior, target)
         return CellChange(
-            change,
-            subject.profile,
-            response,
-            distance,
-            situation,
+            rest * np.where(is_shown, mean, 0.0),
+            rest * sigma,
+            shares @ np.array([description.scale for description in described]),
+            profile,
+            references,
+            weights,
+            self._distance(profile, cells, target, number, alike),
             is_control,
-            subject.alike,
+            alike,
+            self.intervals_alone if self._is_alone(number, alike) else self.intervals,
         )
 
-    def _distance(self, subject: Subject, target: Target) -> float:
+    def _added(
+        self,
+        profile: Profile,
+        cells: FloatArray,
+        target: Target,
+        number: int | None,
+        is_control: bool,
+        v_delta: FloatArray | None,
+    ) -> CellChange:
+        """Change of a combination where none was measured: the sum of its parts' changes.
+
+        Networks that saw no example make them too small (``benchmarks/accuracy/combinations.py``).
+        """
+        parts = [
+            self.change(
+                profile, cells, Target(target.name, p, (p,), target.dose), number, is_control
+            )
+            for p in target.parts
+        ]
+        mean = np.sum([part.mean for part in parts], axis=0)
+        sigma = np.sqrt(np.sum([part.sigma**2 for part in parts], axis=0))
+        if v_delta is not None:
+            mean = np.where(mean == 0, 0.0, mean + sigma * ndtri(v_delta).mean(axis=0))
+        return parts[0]._replace(
+            mean=mean,
+            sigma=sigma,
+            scale=np.sum([part.scale for part in parts], axis=0),
+            references=[profile for part in parts for profile in part.references],
+            weights=np.concatenate([part.weights for part in parts]) / len(parts),
+            distance=self._distance(profile, cells, target, number, parts[0].alike),
+        )
+
+    def _is_alone(self, number: int | None, alike: float) -> bool:
+        """Whether nothing that was measured in the context counts."""
+        return number is None or alike == 0 or not (self.evidence.context == number).any()
+
+    def _doses(self, target: Target) -> tuple[FloatArray, FloatArray, float]:
+        """Measured doses to ask for, their shares, and what is left of the change below them.
+
+        A dose between two has a mean of their changes, by its logarithm; above the highest the
+        change stays, and below the lowest it falls to nothing in proportion.
+        """
+        if target.dose is None:
+            return np.array([np.nan]), np.ones(1), 1.0
+        changes = self.evidence.changes
+        of = target.parts if target.number is None else (target.number,)
+        levels = np.unique(changes.dose[np.isin(changes.perturbation, of) & (changes.dose > 0)])
+        if not len(levels):
+            # Only ever measured at a dose of 0.
+            return np.array([np.nan]), np.ones(1), float(target.dose > 0)
+        same = np.isclose(levels, target.dose, rtol=CLOSE, atol=0)
+        if same.any():
+            return levels[same][:1], np.ones(1), 1.0
+        shares = dose_shares(levels, target.dose)
+        return levels[shares > 0], shares[shares > 0], min(target.dose / levels[0], 1.0)
+
+    def _references(self, prior: FloatArray, target: Target) -> tuple[list[Profile], FloatArray]:
+        """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
+        perturbation = self.evidence.changes.perturbation
+        is_used = prior > 0
+        is_target = is_used & (perturbation == target.number)
+        if not is_target.any():
+            is_target = is_used & np.isin(perturbation, target.parts)
+        some = np.flatnonzero(is_target)
+        best = some[np.argsort(-prior[some], kind="stable")[:MAX_REFERENCES]]
+        profiles = [self.evidence.changes.profile(s) for s in best]
+        return profiles, prior[best] / prior[best].sum()
+
+    def _distance(
+        self, profile: Profile, cells: FloatArray, target: Target, number: int | None, alike: float
+    ) -> float:
+        def of(perturbation: int) -> float:
+            changes = self.evidence.changes
+            here = (self.evidence.context == number) & (changes.perturbation == perturbation)
+            if number is None or not here.any():
+                return self.evidence.distance(profile, cells, perturbation, number)
+            if alike == 1:
+                return 0.0
+            return (1 - alike) * self.evidence.distance(profile, cells, perturbation)
+
         perturbations = target.parts if target.number is None else (target.number,)
-        distance = max(self.response.distance(subject, p) for p in perturbations)
-        return distance / self.response.usual_distance if distance else 0.0
+        distance = max(map(of, perturbations))
+        return distance / self.usual_distance if distance else 0.0
 
     def changes(
-        self,
-        survey: Survey,
-        target: Target,
-        network_change: NetworkChange,
+        self, survey: Survey, target: Target, v_delta: FloatArray | None = None
     ) -> dict[int, CellChange]:
         """Change of each context of a query.
 
@@ -248,32 +327,54 @@ class Transfer:
             Its cells, in the populations that :func:`populations_of` tells apart.
         target
             The perturbation.
-        network_change
-            The trained network's N of rows of the query.
+        v_delta
+            Draws of V_delta, as for :meth:`change`.
         """
+        self._warn_of_combination(target)
         changes = {}
         for code in sorted({p // 2 for p in survey.profiles}):
             # Control cells, or all cells of a context if none is known to be one.
             population = 2 * code if 2 * code in survey.profiles else 2 * code + 1
-            profile = survey.profiles[population]
             some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
-            cells = self.contexts.project(survey.query.rows(some))
-            subject = Subject(profile, cells)
-            if code < len(self.contexts.names):
-                alike = self.contexts.likeness(profile, code)
-                subject = Subject(profile, cells, code, alike)
-            n = network_change(some, target)
-            changes[code] = self.change(subject, target, n, is_control=population % 2 == 0)
+            changes[code] = self.change(
+                survey.profiles[population],
+                self.evidence.project(survey.query.rows(some)),
+                target,
+                code if code < len(self.evidence.names) else None,
+                population % 2 == 0,
+                v_delta,
+            )
         return changes
+
+    def effects(self, n_perturbations: int, dose: float | None) -> FloatArray:
+        """Mean measured change of each perturbation in components, ``(P, n_components)``.
+
+        Parameters
+        ----------
+        n_perturbations
+            Number of perturbations, P.
+        dose
+            The measured dose that is nearest to it is taken; ``None`` for the highest.
+        """
+        evidence, changes = self.evidence, self.evidence.changes
+        rows = []
+        for p in range(n_perturbations):
+            of = evidence.whole[changes.perturbation[evidence.whole] == p]
+            doses = changes.dose[of]
+            if np.isfinite(doses).all():
+                asked = doses.max() if dose is None else dose
+                of = of[np.abs(doses - asked) == np.abs(doses - asked).min()]
+            rows.append(changes.shift[of].mean(axis=0) @ evidence.components.T)
+        return np.array(rows)
 
     def maker(
         self,
-        query: Query,
+        query: Cells,
         context: Assignment,
         is_control: npt.NDArray[np.bool_],
         rows: IntArray,
         target: Target,
-        network_change: NetworkChange,
+        v_delta: FloatArray | None = None,
         **how: Any,
     ) -> CellMaker:
         """Find the change of each context, for its cells.
@@ -290,22 +391,22 @@ class Transfer:
             Rows to predict.
         target
             The perturbation.
-        network_change
-            The trained network's N of rows of the query.
+        v_delta
+            Draws of V_delta, as for :meth:`change`.
         **how
             Further arguments of :class:`~spaperb.cells.CellMaker`: what becomes of a cell.
         """
         survey = Survey.of(query, populations_of(context.codes, is_control, rows))
-        changes = self.changes(survey, target, network_change)
+        changes = self.changes(survey, target, v_delta)
         self.warn_of(changes, context.names)
         of_populations = {
-            p: PopulationChange(c.mean, c.response.references, c.response.weights)
+            p: PopulationChange(c.mean, c.references, c.weights)
             for p in survey.profiles
             for c in [changes[p // 2]]
         }
         return CellMaker(survey, of_populations, **how)
 
-    def assign(self, query: Query, labels: npt.NDArray | None) -> Assignment:
+    def assign(self, query: Cells, labels: npt.NDArray | None) -> Assignment:
         """Find the context of every cell: by its label, or without one by its nearest control cells.
 
         Parameters
@@ -317,7 +418,7 @@ class Transfer:
             are spelled alike, whatever their type.
         """
         n_cells = query.x.shape[0]
-        codes, names = np.full(n_cells, -1), list(self.contexts.names)
+        codes, names = np.full(n_cells, -1), list(self.evidence.names)
         if labels is not None:
             named = pd.Series(labels, dtype=object)
             found = list(named.dropna().unique())
@@ -330,7 +431,7 @@ class Transfer:
         unknown = np.flatnonzero(codes < 0)
         for start in range(0, len(unknown), MAX_CELLS):
             some = unknown[start : start + MAX_CELLS]
-            codes[some] = self.contexts.assign(self.contexts.project(query.rows(some)))
+            codes[some] = self.evidence.assign(self.evidence.project(query.rows(some)))
         return Assignment(codes, names)
 
     def _tell_of_new(self, new: list[Any], found: list[Any]) -> None:
@@ -340,12 +441,25 @@ class Transfer:
         if fresh and len(new) == len(found):
             warn(
                 f"The model knows none of the cell types of these cells, so each is predicted as a new type, from its control cells: "
-                f"{listed(new)}. Types of training: {listed(self.contexts.names)}. If they are the same under other names, rename them."
+                f"{listed(new)}. Types of training: {listed(self.evidence.names)}. If they are the same under other names, rename them."
             )
         elif fresh:
             warn(
                 "These cell types are new to the model and are predicted from their own control cells: "
                 f"{listed(fresh)}."
+            )
+
+    def _is_learned(self, target: Target) -> bool:
+        """Whether training saw changes of a kind: without a combination, none of combinations."""
+        return target.number is not None or any(len(of) > 1 for of in self.evidence.parts)
+
+    def _warn_of_combination(self, target: Target) -> None:
+        """Warn of a combination where none was measured to learn from how parts combine."""
+        if not self._is_learned(target):
+            warn(
+                f"{target.name} was never measured, and neither was any other combination: the changes "
+                "of its parts are added up, so trust it, and its intervals, less than those of measured "
+                "perturbations."
             )
 
     def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:

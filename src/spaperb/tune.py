@@ -40,14 +40,14 @@ class TunableSpaPerbModel(SpaPerbModel):
     ...     adata,
     ...     metrics="leave_one_context_out",
     ...     mode="max",
-    ...     search_space={"model_params": {"network_share": tune.choice([0.0, 0.1, 0.3])}},
+    ...     search_space={"model_params": {"reconstruction_weight": tune.choice([10.0, 100.0])}},
     ...     num_samples=3,
     ... )
     """
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None, **kwargs: Any):
-        super().__init__(adata, registry, **{"objective": "residual", **kwargs})
-        self._settings = {"objective": "residual", **kwargs}
+        super().__init__(adata, registry, **kwargs)
+        self._settings = kwargs
 
     def train(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from spaperb._types import Expression
 from spaperb.disk import backed_matrix
 
 MAX_LISTED = 20
+FIXED_ARGUMENTS = ("n_input", "composition", "dosed", "n_batch")
+"""Arguments of modules that follow from the data."""
 ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{11}")
 """Beginning of an Ensembl gene identifier, which may go on with a version."""
 
@@ -301,6 +304,13 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(
             f"`{argument}` must be one of {', '.join(map(repr, choices))}, not {shown(value)}."
         )
+
+
+def check_arguments(of: str, made: type, given: Mapping[str, Any]) -> None:
+    """Refuse keywords that what is made does not take."""
+    taken = [name for name in signature(made).parameters if name not in FIXED_ARGUMENTS]
+    if unknown := [name for name in given if name not in taken]:
+        raise TypeError(f"{of} takes no {listed(unknown)}. It takes: {listed(taken)}.")
 
 
 def shown(value: object) -> str:

@@ -4,7 +4,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scvi
-from helpers import QUIET, SMALL_MODEL, even, snapshot
+from helpers import IN_CONTEXT, QUIET, even, snapshot
 from scipy import stats
 
 from spaperb import SpaPerbModel, datasets
@@ -110,7 +110,7 @@ class TestModel:
         scvi.settings.seed = 0
         train = fold.train.copy()
         SpaPerbModel.setup_anndata(train, counts_layer="counts")
-        model = SpaPerbModel(train, objective="residual", **SMALL_MODEL)
+        model = SpaPerbModel(train, **IN_CONTEXT)
         with pytest.warns(UserWarning, match="type_0"):
             model.train(max_epochs=2, batch_size=64, **QUIET)
         return model

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from spaperb import datasets
 from spaperb.cells import Detection
-from spaperb.contexts import Contexts
+from spaperb.evidence import Evidence
 from spaperb.populations import Profile
 
 
 @pytest.fixture(scope="module")
-def contexts():
-    return Contexts.of(*context_arrays(datasets.simulated(n_cell_types=4, n_genes=100)))
+def evidence():
+    return Evidence.of(*context_arrays(datasets.simulated(n_cell_types=4, n_genes=100)))
 
 
-def apply(contexts, cells, change, k=0, seed=0):
-    references = contexts.treatments[0].stimulated
+def apply(evidence, cells, change, k=0, seed=0):
+    references = [evidence.changes.profile(s) for s in evidence.whole]
     weights = np.eye(len(references))[k]
     split = Detection.of(references, Profile.of(cells), change, weights)
     return split.apply(cells, even(*cells.shape, seed))
@@ -32,14 +32,14 @@ def cells():
     return adata.X[of_type.to_numpy()].toarray()
 
 
-def test_no_change_changes_no_cell(contexts, cells):
-    np.testing.assert_allclose(apply(contexts, cells, np.zeros(100)), cells, rtol=1e-5)
+def test_no_change_changes_no_cell(evidence, cells):
+    np.testing.assert_allclose(apply(evidence, cells, np.zeros(100)), cells, rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [0, 3])
-def test_the_mean_is_the_predicted_one(contexts, cells, k):
-    change = contexts.treatments[0].shifts[1]
-    predicted = apply(contexts, cells, change, k)
+def test_the_mean_is_the_predicted_one(evidence, cells, k):
+    change = evidence.changes.shift[1]
+    predicted = apply(evidence, cells, change, k)
     expected = np.maximum(cells.mean(0) + change, 0)
     # Well below the standard error of 500 cells drawn at random.
     error = np.abs(predicted.mean(0) - expected)
@@ -47,11 +47,11 @@ def test_the_mean_is_the_predicted_one(contexts, cells, k):
     assert error.max() < 0.15
 
 
-def test_zeros_and_variance_are_those_of_stimulated_cells(contexts, cells):
+def test_zeros_and_variance_are_those_of_stimulated_cells(evidence, cells):
     adata = datasets.simulated(n_cell_types=4, n_genes=100, n_cells=500)
     of_type = (adata.obs["cell_type"] == "type_0") & (adata.obs["condition"] == "stimulated")
     real = adata.X[of_type.to_numpy()].toarray()
-    predicted = apply(contexts, cells, real.mean(0) - cells.mean(0))
+    predicted = apply(evidence, cells, real.mean(0) - cells.mean(0))
     ours = np.abs((predicted == 0).mean(0) - (real == 0).mean(0)).mean()
     assert ours < 0.03
     ratio = predicted.var(0) / np.maximum(real.var(0), 1e-9)
@@ -63,11 +63,11 @@ def test_zeros_and_variance_are_those_of_stimulated_cells(contexts, cells):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-5, 5))
 def test_values_are_never_negative_nor_infinite(seed, size):
-    contexts = Contexts.of(*context_arrays(datasets.simulated(2, 20, 30)))
+    evidence = Evidence.of(*context_arrays(datasets.simulated(2, 20, 30)))
     rng = np.random.default_rng(seed)
     cells = rng.poisson(rng.gamma(0.5, 1, 30), (7, 30)).astype(np.float32)
-    predicted = apply(contexts, cells, size * rng.standard_normal(30), k=1, seed=seed)
+    predicted = apply(evidence, cells, size * rng.standard_normal(30), k=1, seed=seed)
     assert np.isfinite(predicted).all()
     assert (predicted >= 0).all()
     # a mean that falls to nothing leaves nothing
-    assert (apply(contexts, cells, -cells.mean(0) - 1) == 0).all()
+    assert (apply(evidence, cells, -cells.mean(0) - 1) == 0).all()

@@ -81,20 +81,15 @@ def test_standard_errors_are_those_of_repeated_draws():
     np.testing.assert_allclose(errors.mean((0, 2)), means.std(axis=0).mean(axis=1), rtol=0.05)
 
 
-def test_without_forgets_a_context_or_one_perturbation_there():
+def test_keeping_some_changes_keeps_all_populations():
     x, arms, labels = cells(n=(9, 12, 9, 12))
     arms[arms == 1] = np.tile([1, 2], 12)
     evidence = Evidence.of(x, arms, labels, ["a", "b"])
     assert len(evidence.whole) == 4
-    rest = evidence.without(0)
-    assert set(rest.populations.context[rest.changes.population]) == {1}
-    rest = evidence.without(0, 1)
-    context = rest.populations.context[rest.changes.population]
-    assert set(zip(context.tolist(), rest.changes.perturbation.tolist(), strict=True)) == {
-        (0, 0),
-        (1, 0),
-        (1, 1),
-    }
+    rest = evidence.keep(evidence.context != 0)
+    assert set(rest.context.tolist()) == {1}
+    assert len(rest.whole) == 2
+    assert rest.populations is evidence.populations
 
 
 def test_contexts_without_stimulated_cells_are_populations_without_changes():
@@ -128,3 +123,16 @@ def test_log_level_has_no_jump_where_means_change_their_sign():
     x = np.linspace(-2, 2, 1001)
     assert (np.diff(log_level(x)) > 0).all()
     assert np.abs(np.diff(log_level(x))).max() < 0.1
+
+
+def test_without_halves_all_that_is_of_whole_contexts_stays():
+    x, arms, labels = cells(n=(9, 12, 9, 12))
+    evidence = Evidence.of(x, arms, labels, ["a", "b"])
+    rest = evidence.without_halves()
+    assert len(rest.populations.n) == len(rest.populations.cells) == 2
+    np.testing.assert_array_equal(rest.whole, np.arange(len(evidence.whole)))
+    np.testing.assert_array_equal(rest.changes.shift, evidence.changes.shift[evidence.whole])
+    np.testing.assert_array_equal(
+        rest.populations.correlation, evidence.populations.correlation[:2, :2]
+    )
+    assert rest.usual_distance() == evidence.usual_distance() or np.isnan(rest.usual_distance())

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.neighbors import NearestNeighbors
 
 from spaperb import datasets
-from spaperb.contexts import Contexts
 from spaperb.evidence import (
     EVIDENCE_FEATURES,
     RELATIONS,
@@ -12,8 +12,15 @@ from spaperb.evidence import (
     Evidence,
     Query,
     describe,
+    relate,
 )
-from spaperb.evidence._relations import nearest_shares
+from spaperb.evidence._relations import (
+    LEAST_SHARE,
+    MAX_PIECES,
+    NO_TARGET,
+    foremost,
+    log_dose_weights,
+)
 from spaperb.populations import Profile
 
 NAMES = [f"type_{i}" for i in range(5)]
@@ -80,6 +87,7 @@ def test_features_by_hand(evidence):
         "mean / c": shift.mean(axis=0) / scale,
         "deviation / c": shift.std(axis=0) / scale,
         "precise mean / c": (precise * shift).sum(axis=0) / precise.sum(axis=0) / scale,
+        "mean of other perturbations here / c": np.zeros(40),
         "log c": np.log(scale),
     }.items():
         np.testing.assert_allclose(
@@ -97,29 +105,26 @@ def test_features_by_hand(evidence):
     np.testing.assert_allclose(np.exp(log_prior), weights / weights.sum())
 
 
-def test_nearest_shares_are_those_of_scikit_learn(cells, evidence):
-    contexts = Contexts.of(*arrays(cells), NAMES)
-    query = Query.of_population(evidence, 2, 0)
-    among = np.array([0, 1, 4])
-    np.testing.assert_allclose(
-        nearest_shares(evidence, query, among), contexts.neighbours(contexts.cells[2], among)
-    )
+def test_nearest_shares_are_those_of_scikit_learn(evidence):
+    p, among = evidence.populations, np.array([0, 1, 4])
+    reference = np.concatenate([p.cells[i] for i in among])
+    index = NearestNeighbors(n_neighbors=30).fit(reference)
+    nearest = index.kneighbors(p.cells[2], return_distance=False) // 30
+    expected = [(nearest == i).mean() for i in range(3)]
+    np.testing.assert_allclose(evidence.neighbours(p.cells[2], among), expected)
 
 
 def test_few_cells_are_all_neighbours(evidence):
     cells = [c[: 1 + i] for i, c in enumerate(evidence.populations.cells)]
     tiny = replace(evidence, populations=evidence.populations._replace(cells=cells))
-    query = Query.of_population(evidence, 2, 0)
-    np.testing.assert_allclose(nearest_shares(tiny, query, np.array([0])), [1.0])
-    shares = nearest_shares(tiny, query, np.array([0, 1]))
-    assert shares.sum() == pytest.approx(1)
+    np.testing.assert_allclose(tiny.neighbours(cells[2], np.array([0])), [1.0])
+    assert tiny.neighbours(cells[2], np.array([0, 1])).sum() == pytest.approx(1)
 
 
 def test_new_cells_are_described_as_a_population_of_the_same_cells(cells, evidence):
     x, arms, labels = arrays(cells)
     mine = x[(labels == 2) & (arms == 0)]
-    contexts = Contexts.of(x, arms, labels, NAMES)
-    new = Query.of(evidence, Profile.of(mine), contexts.project(mine), (0,), 0)
+    new = Query.of(evidence, Profile.of(mine), evidence.project(mine), (0,), 0)
     kept = np.array([0, 1, 3, 4])
     for a, b in zip(
         describe(evidence, new, kept),
@@ -127,6 +132,169 @@ def test_new_cells_are_described_as_a_population_of_the_same_cells(cells, eviden
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_what_was_left_out_changes_nothing(evidence):
+    """Neither its shift nor its stimulated cells are in a description without it."""
+    changes = evidence.changes
+    wild = [np.array(moments, copy=True) for moments in changes]
+    for moments in wild[4:]:
+        moments[0] = 100.0
+    other = replace(evidence, changes=type(changes)(*wild))
+    kept = np.arange(1, 5)
+    query = Query.of_population(evidence, 0, 0)
+    for a, b in zip(describe(evidence, query, kept), describe(other, query, kept), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.4, 1.0])
+def test_the_own_context_has_the_say_as_far_as_it_is_alike_and_was_measured(evidence, alike):
+    kept = evidence.whole
+    query = Query.of_population(evidence, 0, 0)._replace(alike=alike)
+    new = query._replace(context=None)
+    share = np.exp(relate(evidence, new, kept).log_prior)
+    share = share * (1 + 5 * LEAST_SHARE) - LEAST_SHARE  # before the least share was added
+    own = alike * 30 / (30 + 30)
+    expected = (1 - own) * share
+    expected[0] = share[0] + (1 - share[0]) * own
+    expected += LEAST_SHARE
+    relation = relate(evidence, query, kept)
+    np.testing.assert_allclose(np.exp(relation.log_prior), expected / expected.sum(), rtol=1e-6)
+    same = column(relation.relations, RELATIONS, "same context")
+    np.testing.assert_allclose(same, [alike, 0, 0, 0, 0])
+
+
+def many(n_perturbations, n_types=2, parts=None, n_cells=240):
+    """Evidence with several perturbations in each context."""
+    cells = datasets.simulated(n_cell_types=n_types, n_cells=n_cells, n_genes=30, seed=0)
+    x, arms, labels = arrays(cells)
+    arms[arms == 1] += np.arange((arms == 1).sum()) % n_perturbations
+    parts = [(p,) for p in range(n_perturbations)] if parts is None else parts
+    return Evidence.of(x, arms, labels, NAMES[:n_types], parts=parts)
+
+
+def test_parts_of_a_combination_have_equal_weights_and_add_up():
+    evidence = many(3)
+    changes = evidence.changes
+    # Perturbation 0 was measured in both contexts, 1 in the first alone.
+    kept = np.array(
+        [s for s in evidence.whole if changes.perturbation[s] == 0 or changes.population[s] == 0]
+    )
+    query = Query.of_population(evidence, 0, 0)._replace(parts=(0, 1), perturbation=None)
+    relation = relate(evidence, query, kept)
+    of = changes.perturbation[kept]
+    weights = [np.exp(relation.log_prior[of == p]).sum() for p in range(3)]
+    assert weights[0] == pytest.approx(weights[1])
+    assert weights[2] < 0.05 * weights[0]
+    np.testing.assert_array_equal(relation.factor, np.where(of < 2, 2, 1))
+    description = describe(evidence, query, kept)
+    np.testing.assert_allclose(description.shifts, relation.factor[:, None] * changes.shift[kept])
+
+
+def test_a_part_that_comes_twice_has_twice_the_weight():
+    evidence = many(2)
+    query = Query.of_population(evidence, 0, 0)._replace(parts=(0, 0, 1), perturbation=None)
+    relation = relate(evidence, query, evidence.whole)
+    of = evidence.changes.perturbation[evidence.whole]
+    weights = [np.exp(relation.log_prior[of == p]).sum() for p in (0, 1)]
+    assert weights[0] == pytest.approx(2 * weights[1])
+    assert set(relation.factor) == {3}
+
+
+def test_the_pieces_with_the_greatest_weights_are_kept(monkeypatch):
+    n = MAX_PIECES + 8
+    evidence = many(n, n_types=1, n_cells=4 * n)
+    query = Query.of_population(evidence, 0, 3)
+    best = relate(evidence, query, evidence.whole)
+    monkeypatch.setattr("spaperb.evidence._relations.MAX_PIECES", 2 * n)
+    relation = relate(evidence, query, evidence.whole)
+    assert len(relation.kept) == n
+    assert len(best.kept) == MAX_PIECES
+    assert np.exp(best.log_prior).sum() == pytest.approx(1)
+    assert best.by_target.sum() == pytest.approx(1)
+    assert 3 in evidence.changes.perturbation[best.kept]
+    is_best = np.isin(relation.kept, best.kept)
+    assert relation.log_prior[~is_best].max() <= relation.log_prior[is_best].min()
+    # What other perturbations did here is of all of them.
+    np.testing.assert_array_equal(best.here, relation.here)
+
+
+def test_of_each_part_as_many_pieces_are_kept():
+    # One part was measured a hundred times, so that each piece of it weighs little, and one ten times.
+    target = np.repeat([0, 1, NO_TARGET], [100, 10, 20])
+    log_prior = np.random.default_rng(0).normal(size=130) - np.log(
+        np.repeat([100, 10, 1], [100, 10, 20])
+    )
+    some = foremost(log_prior, target)
+    assert np.array_equal(some, np.sort(some))
+    assert [(target[some] == t).sum() for t in (0, 1, NO_TARGET)] == [MAX_PIECES - 10, 10, 0]
+    of_first = some[target[some] == 0]
+    left = np.setdiff1d(np.arange(100), of_first)
+    assert log_prior[left].max() < log_prior[of_first].min()
+
+
+@pytest.mark.parametrize("n_times", [3, 40])
+def test_parts_that_were_measured_more_or_less_often_still_add_up(n_times):
+    """All contexts are alike and both parts have the same change: the prior is twice it."""
+    few, n_genes = 2, 30
+    cells = datasets.simulated(n_cell_types=1, n_cells=40, n_genes=n_genes, seed=0)
+    is_control = (cells.obs["condition"] == "control").to_numpy()
+    x = cells.X.toarray() if hasattr(cells.X, "toarray") else np.asarray(cells.X)
+    control, stimulated = x[is_control], x[~is_control]
+    blocks, arms, labels = [], [], []
+    for k in range(n_times):
+        for arm, block in [(0, control), (1, stimulated), *([(2, stimulated)] if k < few else [])]:
+            blocks.append(block)
+            arms.append(np.full(len(block), arm))
+            labels.append(np.full(len(block), k))
+    names = [f"type_{k}" for k in range(n_times)]
+    evidence = Evidence.of(
+        np.concatenate(blocks), np.concatenate(arms), np.concatenate(labels), names
+    )
+    query = Query.of_population(evidence, 0, 0)._replace(
+        parts=(0, 1), perturbation=None, context=None
+    )
+    prior = relate(evidence, query, evidence.whole)
+    change = (np.exp(prior.log_prior) * prior.factor) @ evidence.changes.shift[prior.kept]
+    np.testing.assert_allclose(change, 2 * evidence.changes.shift[0], atol=1e-6)
+    of = evidence.changes.perturbation[prior.kept]
+    weights = [np.exp(prior.log_prior[of == p]).sum() for p in (0, 1)]
+    np.testing.assert_allclose(weights, 0.5)
+
+
+def test_the_mean_of_other_perturbations_in_the_context():
+    evidence = many(3)
+    changes, kept = evidence.changes, evidence.whole
+    here = changes.population[kept] == 0
+    of = changes.perturbation[kept]
+    query = Query.of_population(evidence, 0, 1)._replace(alike=0.5)
+    description = describe(evidence, query, kept)
+    told = column(description.state, STATE_FEATURES, "mean of other perturbations here / c")
+    expected = 0.5 * changes.shift[kept[here & (of != 1)]].mean(axis=0)
+    np.testing.assert_allclose(told * description.scale, expected, atol=1e-12)
+    new = describe(evidence, query._replace(context=None), kept)
+    assert not column(new.state, STATE_FEATURES, "mean of other perturbations here / c").any()
+    both = query._replace(parts=(0, 1), perturbation=None)
+    told = column(
+        describe(evidence, both, kept).state,
+        STATE_FEATURES,
+        "mean of other perturbations here / c",
+    )
+    assert told.any()
+
+
+@pytest.mark.parametrize(
+    ("dose", "expected"),
+    [(1.0, [1, 0]), (10.0, [0, 1]), (10**0.25, [0.75, 0.25]), (0.1, [1, 0]), (99.0, [0, 1])],
+)
+def test_weights_of_doses_go_by_their_logarithms(dose, expected):
+    weights = np.exp(log_dose_weights(np.zeros(2, dtype=int), np.array([1.0, 10.0]), dose))
+    np.testing.assert_allclose(weights, np.maximum(expected, LEAST_SHARE))
+
+
+def test_without_doses_their_weights_are_all_the_same():
+    doses = np.full(2, np.nan)
+    np.testing.assert_array_equal(log_dose_weights(np.zeros(2, dtype=int), doses, np.nan), 0)
 
 
 def test_order_of_evidence_and_choice_of_genes_change_nothing(evidence):
@@ -156,7 +324,16 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     assert len(kept) == 12
     p = evidence.populations
     query = Query(
-        p.mean[0], p.detection[0], p.error[0], p.cells[0], p.correlation[0], 0, (0, 1), None, 10.0
+        p.mean[0],
+        p.detection[0],
+        p.error[0],
+        p.cells[0],
+        p.correlation[0],
+        0,
+        1.0,
+        (0, 1),
+        None,
+        10.0,
     )
     description = describe(evidence, query, kept)
 
@@ -168,10 +345,45 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     np.testing.assert_array_equal(of("part of the combination"), changes.perturbation[kept] < 2)
     np.testing.assert_allclose(of("log ratio of doses"), np.log(10 / changes.dose[kept]))
     prior = np.exp(description.log_prior)
-    assert (
-        prior[changes.perturbation[kept] == 2].max() < prior[changes.perturbation[kept] < 2].min()
-    )
+    of, is_asked = changes.perturbation[kept], changes.dose[kept] == 10
+    # All other perturbations together, next to both parts together.
+    assert prior[of == 2].sum() == pytest.approx(np.exp(-4) * prior[of < 2].sum())
+    assert prior[of == 0].sum() == pytest.approx(prior[of == 1].sum())
+    assert prior[~is_asked].sum() < 0.01
     single = describe(evidence, query._replace(parts=(2,), perturbation=2), kept)
     np.testing.assert_array_equal(
         column(single.relations, RELATIONS, "same perturbation"), changes.perturbation[kept] == 2
     )
+
+
+@pytest.mark.parametrize(("dose", "left"), [(0.2, 0.2), (1.0, 1.0), (3.0, 1.0), (99.0, 1.0)])
+def test_below_its_lowest_dose_a_part_falls_in_proportion(dose, left):
+    """Of two parts, of which the second was measured at doses of 1 and 10 only."""
+    cells = datasets.simulated(n_cell_types=2, n_cells=80, n_genes=30, doses=(1.0, 10.0), seed=0)
+    x, arms, labels = arrays(cells)
+    doses = cells.obs["dose"].to_numpy().copy()
+    arms[arms == 1] += np.arange((arms == 1).sum()) // 2 % 2
+    doses[(arms == 1) & (doses == 1.0)] = 0.1
+    evidence = Evidence.of(x, arms, labels, NAMES[:2], doses=doses, parts=[(0,), (1,)])
+    query = Query.of_population(evidence, 0, 0)._replace(
+        parts=(0, 1), perturbation=None, dose=dose
+    )
+    relation = relate(evidence, query, evidence.whole)
+    of = evidence.changes.perturbation[relation.kept]
+    np.testing.assert_allclose(relation.factor[of == 0], 2)
+    np.testing.assert_allclose(relation.factor[of == 1], 2 * left)
+
+
+@pytest.mark.parametrize("base", [2.0, 10.0])
+def test_the_base_of_logarithms_changes_nothing_that_networks_see(cells, evidence, base):
+    x, *others = arrays(cells)
+    unit = 1 / np.log(base)
+    other = Evidence.of(x * unit, *others, NAMES, unit=unit)
+    kept = np.array([1, 3])
+    natural, based = (
+        describe(e, Query.of_population(e, 0, 0), kept)._asdict() for e in (evidence, other)
+    )
+    for name in ("shifts", "scale"):
+        np.testing.assert_allclose(based.pop(name), unit * natural.pop(name), atol=1e-6)
+    for name in natural:
+        np.testing.assert_allclose(based[name], natural[name], atol=1e-5, err_msg=name)

@@ -1,6 +1,15 @@
 """Measured changes, how they relate to a query, and episodes to learn from."""
 
-from spaperb.evidence._episodes import Episode, draw
+from spaperb.evidence._episodes import (
+    Episode,
+    Fold,
+    Plan,
+    draw,
+    draw_genes,
+    leave_out,
+    make_episode,
+    make_folds,
+)
 from spaperb.evidence._measured import Changes, Evidence, Populations
 from spaperb.evidence._relations import (
     EVIDENCE_FEATURES,
@@ -8,7 +17,11 @@ from spaperb.evidence._relations import (
     STATE_FEATURES,
     Description,
     Query,
+    Relation,
     describe,
+    describe_related,
+    dose_shares,
+    relate,
 )
 
 __all__ = [
@@ -19,8 +32,18 @@ __all__ = [
     "Description",
     "Episode",
     "Evidence",
+    "Fold",
+    "Plan",
     "Populations",
     "Query",
+    "Relation",
     "describe",
+    "describe_related",
+    "dose_shares",
     "draw",
+    "draw_genes",
+    "leave_out",
+    "make_episode",
+    "make_folds",
+    "relate",
 ]

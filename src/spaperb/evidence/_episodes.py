@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import HALF_WEIGHT
 from spaperb.evidence._measured import WHOLE, Evidence
-from spaperb.evidence._relations import Description, Query, describe, state_after
+from spaperb.evidence._relations import (
+    HALF_WEIGHT,
+    Description,
+    Query,
+    describe,
+    state_after,
+)
 
 TWINS = 0.3
 """Share of the episodes with a near twin in the evidence: the other half of the context."""
@@ -17,6 +23,8 @@ MEASURED = 0.25
 """Share of those whose query is told to be that context: a measurement to be improved."""
 ALL_KEPT = 0.5
 """Share of the episodes that keep all the evidence they may; others keep some contexts'."""
+MIN_UNITS = 3
+"""Fewer contexts (or changes) are all learned from, and none is held out."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
@@ -42,6 +50,8 @@ class Episode(NamedTuple):
         The left-out shift and its standard error, ``(G,)``.
     weight
         Weight of the target, n / (n + 30) of its n cells.
+    is_expressed
+        Genes that some cell of the context expresses, ``(G,)``.
     """
 
     description: Description
@@ -49,6 +59,7 @@ class Episode(NamedTuple):
     target: FloatArray
     error: FloatArray
     weight: float
+    is_expressed: npt.NDArray[np.bool_]
 
 
 def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = None) -> Episode:
@@ -61,13 +72,20 @@ def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = Non
     rng
         Source of randomness.
     n_genes
-        Number of genes to draw, ``None`` for all.
+        Number of genes to draw, some twice if there are fewer; ``None`` for all.
     """
     plan = draw_plan(evidence, rng)
-    genes: IntArray | slice = slice(None)
-    if n_genes is not None and n_genes < evidence.n_genes:
-        genes = np.sort(rng.choice(evidence.n_genes, n_genes, replace=False))
-    return make_episode(evidence, plan, genes)
+    return make_episode(evidence, plan, draw_genes(evidence, rng, n_genes))
+
+
+def draw_genes(
+    evidence: Evidence, rng: np.random.Generator, n_genes: int | None
+) -> IntArray | slice:
+    """Draw genes, some twice if there are fewer; ``None`` for all."""
+    if n_genes is None:
+        return slice(None)
+    is_short = n_genes > evidence.n_genes
+    return np.sort(rng.choice(evidence.n_genes, n_genes, replace=is_short))
 
 
 def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice(None)) -> Episode:
@@ -80,11 +98,28 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
     )
     return Episode(
         description,
-        state_after(description, mean, detection, error),
+        state_after(description, mean, detection, error, evidence.unit),
         changes.shift[target][genes],
         changes.error[target][genes],
         float(changes.n[target] / (changes.n[target] + HALF_WEIGHT)),
+        (query.detection[genes] > 0) | (detection > 0),
     )
+
+
+def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | None:
+    """Leave out all that was measured in a change's context, or its perturbation there at any dose.
+
+    ``None`` if nothing of its perturbation, or of its parts, is left.
+    """
+    changes, whole = evidence.changes, evidence.whole
+    is_gone = changes.population[whole] == changes.population[target]
+    if not with_context:
+        is_gone &= changes.perturbation[whole] == changes.perturbation[target]
+    kept = whole[~is_gone]
+    asked = int(changes.perturbation[target])
+    if not np.isin(changes.perturbation[kept], [asked, *evidence.parts[asked]]).any():
+        return None
+    return Plan(Query.of_change(evidence, target), kept, target)
 
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
@@ -110,21 +145,14 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     is_here = changes.population[others] == changes.population[target]
     is_same = changes.perturbation[others] == changes.perturbation[target]
     ways = [others[~is_here], others[~is_same], others]
-    # With all that was measured there, which most users ask for; with its perturbation,
-    # which no other context
-    # then tells of; alone. The last two need further measurements there.
+    # With all that was measured there, which most users ask for; with its perturbation, which no
+    # other context then tells of; alone. The last two need further measurements there.
     chances = np.array([1.0, 0.25, 0.5] if is_here.any() else [1.0, 0.0, 0.0])
     chances *= [len(kept) > 0 for kept in ways]
     if not chances.any():
         return None
     kept = ways[rng.choice(3, p=chances / chances.sum())]
-    query = Query.of_population(
-        evidence,
-        int(changes.population[target]),
-        int(changes.perturbation[target]),
-        float(changes.dose[target]),
-    )
-    return Plan(query, _some(evidence, kept, rng), target)
+    return Plan(Query.of_change(evidence, target), _some(evidence, kept, rng), target)
 
 
 def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
@@ -142,13 +170,8 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     twins = twins_of(target)
     others = evidence.whole[context[evidence.whole] != context[target]]
     is_measured = rng.random() < MEASURED
-    query = Query.of_population(
-        evidence,
-        int(changes.population[twins[0] if is_measured else target]),
-        int(changes.perturbation[target]),
-        float(changes.dose[target]),
-        is_known=is_measured,
-    )
+    asked = int(changes.population[twins[0] if is_measured else target])
+    query = Query.of_change(evidence, target, asked, is_known=is_measured)
     kept = np.concatenate([_some(evidence, others, rng), twins])
     return Plan(query, kept, target)
 
@@ -161,3 +184,51 @@ def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntAr
     names = np.unique(populations)
     some = rng.permutation(names)[: rng.integers(1, len(names) + 1)]
     return kept[np.isin(populations, some)]
+
+
+class Fold(NamedTuple):
+    """A part of the evidence to learn from, and the rest, which is predicted.
+
+    Attributes
+    ----------
+    evidence
+        What is left to learn from.
+    held_out
+        Plans of the held-out changes, to be described by all evidence but their own.
+    """
+
+    evidence: Evidence
+    held_out: list[Plan]
+
+
+def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
+    """Hold each measured change out of one fold, with all that was measured in its context.
+
+    With several perturbations each is held out alone, at all of its doses. What nothing else tells
+    of is never held out. With fewer than three contexts (or changes) to hold out there are no folds:
+    what is left would not be worth learning from. Two or more are left in each fold; one fold holds
+    half of them out. Where there are more folds than contexts, the last ones are as the first.
+    """
+    whole = evidence.whole
+    is_single = len(np.unique(evidence.changes.perturbation)) == 1
+    of_change = evidence.context if is_single else _pairs(evidence)
+    plans = {int(s): leave_out(evidence, int(s), is_single) for s in whole}
+    units = np.unique([of_change[s] for s, plan in plans.items() if plan is not None])
+    if len(units) < MIN_UNITS:
+        return []
+    units = np.random.default_rng(0).permutation(units)
+    # One change that is left teaches nothing: two contexts (or changes) always are.
+    n_parts = min(max(n_folds, 3 if len(units) == MIN_UNITS else 2), len(units))
+    folds = []
+    for i in range(n_folds):
+        is_held = np.isin(of_change, units[i % n_parts :: n_parts])
+        # At random, so that the first few of many may stand for all.
+        of_fold = np.random.default_rng(0).permutation(whole[is_held[whole]]).tolist()
+        held_out = [plan for s in of_fold if (plan := plans[s]) is not None]
+        folds.append(Fold(evidence.keep(~is_held), held_out))
+    return folds
+
+
+def _pairs(evidence: Evidence) -> IntArray:
+    """Number of the context and perturbation of each change, ``(S,)``."""
+    return evidence.context * len(evidence.parts) + evidence.changes.perturbation

@@ -1,23 +1,49 @@
-"""Control populations of contexts and of their random halves, and their measured changes."""
+"""Evidence: control populations of contexts and of their random halves, and measured changes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
+from sklearn.decomposition import PCA
 
 from spaperb._types import Expression, FloatArray, IntArray
-from spaperb.contexts import MAX_CELLS, PRIOR_CELLS, Contexts, Noise
-from spaperb.pairing import CONTROL
-from spaperb.populations import Profile, dense
+from spaperb.evidence._moments import Measured, Measuring, Noise
+from spaperb.pairing import CONTROL, NEITHER, STIMULATED
+from spaperb.populations import Profile, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0
 """The half of a population that is no half."""
+N_COMPONENTS = 30
+N_NEIGHBORS = 50
+MAX_CELLS = 1000
+"""Control cells of a context that nearness is judged by: more change nothing and cost time."""
+MAX_REFERENCE, MIN_CELLS = 20_000, 50
+"""Control cells of all contexts that nearness is judged by, and of each of many contexts."""
+EXACT_VALUES = 1_000_000
+"""Values of control cells, dense, up to which components are exact: within a second."""
+SAME = 1e-12
+"""Cells whose variance is less, in squares of the mean, are the same."""
+LEAST_APART = 0.1
+"""Contexts are never taken for nearer, in squared distances over those of a context's genes from
+their mean: the types of Kang et al. are 0.13 to 0.4 from the nearest other one."""
+N_DEVIATIONS = 2.0
+"""Standard deviations of sampling noise that cells may be off. Donors of one type in Kang et al.
+then have a likeness of 0.83 to 1."""
 LEAST_MEAN = 0.05
 """Added to means before their logarithm: genes that are hardly seen are then alike."""
 LEAST_SQUARE = 1e-8
+MIN_DISTANCES = 3
+"""Fewer distances of training contexts do not tell what is usual."""
+MAX_DISTANCE_VALUES = 10_000_000
+"""Distances of cells that are in memory at a time: 80 MB."""
+MAX_DISTANCES = 200
+"""Of more measured changes as many, the first, tell what is usual."""
+TINY = 1e-9
 
 
 class Populations(NamedTuple):
@@ -29,8 +55,10 @@ class Populations(NamedTuple):
         Number of each one's context, ``(P,)``.
     half
         0 for a whole context, 1 or 2 for a half of it, ``(P,)``.
-    mean, detection, error
-        Mean expression, fraction of cells that express, and standard error of the mean, ``(P, G)``.
+    n
+        Number of cells, ``(P,)``.
+    mean, variance, detection, error
+        Mean, variance, fraction of cells that express, and standard error of the mean, ``(P, G)``.
     cells
         Principal components of some control cells of each, ``P`` arrays ``(n, n_components)``.
     correlation
@@ -39,11 +67,17 @@ class Populations(NamedTuple):
 
     context: IntArray
     half: IntArray
+    n: IntArray
     mean: FloatArray
+    variance: FloatArray
     detection: FloatArray
     error: FloatArray
     cells: list[FloatArray]
     correlation: FloatArray
+
+    def profile(self, p: int) -> Profile:
+        """Profile of a population."""
+        return Profile(self.mean[p], self.variance[p], self.detection[p], int(self.n[p]))
 
 
 class Changes(NamedTuple):
@@ -61,9 +95,10 @@ class Changes(NamedTuple):
         Cells in the smaller condition, ``(S,)``.
     shift, error
         Mean of stimulated minus mean of control cells, and its standard error, ``(S, G)``.
-    mean, detection, mean_error
-        Mean expression and detection of the stimulated cells, and the mean's standard error, ``(S,
-        G)``.
+    mean, variance, detection, mean_error
+        Mean, variance, detection of the stimulated cells, and the mean's standard error, ``(S, G)``.
+    dispersion
+        Dispersion of their counts, ``(S, G)``; NaN without counts.
     """
 
     population: IntArray
@@ -73,8 +108,21 @@ class Changes(NamedTuple):
     shift: FloatArray
     error: FloatArray
     mean: FloatArray
+    variance: FloatArray
     detection: FloatArray
     mean_error: FloatArray
+    dispersion: FloatArray
+
+    def profile(self, s: int) -> Profile:
+        """Profile of the stimulated cells of a change."""
+        theta = self.dispersion[s]
+        return Profile(
+            self.mean[s],
+            self.variance[s],
+            self.detection[s],
+            int(self.n[s]),
+            None if np.isnan(theta).any() else theta,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,7 +132,8 @@ class Evidence:
     Attributes
     ----------
     names
-        Names of the contexts, ``(K,)``; population ``k`` is context ``k`` as a whole.
+        Names of the contexts, those with a measured shift first, ``(K,)``; population ``k`` is
+        context ``k`` as a whole.
     parts
         For each perturbation the numbers of those that it combines, its own if it is single.
     populations
@@ -94,7 +143,10 @@ class Evidence:
     center, components
         Mean and principal components of the control cells, ``(G,)`` and ``(n_components, G)``.
     ratio, has_mean
-        How variances go with means, as in :class:`spaperb.contexts.Noise`.
+        How variances go with means, see ``Noise``.
+    unit
+        What a natural logarithm of 1 is in this data set's expression: less than 1 where its
+        logarithms are to base 10. The networks see natural logarithms, whatever the base.
     """
 
     names: list[Any]
@@ -105,6 +157,7 @@ class Evidence:
     components: FloatArray
     ratio: FloatArray
     has_mean: bool
+    unit: float = 1.0
 
     @classmethod
     def of(
@@ -115,8 +168,10 @@ class Evidence:
         names: list[Any],
         batches: IntArray | None = None,
         doses: FloatArray | None = None,
+        counts: Expression | None = None,
         parts: list[tuple[int, ...]] | None = None,
         seed: int = 0,
+        unit: float = 1.0,
     ) -> Evidence:
         """Measure the changes of training cells, in whole contexts and in random halves of them.
 
@@ -135,49 +190,63 @@ class Evidence:
             For every cell the number of its batch, ``(n,)``.
         doses
             For every cell its dose, ``(n,)``.
+        counts
+            Raw counts, ``(n, G)``.
         parts
             For each perturbation the numbers of those that it combines; ``None`` if all are single.
         seed
             Seed of the halves.
+        unit
+            What a natural logarithm of 1 is in this expression.
         """
-        contexts = Contexts.of(x, arms, labels, names, batches, doses)
+        wholes = Measuring(x, arms, labels, batches, doses, counts)
         half = _halves(arms, labels, batches, seed)
-        pairs = [(name, h) for name in names for h in (1, 2)]
-        halves = Contexts.of(x, arms, 2 * labels + half, pairs, batches, doses)
+        halves = Measuring(x, arms, 2 * labels + half, batches, doses, counts)
+        of_wholes, of_halves = wholes.shifts(), halves.shifts()
 
-        number = {name: k for k, name in enumerate(contexts.names)}
-        codes = {name: code for code, name in enumerate(names)}
-        noise = Noise.of(contexts.control)
-        # The halves' cells by the components of all, so that halves and wholes are near each other.
-        rng = np.random.default_rng(seed)
-        of_halves = []
-        for name, h in halves.names:
-            is_member = (labels == codes[name]) & (half == h - 1) & (arms == CONTROL)
-            rows = rng.permutation(np.flatnonzero(is_member))[:MAX_CELLS]
-            of_halves.append(contexts.project(x[np.sort(rows)]))
-        profiles = contexts.control + halves.control
+        with_control = np.unique(labels[arms == CONTROL])
+        is_paired = np.isin(with_control, [m.code for m in of_wholes])
+        codes = np.concatenate([with_control[is_paired], with_control[~is_paired]])
+        # Halves of contexts in which something was measured in a half.
+        half_codes = np.unique([m.code for m in of_halves]).astype(np.int64)
+        number = {int(code): k for k, code in enumerate(codes)}
+
+        n_cells = int(np.clip(MAX_REFERENCE // max(len(codes), 1), MIN_CELLS, MAX_CELLS))
+        rng = np.random.default_rng(0)
+        rows = [np.sort(rng.permutation(wholes.rows(c))[:n_cells]) for c in codes]
+        pca = _components(sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64))
+        rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
+        profiles = [wholes.profile(wholes.rows(c)) for c in codes]
+        noise = Noise.of(profiles, unit)
+        profiles += [halves.profile(halves.rows(c)) for c in half_codes]
         mean = np.array([p.mean for p in profiles])
         populations = Populations(
-            context=np.array(
-                [*range(len(contexts.names)), *(number[name] for name, _ in halves.names)]
-            ),
-            half=np.array([WHOLE] * len(contexts.names) + [h for _, h in halves.names]),
+            context=np.array([*range(len(codes)), *(number[int(c) // 2] for c in half_codes)]),
+            half=np.concatenate([np.full(len(codes), WHOLE), 1 + half_codes % 2]),
+            n=np.array([p.n for p in profiles]),
             mean=mean,
+            variance=np.array([p.variance for p in profiles]),
             detection=np.array([p.detection for p in profiles]),
-            error=np.array([_error_of_mean(p, noise.ratio, noise.has_mean) for p in profiles]),
-            cells=contexts.cells + of_halves,
+            error=np.array([noise.error_of_mean(p) for p in profiles]),
+            cells=[(dense(x[r]).astype(np.float64) - pca.mean_) @ pca.components_.T for r in rows],
             correlation=correlations(mean, mean),
         )
-        n_perturbations = int(max(arms.max(), 0))
+        of_half = {int(c): len(codes) + i for i, c in enumerate(half_codes)}
+        changes = [(number[m.code], m) for m in of_wholes] + [
+            (of_half[m.code], m) for m in of_halves
+        ]
+        if parts is None:
+            parts = [(p,) for p in range(int(max(arms.max() - STIMULATED + 1, 0)))]
         return cls(
-            contexts.names,
-            [(p,) for p in range(n_perturbations)] if parts is None else parts,
+            [names[c] for c in codes],
+            parts,
             populations,
-            _changes(contexts, halves, noise),
-            contexts.center,
-            contexts.components,
+            _changes(changes, noise, x.shape[1]),
+            pca.mean_,
+            pca.components_,
             noise.ratio,
             noise.has_mean,
+            unit,
         )
 
     @property
@@ -191,25 +260,143 @@ class Evidence:
         return np.flatnonzero(self.populations.half[self.changes.population] == WHOLE)
 
     @property
+    def context(self) -> IntArray:
+        """Number of the context of each change, ``(S,)``."""
+        return self.populations.context[self.changes.population]
+
+    @property
     def mean_square(self) -> float:
         """Mean square of the changes of whole contexts: the unit of this data set's errors."""
-        return float(max((self.changes.shift[self.whole] ** 2).mean(), LEAST_SQUARE))
+        shifts = self.changes.shift[self.whole]
+        return float(max((shifts**2).mean(), LEAST_SQUARE)) if len(shifts) else LEAST_SQUARE
 
-    def without(self, context: int, perturbation: int | None = None) -> Evidence:
-        """Forget what was measured in a context: of one perturbation, or everything."""
-        changes = self.changes
-        forgotten = self.populations.context[changes.population] == context
-        if perturbation is not None:
-            forgotten &= changes.perturbation == perturbation
-        return replace(self, changes=Changes(*(moments[~forgotten] for moments in changes)))
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Evidence:
+        """Forget all changes but some, ``(S,)``."""
+        changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
+        return replace(self, changes=Changes(**changes))
+
+    def without_halves(self) -> Evidence:
+        """Keep whole contexts alone: halves are only learned from."""
+        p, n = self.populations, int((self.populations.half == WHOLE).sum())
+        populations = Populations(
+            p.context[:n],
+            p.half[:n],
+            p.n[:n],
+            p.mean[:n],
+            p.variance[:n],
+            p.detection[:n],
+            p.error[:n],
+            p.cells[:n],
+            p.correlation[:n, :n],
+        )
+        is_whole = self.populations.half[self.changes.population] == WHOLE
+        return replace(self.keep(is_whole), populations=populations)
 
     def project(self, cells: Expression) -> FloatArray:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""
-        return (dense(cells) - self.center) @ self.components.T
+        return (dense(cells).astype(np.float64) - self.center) @ self.components.T
 
     def error_of_mean(self, profile: Profile) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
-        return _error_of_mean(profile, self.ratio, self.has_mean)
+        return Noise(self.ratio, self.has_mean).error_of_mean(profile)
+
+    def assign(self, cells: FloatArray) -> IntArray:
+        """Context that most of each cell's nearest control cells belong to, ``(n,)``."""
+        among = np.arange(len(self.names))
+        reference = [self.populations.cells[p] for p in among]
+        sizes = [len(c) for c in reference]
+        n_neighbors = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
+        owner = np.repeat(among, sizes)
+        shares = neighbour_shares(cells, np.concatenate(reference), owner, len(among), n_neighbors)
+        return shares.argmax(axis=1)
+
+    def neighbours(self, cells: FloatArray, among: IntArray) -> FloatArray:
+        """Share of each of some populations in the nearest control cells, ``(len(among),)``.
+
+        Parameters
+        ----------
+        cells
+            Components of the cells whose neighbours are sought, ``(n, n_components)``.
+        among
+            Numbers of the populations that may be neighbours.
+        """
+        sizes = np.array([len(self.populations.cells[p]) for p in among])
+        reference = np.concatenate([self.populations.cells[p] for p in among])
+        # No more neighbours than a usual context has cells, or small contexts drown in large ones.
+        n = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
+        if n >= len(reference):
+            return sizes / sizes.sum()
+        owner = np.repeat(np.arange(len(among)), sizes)
+        total = np.zeros(len(among))
+        step = max(1, MAX_DISTANCE_VALUES // len(reference))
+        for some in (cells[i : i + step] for i in range(0, len(cells), step)):
+            # Squared distances less each cell's own square, which changes no order.
+            squares = (reference**2).sum(axis=1) - 2 * some @ reference.T
+            nearest = np.argpartition(squares, n - 1, axis=1)[:, :n]
+            total += np.bincount(owner[nearest].ravel(), minlength=len(among))
+        return total / total.sum()
+
+    def likeness(self, profile: Profile, k: int) -> float:
+        """How far control cells are those of context ``k``, in [0, 1].
+
+        1 where sampling noise explains all that their means differ by, 0 where they are as far from
+        it as the nearest other context, or farther.
+
+        Parameters
+        ----------
+        profile
+            Profile of the control cells.
+        k
+            Number of the context.
+        """
+        own = self.populations.profile(k)
+        centred = own.mean - own.mean.mean()
+        others = [self.populations.profile(i) for i in range(len(self.names)) if i != k]
+        nearest = min((_square(other, own)[0] for other in others), default=0.0)
+        reference = max(nearest, LEAST_APART * (centred**2).sum(), TINY)
+        square, deviation = _square(profile, own)
+        return float(np.clip(1 - (square - N_DEVIATIONS * deviation) / reference, 0, 1))
+
+    def distance(
+        self, profile: Profile, cells: FloatArray, perturbation: int, besides: int | None = None
+    ) -> float:
+        """Distance of control cells from the contexts that a perturbation was measured in.
+
+        That of the mean control expression over all genes, less what sampling noise adds to it; a
+        mean over contexts weighted by nearness of cells; infinite if there are none.
+
+        Parameters
+        ----------
+        profile
+            Profile of the control cells.
+        cells
+            Their components, ``(n, n_components)``.
+        perturbation
+            Number of the perturbation.
+        besides
+            Number of a context to leave out.
+        """
+        whole = self.whole
+        measured = self.changes.perturbation[whole] == perturbation
+        among = np.unique(self.changes.population[whole][measured])
+        among = among[among != (-1 if besides is None else besides)]
+        if not len(among):
+            return math.inf
+        near = self.neighbours(cells, among)
+        return float(near @ [distance(profile, self.populations.profile(p)) for p in among])
+
+    def usual_distance(self) -> float:
+        """Largest distance of a training context from the others; NaN if they are too few."""
+        changes, populations = self.changes, self.populations
+        distances = [
+            self.distance(
+                populations.profile(k), populations.cells[k], int(changes.perturbation[s]), k
+            )
+            for s in self.whole[:MAX_DISTANCES]
+            for k in [int(changes.population[s])]
+        ]
+        finite = [d for d in distances if d < math.inf]
+        return max(finite) if len(finite) >= MIN_DISTANCES else math.nan
 
     def to_state(self) -> dict[str, Any]:
         """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
@@ -230,7 +417,10 @@ def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: in
     """Half of each cell, 0 or 1, at random among the cells of its context, condition and batch."""
     rng = np.random.default_rng(seed)
     keys = [arms, labels] if batches is None else [arms, labels, batches]
-    order = np.lexsort([rng.random(len(arms)), *keys])
+    # Cells that take no part change nothing of the others' halves.
+    at_random = np.zeros(len(arms))
+    at_random[arms != NEITHER] = rng.random((arms != NEITHER).sum())
+    order = np.lexsort([at_random, *keys])
     groups = np.stack(keys)[:, order]
     is_first = np.r_[True, (groups[:, 1:] != groups[:, :-1]).any(axis=0)]
     start = np.maximum.accumulate(np.where(is_first, np.arange(len(arms)), 0))
@@ -239,40 +429,63 @@ def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: in
     return half
 
 
-def _error_of_mean(profile: Profile, ratio: FloatArray, has_mean: bool) -> FloatArray:
-    """Standard error of a mean; a few cells lack a variance and get some of the usual one."""
-    usual = ratio * (profile.mean if has_mean else 1.0)
-    variance = (profile.n * profile.variance + PRIOR_CELLS * usual) / (
-        max(profile.n - 1, 0) + PRIOR_CELLS
-    )
-    return np.sqrt(variance / profile.n)
+def _components(cells: sparse.csr_matrix) -> PCA:
+    """Principal components of control cells, ``(n, G)``.
+
+    Sparse and double, whatever the expression is: in single precision its layout chooses other
+    nearest cells.
+    """
+    # No more components than the data have, so that tiny data have at least one.
+    n_components = max(1, min(N_COMPONENTS, min(cells.shape) - 1))
+    # ARPACK finds no component of cells that are all the same but for rounding, and makes up those
+    # that cells of a lower rank lack anew each time, so that chance says which cells are nearest.
+    is_same = variance(cells).max() <= SAME * (mean_expression(cells) ** 2).max()
+    is_small = n_components == min(cells.shape) or math.prod(cells.shape) <= EXACT_VALUES
+    solver = "full" if is_same or is_small else "arpack"
+    pca = PCA(n_components, svd_solver=solver, random_state=0)
+    return pca.fit(cells if solver == "arpack" else dense(cells))
 
 
-def _changes(contexts: Contexts, halves: Contexts, noise: Noise) -> Changes:
-    """Changes of whole contexts and of halves, one after the other."""
-    pieces = [
-        (offset + t.paired[i], t, i)
-        for measured, offset in ((contexts, 0), (halves, len(contexts.names)))
-        for t in measured.treatments
-        for i in range(len(t.paired))
-    ]
+def _changes(measured: list[tuple[int, Measured]], noise: Noise, n_genes: int) -> Changes:
+    """Measured changes and the numbers of their populations, as arrays."""
+    stimulated = [m.stimulated for _, m in measured]
 
-    def of_cells(moment: str) -> npt.NDArray:
-        return np.array([getattr(t.stimulated[i], moment) for _, t, i in pieces])
+    def array(values: list[Any]) -> npt.NDArray:
+        return np.array(values).reshape(len(measured), n_genes)
 
     return Changes(
-        population=np.array([p for p, _, _ in pieces]),
-        perturbation=np.array([t.perturbation for _, t, _ in pieces]),
-        dose=np.array([np.nan if t.dose is None else t.dose for _, t, _ in pieces]),
-        n=np.array([t.n[i] for _, t, i in pieces]),
-        shift=np.array([t.shifts[i] for _, t, i in pieces]),
-        error=np.sqrt([t.variances[i] for _, t, i in pieces]),
-        mean=of_cells("mean"),
-        detection=of_cells("detection"),
-        mean_error=np.array(
-            [_error_of_mean(t.stimulated[i], noise.ratio, noise.has_mean) for _, t, i in pieces]
+        population=np.array([p for p, _ in measured], dtype=np.int64),
+        perturbation=np.array([m.perturbation for _, m in measured], dtype=np.int64),
+        dose=np.array([m.dose for _, m in measured], dtype=np.float64),
+        n=np.array([m.n for _, m in measured], dtype=np.int64),
+        shift=array([m.shift for _, m in measured]),
+        error=array([noise.error_of_shift(m) for _, m in measured]),
+        mean=array([p.mean for p in stimulated]),
+        variance=array([p.variance for p in stimulated]),
+        detection=array([p.detection for p in stimulated]),
+        mean_error=array([noise.error_of_mean(p) for p in stimulated]),
+        dispersion=array(
+            [
+                np.full(n_genes, np.nan) if p.dispersion is None else p.dispersion
+                for p in stimulated
+            ]
         ),
     )
+
+
+def distance(a: Profile, b: Profile) -> float:
+    """Distance of two means, less what noise adds to it, but not less than noise can tell."""
+    noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
+    return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, noise, TINY))
+
+
+def _square(a: Profile, b: Profile) -> tuple[float, float]:
+    """Squared distance of two means less the noise in it, and the standard deviation of that."""
+    # A few cells have no variance of their own to speak of, and the other population lends its.
+    pooled = (a.n * a.variance + b.n * b.variance) / max(a.n + b.n - 2, 1)
+    noise = pooled * (1 / a.n + 1 / b.n)
+    square = ((a.mean - b.mean) ** 2).sum() - noise.sum()
+    return float(square), math.sqrt(2 * (noise**2).sum())
 
 
 def correlations(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -286,7 +499,16 @@ def correlations(a: FloatArray, b: FloatArray) -> FloatArray:
     return unit(a) @ unit(b).T
 
 
-def log_level(mean: FloatArray) -> FloatArray:
-    """Logarithm of a mean, with a sign where expression is scaled and means are negative."""
+def log_level(mean: FloatArray, unit: float = 1.0) -> FloatArray:
+    """Logarithm of a mean, with a sign where expression is scaled and means are negative.
+
+    Parameters
+    ----------
+    mean
+        Mean expression.
+    unit
+        As in :class:`Evidence`.
+    """
+    mean = mean / unit
     size = np.log(np.abs(mean) + LEAST_MEAN) - np.log(LEAST_MEAN)
     return np.sign(mean) * size + np.log(LEAST_MEAN)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import log_softmax, logsumexp, softmax
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.contexts import HALF_WEIGHT, N_NEIGHBORS
 from spaperb.evidence._measured import Evidence, correlations, log_level
 from spaperb.populations import Profile
 
@@ -29,6 +30,7 @@ STATE_FEATURES = (
     "mean / c",
     "deviation / c",
     "precise mean / c",
+    "mean of other perturbations here / c",
     "log c",
 )
 EVIDENCE_FEATURES = (
@@ -40,15 +42,21 @@ EVIDENCE_FEATURES = (
     "log level less the query's",
     "detection less the query's",
 )
+HALF_WEIGHT = 30
+"""Cells in the smaller condition that give a measured shift half of the greatest weight."""
 TEMPERATURE = 0.03
 """Of the softmax over correlations, as in the baseline ``similarity_shift``."""
 LEAST_SCALE = 0.05
 LEAST_SHARE = 1e-3
 """Added to prior weights, so that contexts without near cells are not beyond attention."""
 OTHER_PERTURBATION = -4.0
-"""Log prior of other perturbations, next to the query's own or a part of it."""
+"""Log prior of all other perturbations, next to the query's own or its parts."""
 LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
+MAX_PIECES = 32
+"""Pieces of evidence that a query is described by, those with the greatest prior weights."""
+NO_TARGET = -1
+"""In place of the number of a perturbation that is not asked for."""
 
 
 class Query(NamedTuple):
@@ -63,7 +71,9 @@ class Query(NamedTuple):
     correlation
         Correlation of their mean with that of each control population of the evidence, ``(P,)``.
     context
-        Number of the context that they are known to belong to, ``None`` for a new one.
+        Number of the context whose name they have, ``None`` for a new one.
+    alike
+        How far they are that context's cells, in [0, 1].
     parts
         Numbers of the perturbations asked for: one, or those of a combination.
     perturbation
@@ -78,6 +88,7 @@ class Query(NamedTuple):
     cells: FloatArray
     correlation: FloatArray
     context: int | None
+    alike: float
     parts: tuple[int, ...]
     perturbation: int | None
     dose: float = np.nan
@@ -92,6 +103,7 @@ class Query(NamedTuple):
         perturbation: int | None,
         dose: float = np.nan,
         context: int | None = None,
+        alike: float = 1.0,
     ) -> Query:
         """Ask for cells that may be new: their profile and components (``Evidence.project``)."""
         return cls(
@@ -101,10 +113,22 @@ class Query(NamedTuple):
             cells,
             correlations(profile.mean[None], evidence.populations.mean)[0],
             context,
+            alike,
             parts,
             perturbation,
             dose,
         )
+
+    @classmethod
+    def of_change(
+        cls, evidence: Evidence, s: int, population: int | None = None, is_known: bool = True
+    ) -> Query:
+        """Ask for a measured change, in its population or another one."""
+        changes = evidence.changes
+        if population is None:
+            population = int(changes.population[s])
+        perturbation, dose = int(changes.perturbation[s]), float(changes.dose[s])
+        return cls.of_population(evidence, population, perturbation, dose, is_known)
 
     @classmethod
     def of_population(
@@ -124,10 +148,38 @@ class Query(NamedTuple):
             p.cells[population],
             p.correlation[population],
             int(p.context[population]) if is_known else None,
+            1.0,
             evidence.parts[perturbation],
             perturbation,
             dose,
         )
+
+
+class Relation(NamedTuple):
+    """How M pieces of evidence relate to a query.
+
+    Attributes
+    ----------
+    kept
+        Numbers of the changes, ``(M,)``.
+    relations
+        r, ``(M, n_relations)``.
+    log_prior
+        Logarithm of the prior weights, which add up to 1, ``(M,)``.
+    by_target
+        Weights by perturbation and dose alone, which add up to 1, ``(M,)``.
+    factor
+        What a shift is multiplied by: shifts of the parts of a combination add up, ``(M,)``.
+    here
+        Mean shift of other perturbations in the query's context, ``(G,)``.
+    """
+
+    kept: IntArray
+    relations: FloatArray
+    log_prior: FloatArray
+    by_target: FloatArray
+    factor: FloatArray
+    here: FloatArray
 
 
 class Description(NamedTuple):
@@ -169,27 +221,37 @@ def describe(
     query
         What is asked for.
     kept
-        Numbers of the changes that may be used, ``(M,)``.
+        Numbers of the changes that may be used, ``(n,)``, at least one.
     genes
         Genes to describe; relations are of all genes, whichever these are.
     """
+    return describe_related(evidence, query, relate(evidence, query, kept), genes)
+
+
+def describe_related(
+    evidence: Evidence, query: Query, relation: Relation, genes: IntArray | slice = slice(None)
+) -> Description:
+    """Describe a query whose relations to the evidence are known."""
     changes, populations = evidence.changes, evidence.populations
+    kept, relations, log_prior, by_target, factor, here = relation
     of = changes.population[kept]
-    relations, log_prior, of_target = relate(evidence, query, kept)
-    shifts, errors = changes.shift[kept][:, genes], changes.error[kept][:, genes]
+    shifts = factor[:, None] * changes.shift[kept][:, genes]
+    errors = factor[:, None] * changes.error[kept][:, genes]
     stimulated = changes.mean[kept][:, genes]
-    scale = np.abs(shifts).max(axis=0) + LEAST_SCALE
+    unit = evidence.unit
+    scale = np.abs(shifts).max(axis=0) + LEAST_SCALE * unit
+    before = stimulated - changes.shift[kept][:, genes]
     level, detection = (
-        log_level(populations.mean[of][:, genes]),
+        log_level(populations.mean[of][:, genes], unit),
         populations.detection[of][:, genes],
     )
-    level_q, detection_q = log_level(query.mean[genes]), query.detection[genes]
+    level_q, detection_q = log_level(query.mean[genes], unit), query.detection[genes]
     pieces = np.stack(
         [
             shifts / scale,
             errors / scale,
             # Of the control cells that the shift was measured against, batch by batch.
-            log_level(stimulated) - log_level(stimulated - shifts),
+            log_level(stimulated, unit) - log_level(before, unit),
             level,
             detection,
             level - level_q,
@@ -197,77 +259,154 @@ def describe(
         ],
         axis=-1,
     )
-    mean = of_target @ shifts
-    precise = of_target[:, None] / (errors + LEAST_ERROR) ** 2
+    mean = by_target @ shifts
+    precise = by_target[:, None] / (errors + LEAST_ERROR * unit) ** 2
     summaries = [
         np.exp(log_prior) @ shifts / scale,
         mean / scale,
-        np.sqrt(of_target @ (shifts - mean) ** 2) / scale,
+        np.sqrt(by_target @ (shifts - mean) ** 2) / scale,
         (precise * shifts).sum(axis=0) / precise.sum(axis=0) / scale,
-        np.log(scale),
+        here[genes] / scale,
+        np.log(scale / unit),
     ]
     state = np.column_stack([level_q, detection_q, query.error[genes] / scale, *summaries])
     return Description(state, pieces, relations, log_prior, shifts, scale)
 
 
 def state_after(
-    description: Description, mean: FloatArray, detection: FloatArray, error: FloatArray
+    description: Description,
+    mean: FloatArray,
+    detection: FloatArray,
+    error: FloatArray,
+    unit: float,
 ) -> FloatArray:
     """State of the query once stimulated: u with stimulated in place of control cells."""
     after = description.state.copy()
-    after[:, 0], after[:, 1], after[:, 2] = log_level(mean), detection, error / description.scale
+    after[:, 0], after[:, 1] = log_level(mean, unit), detection
+    after[:, 2] = error / description.scale
     return after
 
 
-def relate(
-    evidence: Evidence, query: Query, kept: IntArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Relate pieces of evidence to a query.
+def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
+    """Relate pieces of evidence to a query, MAX_PIECES of them at most.
 
-    Returns
-    -------
-    tuple of numpy.ndarray
-        r, ``(M, n_relations)``; log prior, ``(M,)``; weights by perturbation and dose alone,
-        ``(M,)``.
+    The prior weight of a piece is half the share of its context's cells among the query's nearest,
+    half the softmax of correlations. The query's own context takes the rest of the weight, times
+    how far the cells are alike and n / (n + 30). Other perturbations have a small share together.
+    Between two doses weights go by their logarithms, and the parts of a combination have equal
+    weights.
     """
     changes = evidence.changes
     of, inverse = np.unique(changes.population[kept], return_inverse=True)
-    near, correlation = nearest_shares(evidence, query, of), query.correlation[of]
+    near, correlation = evidence.neighbours(query.cells, of), query.correlation[of]
     alike = softmax(correlation / TEMPERATURE)
-    context = evidence.populations.context[of][inverse]
-    perturbation = changes.perturbation[kept]
+    perturbation, doses = changes.perturbation[kept], changes.dose[kept]
     is_same = perturbation == (-1 if query.perturbation is None else query.perturbation)
     is_part = np.isin(perturbation, query.parts) & ~is_same
-    doses = changes.dose[kept]
+    is_target = is_same | is_part
+    is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
+    reliability = changes.n[kept] / (changes.n[kept] + HALF_WEIGHT)
     has_dose = (doses > 0) & (query.dose > 0)
     log_ratio = np.log(np.divide(query.dose, doses, out=np.ones_like(doses), where=has_dose))
     relations = np.column_stack(
         [
             near[inverse],
             correlation[inverse],
-            changes.n[kept] / (changes.n[kept] + HALF_WEIGHT),
-            context == (-1 if query.context is None else query.context),
+            reliability,
+            query.alike * is_here,
             is_same,
             is_part,
             log_ratio,
         ]
     )
-    by_target = np.where(is_same | is_part, 0.0, OTHER_PERTURBATION) - np.abs(log_ratio)
-    by_context = np.log((near + alike) / 2 + LEAST_SHARE)[inverse]
-    return relations, log_softmax(by_context + by_target), softmax(by_target)
+    share = ((near + alike) / 2)[inverse]
+    own = query.alike * is_here * reliability
+    taken = max(own[is_target], default=0.0)
+    share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
+    by_target = log_dose_weights(perturbation, doses, query.dose)
+    log_prior = np.log(share + LEAST_SHARE) + by_target
+    here = others_here(evidence, query, kept)
+
+    some = foremost(log_prior, np.where(is_target, perturbation, NO_TARGET))
+    kept, relations = kept[some], relations[some]
+    perturbation, doses = perturbation[some], doses[some]
+    is_target, is_part = is_target[some], is_part[some]
+    log_prior, by_target = (
+        balanced(weights[some], perturbation, is_target, is_part, query.parts)
+        for weights in (log_prior, by_target)
+    )
+    factor = np.where(is_part, float(len(query.parts)), 1.0)
+    for p in np.unique(perturbation[is_part & (doses > 0)]) if query.dose > 0 else []:
+        # Below the lowest dose of a part its change falls to nothing in proportion.
+        of = is_part & (doses > 0) & (perturbation == p)
+        factor[of] *= min(1.0, query.dose / doses[of].min())
+    return Relation(kept, relations, log_softmax(log_prior), softmax(by_target), factor, here)
 
 
-def nearest_shares(evidence: Evidence, query: Query, among: IntArray) -> FloatArray:
-    """Share of each of some populations in the query's nearest cells, ``(len(among),)``."""
-    cells = [evidence.populations.cells[p] for p in among]
-    sizes = np.array([len(c) for c in cells])
-    reference = np.concatenate(cells)
-    # No more neighbours than a usual population has cells, or small ones drown in large ones.
-    n = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
-    if n >= len(reference):
-        return sizes / sizes.sum()
-    # Squared distances less the query's own square, which changes no order.
-    squares = (reference**2).sum(axis=1) - 2 * query.cells @ reference.T
-    nearest = np.argpartition(squares, n - 1, axis=1)[:, :n]
-    owner = np.repeat(np.arange(len(among)), sizes)[nearest]
-    return np.bincount(owner.ravel(), minlength=len(among)) / owner.size
+def balanced(
+    log_weights: FloatArray,
+    perturbation: IntArray,
+    is_target: npt.NDArray[np.bool_],
+    is_part: npt.NDArray[np.bool_],
+    parts: tuple[int, ...],
+) -> FloatArray:
+    """Logarithms of weights, balanced between perturbations, ``(M,)``.
+
+    All other perturbations together have a small share, however many they are; each part of a
+    combination has as much to say as the others, however often it was measured.
+    """
+    weights = log_weights.copy()
+    if is_target.any() and not is_target.all():
+        of_target, of_others = logsumexp(weights[is_target]), logsumexp(weights[~is_target])
+        weights[~is_target] += of_target + OTHER_PERTURBATION - of_others
+    pieces = {int(p): is_part & (perturbation == p) for p in np.unique(perturbation[is_part])}
+    totals = {p: logsumexp(weights[of]) for p, of in pieces.items()}
+    for p, of in pieces.items():
+        weights[of] += np.mean(list(totals.values())) - totals[p] + np.log(parts.count(p))
+    return weights
+
+
+def foremost(log_prior: FloatArray, target: IntArray) -> IntArray:
+    """Positions of the MAX_PIECES pieces with the greatest weights, in their order.
+
+    As many of each part of a combination, whichever was measured more often; others where place is
+    left.
+    """
+    if len(target) <= MAX_PIECES:
+        return np.arange(len(target))
+    rank = pd.Series(-log_prior).groupby(target).rank("first").to_numpy()
+    return np.sort(np.lexsort((-log_prior, rank, target == NO_TARGET))[:MAX_PIECES])
+
+
+def log_dose_weights(perturbation: IntArray, doses: FloatArray, dose: float) -> FloatArray:
+    """Logarithm of the weight of each piece by its dose, ``(M,)``; 0 without doses.
+
+    Of each perturbation's doses the two that the dose asked for lies between share the weight, by
+    logarithm; beyond them the nearest has all of it.
+    """
+    weights = np.ones(len(doses))
+    if not dose > 0:
+        return np.zeros(len(doses))
+    for p in np.unique(perturbation):
+        of = np.flatnonzero((perturbation == p) & (doses > 0))
+        levels = np.unique(doses[of])
+        if len(levels):
+            weights[of] = dose_shares(levels, dose)[np.searchsorted(levels, doses[of])]
+    return np.log(np.maximum(weights, LEAST_SHARE))
+
+
+def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
+    """Shares of measured doses, in ascending order, in a dose: by logarithm, ``(n_levels,)``."""
+    at = np.log(np.clip(dose, levels[0], levels[-1]))
+    return np.array([np.interp(at, np.log(levels), e) for e in np.eye(len(levels))])
+
+
+def others_here(evidence: Evidence, query: Query, kept: IntArray) -> FloatArray:
+    """Mean shift of other perturbations in the query's context, as far as it is that, ``(G,)``."""
+    is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
+    of_change = [evidence.parts[p] for p in evidence.changes.perturbation[kept]]
+    is_other = [set(query.parts).isdisjoint(parts) for parts in of_change]
+    others = kept[is_here & is_other]
+    if not len(others):
+        return np.zeros(evidence.n_genes)
+    return query.alike * evidence.changes.shift[others].mean(axis=0)

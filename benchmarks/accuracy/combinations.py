@@ -1,0 +1,71 @@
+"""A combination without an example: asked of the networks, or the sum of what they say of its parts.
+
+    python benchmarks/accuracy/combinations.py
+
+Data sets of `pretraining/simulated.py` with other seeds than those of the pretraining; weights that never saw the
+real combinations. The combinations of a set are hidden, and each is predicted where its parts were measured: by the
+networks, as the sum of the parts' predicted changes, and as the sum of their measured shifts. Writes
+`combinations.csv` beside this file: for each combination and way the squared error over the squared change.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from weights import FOLDER, without
+
+from spaperb.evidence import Evidence, Query, describe
+from spaperb.module import InContextModule
+from spaperb.nn import read_weights
+
+sys.path.insert(0, str(FOLDER.parent))
+from simulated import simulated_evidence
+
+HERE = Path(__file__).parent
+SEEDS = range(100, 120, 2)
+"""Even seeds are those of sets with combinations."""
+
+
+def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]]:
+    """Errors of each combination whose parts were measured in the same context."""
+    changes = evidence.changes
+    is_single = np.array([len(evidence.parts[p]) == 1 for p in changes.perturbation])
+    kept = evidence.whole[is_single[evidence.whole]]
+    rows = []
+    for s in evidence.whole[~is_single[evidence.whole]].tolist():
+        asked = Query.of_change(evidence, s)._replace(perturbation=None)
+        here = kept[changes.population[kept] == changes.population[s]]
+        parts = here[np.isin(changes.perturbation[here], asked.parts)].tolist()
+        if len(parts) < len(asked.parts):
+            continue
+        of_parts = [describe(evidence, Query.of_change(evidence, part), kept) for part in parts]
+        predicted = {
+            "the networks": module.predict(describe(evidence, asked, kept)).mean,
+            "sum of predicted changes": sum(module.predict(of).mean for of in of_parts),
+            "sum of measured shifts": changes.shift[parts].sum(axis=0),
+        }
+        truth = changes.shift[s]
+        rows.append(
+            {way: ((x - truth) ** 2).sum() / (truth**2).sum() for way, x in predicted.items()}
+        )
+    return rows
+
+
+def main() -> None:
+    """Run all sets."""
+    networks = read_weights(without("crispr_multi"))
+    sizes = networks[0].n_latent, networks[0].n_hidden
+    module = InContextModule(*sizes, len(networks)).start_from(networks)
+    tables = []
+    for seed in SEEDS:
+        rows = errors(simulated_evidence(seed), module)
+        tables.append(pd.DataFrame(rows).assign(seed=seed))
+    table = pd.concat(tables)
+    table.to_csv(HERE / "combinations.csv", index=False, float_format="%.6g")
+    print(table.groupby("seed").mean().round(3).to_string())
+    print(table.drop(columns="seed").mean().round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
