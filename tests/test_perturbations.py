@@ -518,6 +518,24 @@ class TestDoses:
             expected = (1 - share) * of_low + share * of_high
             np.testing.assert_allclose(mean_change(model, cells, dose=dose), expected, atol=1e-9)
 
+    def test_doses_of_test_cells_are_not_known(self, series):
+        """A dose that only test cells had is as much a guess as any other."""
+        cells = series.copy()
+        stimulated = np.flatnonzero((cells.obs["condition"] == "stimulated").to_numpy())
+        doses = cells.obs["dose"].to_numpy(copy=True)
+        doses[stimulated[::10]] = 100.0
+        cells.obs["dose"] = doses
+        test = np.flatnonzero(doses == 100.0)
+        train = np.setdiff1d(np.arange(cells.n_obs), test)
+        SpaPerbModel.setup_anndata(cells, dose_key="dose")
+        model = SpaPerbModel(cells)
+        split = [train, np.array([], dtype=int), test]
+        model.train(1, datasplitter_kwargs={"external_indexing": split}, **QUIET)
+        query = control_of(cells)
+        with pytest.warns(UserWarning, match="doses from 0.1 to 10; .* 100 is a guess"):
+            found = mean_change(model, query, dose=100.0)
+        np.testing.assert_array_equal(found, mean_change(model, query, dose=10.0))
+
     def test_a_measured_dose_in_single_precision_is_measured(self, series):
         cells, single = series.copy(), series.copy()
         single.obs["dose"] = single.obs["dose"].astype("float32")

@@ -49,6 +49,27 @@ HIGH_DISTANCE = 1.25
 others, is warned of."""
 
 
+class Asked(NamedTuple):
+    """Control cells of a context whose change is asked for.
+
+    Attributes
+    ----------
+    profile
+        Profile of its control cells.
+    cells
+        Their components, ``(n, n_components)``.
+    number
+        Number of the training context of its name, ``None`` for a new one.
+    is_control
+        Whether these are control cells, rather than all that there are.
+    """
+
+    profile: Profile
+    cells: FloatArray
+    number: int | None
+    is_control: bool
+
+
 class CellChange(NamedTuple):
     """Change of a context.
 
@@ -166,34 +187,30 @@ class Transfer:
         return cls(evidence, module, of_all, of_alone, state["usual_distance"])
 
     def change(
-        self,
-        profile: Profile,
-        cells: FloatArray,
-        target: Target,
-        number: int | None,
-        is_control: bool,
-        v_delta: FloatArray | None = None,
+        self, asked: Asked, target: Target, v_delta: FloatArray | None = None
     ) -> CellChange:
         """Change of a context.
 
         Parameters
         ----------
-        profile
-            Profile of its control cells.
-        cells
-            Their components, ``(n, n_components)``.
+        asked
+            Its control cells.
         target
             The perturbation.
-        number
-            Number of the training context of its name, ``None`` for a new one.
-        is_control
-            Whether these are control cells, rather than all that there are.
         v_delta
             Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
             all.
         """
-        if not self._is_learned(target):
-            return self._added(profile, cells, target, number, is_control, v_delta)
+        change = (self._attended if self._is_learned(target) else self._added)(asked, target)
+        if v_delta is None:
+            return change
+        drawn = change.mean + change.sigma * ndtri(v_delta).mean(axis=0)
+        # What nothing shows stays silent.
+        return change._replace(mean=np.where(change.mean == 0, 0.0, drawn))
+
+    def _attended(self, asked: Asked, target: Target) -> CellChange:
+        """Change that the networks predict, attending over the evidence."""
+        profile, cells, number, is_control = asked
         evidence = self.evidence
         alike = 1.0 if number is None else evidence.likeness(profile, number)
         doses, shares, rest = self._doses(target)
@@ -213,8 +230,6 @@ class Transfer:
         is_shown = profile.mean != 0
         for description in described:
             is_shown = is_shown | description.shifts.any(axis=0)
-        if v_delta is not None:
-            mean = mean + sigma * ndtri(v_delta).mean(axis=0)
         prior = np.zeros(len(evidence.changes.population))
         for share, relation in zip(shares, relations, strict=True):
             prior[relation.kept] += share * np.exp(relation.log_prior)
@@ -226,42 +241,27 @@ class Transfer:
             profile,
             references,
             weights,
-            self._distance(profile, cells, target, number, alike),
+            self._distance(asked, target, alike),
             is_control,
             alike,
             self.intervals_alone if self._is_alone(number, alike) else self.intervals,
         )
 
-    def _added(
-        self,
-        profile: Profile,
-        cells: FloatArray,
-        target: Target,
-        number: int | None,
-        is_control: bool,
-        v_delta: FloatArray | None,
-    ) -> CellChange:
+    def _added(self, asked: Asked, target: Target) -> CellChange:
         """Change of a combination where none was measured: the sum of its parts' changes.
 
         Networks that saw no example make them too small (``benchmarks/accuracy/combinations.py``).
         """
         parts = [
-            self.change(
-                profile, cells, Target(target.name, p, (p,), target.dose), number, is_control
-            )
-            for p in target.parts
+            self._attended(asked, Target(target.name, p, (p,), target.dose)) for p in target.parts
         ]
-        mean = np.sum([part.mean for part in parts], axis=0)
-        sigma = np.sqrt(np.sum([part.sigma**2 for part in parts], axis=0))
-        if v_delta is not None:
-            mean = np.where(mean == 0, 0.0, mean + sigma * ndtri(v_delta).mean(axis=0))
         return parts[0]._replace(
-            mean=mean,
-            sigma=sigma,
+            mean=np.sum([part.mean for part in parts], axis=0),
+            sigma=np.sqrt(np.sum([part.sigma**2 for part in parts], axis=0)),
             scale=np.sum([part.scale for part in parts], axis=0),
             references=[profile for part in parts for profile in part.references],
             weights=np.concatenate([part.weights for part in parts]) / len(parts),
-            distance=self._distance(profile, cells, target, number, parts[0].alike),
+            distance=self._distance(asked, target, parts[0].alike),
         )
 
     def _is_alone(self, number: int | None, alike: float) -> bool:
@@ -300,9 +300,9 @@ class Transfer:
         profiles = [self.evidence.changes.profile(s) for s in best]
         return profiles, prior[best] / prior[best].sum()
 
-    def _distance(
-        self, profile: Profile, cells: FloatArray, target: Target, number: int | None, alike: float
-    ) -> float:
+    def _distance(self, asked: Asked, target: Target, alike: float) -> float:
+        profile, cells, number, _ = asked
+
         def of(perturbation: int) -> float:
             changes = self.evidence.changes
             here = (self.evidence.context == number) & (changes.perturbation == perturbation)
@@ -336,14 +336,13 @@ class Transfer:
             # Control cells, or all cells of a context if none is known to be one.
             population = 2 * code if 2 * code in survey.profiles else 2 * code + 1
             some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
-            changes[code] = self.change(
+            asked = Asked(
                 survey.profiles[population],
                 self.evidence.project(survey.query.rows(some)),
-                target,
                 code if code < len(self.evidence.names) else None,
                 population % 2 == 0,
-                v_delta,
             )
+            changes[code] = self.change(asked, target, v_delta)
         return changes
 
     def effects(self, n_perturbations: int, dose: float | None) -> FloatArray:

@@ -270,27 +270,17 @@ class Evidence:
         shifts = self.changes.shift[self.whole]
         return float(max((shifts**2).mean(), LEAST_SQUARE)) if len(shifts) else LEAST_SQUARE
 
-    def keep(self, kept: npt.NDArray[np.bool_]) -> Evidence:
-        """Forget all changes but some, ``(S,)``."""
+    def keep(self, kept: npt.NDArray[np.bool_] | IntArray) -> Evidence:
+        """Forget all changes but some: a mask ``(S,)``, or their numbers."""
         changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
         return replace(self, changes=Changes(**changes))
 
     def without_halves(self) -> Evidence:
         """Keep whole contexts alone: halves are only learned from."""
-        p, n = self.populations, int((self.populations.half == WHOLE).sum())
-        populations = Populations(
-            p.context[:n],
-            p.half[:n],
-            p.n[:n],
-            p.mean[:n],
-            p.variance[:n],
-            p.detection[:n],
-            p.error[:n],
-            p.cells[:n],
-            p.correlation[:n, :n],
-        )
-        is_whole = self.populations.half[self.changes.population] == WHOLE
-        return replace(self.keep(is_whole), populations=populations)
+        n = int((self.populations.half == WHOLE).sum())
+        populations = {name: x[:n] for name, x in self.populations._asdict().items()}
+        populations["correlation"] = populations["correlation"][:, :n]
+        return replace(self.keep(self.whole), populations=Populations(**populations))
 
     def project(self, cells: Expression) -> FloatArray:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""

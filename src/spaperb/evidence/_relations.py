@@ -404,9 +404,8 @@ def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
 def others_here(evidence: Evidence, query: Query, kept: IntArray) -> FloatArray:
     """Mean shift of other perturbations in the query's context, as far as it is that, ``(G,)``."""
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
-    of_change = [evidence.parts[p] for p in evidence.changes.perturbation[kept]]
-    is_other = [set(query.parts).isdisjoint(parts) for parts in of_change]
-    others = kept[is_here & is_other]
-    if not len(others):
+    asked, perturbation = set(query.parts), evidence.changes.perturbation
+    others = [s for s in kept[is_here] if asked.isdisjoint(evidence.parts[perturbation[s]])]
+    if not others:
         return np.zeros(evidence.n_genes)
     return query.alike * evidence.changes.shift[others].mean(axis=0)
