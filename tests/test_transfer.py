@@ -6,6 +6,7 @@ import pytest
 from helpers import IN_CONTEXT, QUIET, small_cells, snapshot
 
 from spaperb import SpaPerbModel
+from spaperb.module._in_context import Predicted
 
 CELLS = {"n_cell_types": 4, "n_cells": 40, "n_genes": 150}
 
@@ -78,6 +79,11 @@ def renamed(adata, name):
     return adata
 
 
+def change_of(model, adata):
+    table = model.predict_response(adata).set_index("gene")
+    return table.loc[adata.var_names, "mean_change"].to_numpy()
+
+
 class TestContextOfACell:
     def test_without_a_column_the_neighbours_say(self, model, split):
         control = split[1].copy()
@@ -145,6 +151,20 @@ class TestContextOfACell:
         predicted, measured = predict(model, arms[0]).mean(0), arms[1].X.toarray().mean(0)
         before = arms[0].X.toarray().mean(0)
         assert np.mean((predicted - measured) ** 2) < 0.2 * np.mean((before - measured) ** 2)
+
+    def test_what_was_measured_is_kept_whatever_the_networks_say(self, model, split, monkeypatch):
+        monkeypatch.setattr(model.module, "predict", lambda d: Predicted(0 * d.scale, d.scale))
+        of_type = split[0].obs["cell_type"] == "type_1"
+        stimulated = split[0].obs["condition"] == "stimulated"
+        control = split[0][of_type & ~stimulated].copy()
+        of_arms = [split[0][of_type & stimulated].X.toarray(), control.X.toarray()]
+        measured = of_arms[0].mean(0) - of_arms[1].mean(0)
+        predicted = change_of(model, control)
+        strongest = np.argsort(-np.abs(measured))[:10]
+        assert (predicted[strongest] / measured[strongest] > 0.5).all()
+        # Nothing was measured of cells of another name.
+        with pytest.warns(UserWarning, match="knows none"):
+            np.testing.assert_array_equal(change_of(model, renamed(control, "new")), 0)
 
 
 class TestACellTypeIsItsCells:

@@ -9,6 +9,7 @@ the table of README.md. `--folds DIR` keeps finished folds.
 """
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,52 +20,60 @@ from reading import log_normalised
 from weights import without
 
 from spaperb.benchmark import Method, SpaPerb, benchmark, summary
+from spaperb.evidence import relate
 from spaperb.evidence._relations import Relation
 
-EPISODES = "spaperb.evidence._episodes"
-GIVEN = "spaperb.evidence._relations.Relation.best"
-"""All relations that networks are given go through this method, in training and in prediction."""
+TWINS = "spaperb.evidence._episodes.TWINS"
+ALL_KEPT = "spaperb.evidence._episodes.ALL_KEPT"
+GIVEN = ("spaperb.evidence._relations.relate", "spaperb.transfer.relate")
+"""All relations that networks are given come from here, in training and in prediction."""
 METRICS = {"pearson_delta": (1, 3), "mse_mean": (1e3, 1)}
 """Factor and digits in the table."""
 
-best = Relation.best
 
-
-def without_prior(relation: Relation, n: int) -> Relation:
+def without_prior(*args: Any) -> Relation:
     """Give each piece of evidence the same prior weight."""
-    given = best(relation, n)
+    given = relate(*args)
     return given._replace(log_prior=np.full(len(given.kept), -np.log(len(given.kept))))
 
 
-def without_relations(relation: Relation, n: int) -> Relation:
+def without_relations(*args: Any) -> Relation:
     """Leave out how the evidence relates to the query, but for the prior weights."""
-    given = best(relation, n)
+    given = relate(*args)
     return given._replace(relations=np.zeros_like(given.relations))
 
 
 class Changed:
-    """A model that is trained and asked while a name of the package has another value.
+    """A model that is trained and asked while names of the package have another value.
 
     Parameters
     ----------
     method
         The model.
-    name, value
-        The name, with its module, and the value.
+    value
+        The value.
+    *names
+        The names, with their modules.
     """
 
-    def __init__(self, method: Method, name: str, value: Any):
-        self.method, self.name, self.value = method, name, value
+    def __init__(self, method: Method, value: Any, *names: str):
+        self.method, self.value, self.names = method, value, names
+
+    def _changed(self) -> ExitStack:
+        stack = ExitStack()
+        for name in self.names:
+            stack.enter_context(mock.patch(name, self.value))
+        return stack
 
     def fit(self, adata, **setup):
         """Train."""
-        with mock.patch(self.name, self.value):
+        with self._changed():
             self.method.fit(adata, **setup)
         return self
 
     def predict(self, adata_control):
         """Predict."""
-        with mock.patch(self.name, self.value):
+        with self._changed():
             return self.method.predict(adata_control)
 
 
@@ -81,10 +90,10 @@ def variants() -> dict[str, Method]:
         "from scratch, not trained": SpaPerb(still, pretrained=False),
         "from scratch, no latent loss": SpaPerb(pretrained=False, latent_weight=0.0),
         "from scratch, one network": SpaPerb(pretrained=False, n_networks=1),
-        "from scratch, no twins": Changed(scratch, f"{EPISODES}.TWINS", 0.0),
-        "from scratch, all evidence kept": Changed(scratch, f"{EPISODES}.ALL_KEPT", 1.0),
-        "from scratch, no prior": Changed(scratch, GIVEN, without_prior),
-        "from scratch, no relations": Changed(scratch, GIVEN, without_relations),
+        "from scratch, no twins": Changed(scratch, 0.0, TWINS),
+        "from scratch, all evidence kept": Changed(scratch, 1.0, ALL_KEPT),
+        "from scratch, no prior": Changed(scratch, without_prior, *GIVEN),
+        "from scratch, no relations": Changed(scratch, without_relations, *GIVEN),
     }
 
 

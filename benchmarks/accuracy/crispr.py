@@ -129,6 +129,7 @@ def main() -> None:
         "file", type=Path, help="log-normalised, with obs perturbation and cell_line"
     )
     parser.add_argument("--task", choices=["pairs", "targets"], required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=Path)
     parser.add_argument("--only", nargs="+", metavar="METHOD")
     parser.add_argument("--n-jobs", type=int, default=2)
@@ -137,9 +138,8 @@ def main() -> None:
     known = METHODS[args.task]
     methods = {name: known[name] for name in args.only or known}
     cells = ad.read_h5ad(args.file)
-    results = run(
-        cells, methods, held_out="cell_line", n_jobs=args.n_jobs, folder=args.folds, **SETUP
-    )
+    how = {"seeds": args.seeds, "n_jobs": args.n_jobs, "folder": args.folds, **SETUP}
+    results = run(cells, methods, held_out="cell_line", **how)
     stay = set(known) - set(methods)
     report.write(results, f"crispr_{args.task}", ["pearson_delta", "mse_mean"], stay)
 

@@ -13,6 +13,7 @@ from spaperb.evidence import (
     Query,
     describe,
     relate,
+    shrunk,
 )
 from spaperb.evidence._relations import (
     LEAST_SHARE,
@@ -387,3 +388,27 @@ def test_the_base_of_logarithms_changes_nothing_that_networks_see(cells, evidenc
         np.testing.assert_allclose(based.pop(name), unit * natural.pop(name), atol=1e-6)
     for name in natural:
         np.testing.assert_allclose(based[name], natural[name], atol=1e-5, err_msg=name)
+
+
+class TestShrunk:
+    measured = np.array([3.0, 0.1, -0.1, 0.0])
+
+    def test_within_the_noise_it_is_what_the_networks_say(self):
+        towards = np.array([2.9, 0.0, 0.0, 0.0])
+        np.testing.assert_allclose(shrunk(self.measured, np.full(4, 0.2), towards), towards)
+
+    def test_one_sure_gene_is_kept_and_the_noise_of_others_is_shrunk(self):
+        error = np.array([0.1, 0.2, 0.2, 0.2])
+        got = shrunk(self.measured, error, np.zeros(4))
+        assert abs(got[0] - 3.0) <= 0.15 + 1e-12
+        assert np.abs(got[1:]).max() < 0.1
+
+    def test_factor_of_james_and_stein(self):
+        error, towards = np.full(4, 0.1), self.measured + 0.15
+        expected = self.measured + 0.1**2 / 0.15**2 * 0.15
+        np.testing.assert_allclose(shrunk(self.measured, error, towards), expected)
+
+    def test_without_error_the_measurement_stays(self):
+        got = shrunk(self.measured, np.zeros(4), np.zeros(4))
+        np.testing.assert_array_equal(got, self.measured)
+        np.testing.assert_array_equal(shrunk(self.measured, np.zeros(4), self.measured), got)

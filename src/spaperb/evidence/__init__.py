@@ -22,6 +22,7 @@ from spaperb.evidence._relations import (
     describe_related,
     dose_shares,
     relate,
+    shrunk,
 )
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "make_episode",
     "make_folds",
     "relate",
+    "shrunk",
 ]

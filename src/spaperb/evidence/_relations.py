@@ -55,6 +55,9 @@ LEAST_ERROR = 0.03
 """Added to standard errors where they weigh: cells that agree by chance are not certain."""
 MAX_PIECES = 32
 """Pieces of evidence that a query is described by, those with the greatest prior weights."""
+N_ERRORS = 1.5
+"""Standard errors that a measured change is shrunk by at most."""
+TINY = 1e-300
 NO_TARGET = -1
 """In place of the number of a perturbation that is not asked for."""
 
@@ -409,3 +412,13 @@ def others_here(evidence: Evidence, query: Query, kept: IntArray) -> FloatArray:
     if not others:
         return np.zeros(evidence.n_genes)
     return query.alike * evidence.changes.shift[others].mean(axis=0)
+
+
+def shrunk(measured: FloatArray, error: FloatArray, towards: FloatArray) -> FloatArray:
+    """Shrink a measured change, ``(G,)``, as far as its standard errors leave room.
+
+    By the factor of James and Stein, and no gene by more than N_ERRORS standard errors.
+    """
+    distance = max(((towards - measured) ** 2).sum(), TINY)
+    moved = min(1.0, (error**2).sum() / distance) * (towards - measured)
+    return measured + np.clip(moved, -N_ERRORS * error, N_ERRORS * error)
