@@ -28,12 +28,12 @@ from simulated import simulated_evidence
 from torch.utils.data import DataLoader
 
 from spaperb.data._episodes import N_FIRST, N_GENES, Episodes, EpisodeSampler
-from spaperb.dataloaders import N_BATCHES
+from spaperb.data._perturbations import Perturbations
+from spaperb.data._splitters import N_BATCHES
 from spaperb.evidence import Evidence, draw
 from spaperb.module import InContextModule
 from spaperb.nn import Constants, shipped_weights, write_weights
-from spaperb.perturbations import Perturbations
-from spaperb.train import InContextTrainingPlan
+from spaperb.train._plan import InContextTrainingPlan
 
 HERE = Path(__file__).parent
 LEAST_CELLS = 20

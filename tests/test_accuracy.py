@@ -3,8 +3,8 @@
 import pytest
 
 from spaperb import datasets
-from spaperb.baselines import BASELINES
-from spaperb.benchmark import SpaPerb, benchmark
+from spaperb.evaluation.baselines import BASELINES
+from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
 OURS = SpaPerb({"max_epochs": 5})
 CONTEXTS = ["type_0", "type_1", "type_2", "type_3"]

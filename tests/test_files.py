@@ -12,7 +12,7 @@ import pytest
 import zarr
 from helpers import small_cells
 
-from spaperb.files import (
+from spaperb._files import (
     check_annotations,
     check_writable,
     read_cells,
@@ -151,7 +151,7 @@ class TestFolders:
         """Before and after each rename, and before the old one is deleted."""
         code = (
             "import os, shutil, sys, tempfile; from pathlib import Path\n"
-            "from spaperb.files import written_whole\n"
+            "from spaperb._files import written_whole\n"
             "at, calls = int(sys.argv[2]), 0\n"
             "def killed(function):\n"
             "    def call(*args, **kwargs):\n"

@@ -696,7 +696,7 @@ def check_prediction(handed: Handed, query: ad.AnnData) -> np.ndarray:
     """Check the fields that a prediction wrote, and its values, which it returns."""
     _, _, model, before, asked = handed
     (key,) = set(query.layers) - set(before.layers)
-    added = {f"X_{key}", spaperb.model.DELTA_KEY} if asked["latent"] else set()
+    added = {f"X_{key}", "X_spaperb_delta"} if asked["latent"] else set()
     check_unchanged(before, query, layers={key}, obsm=added, uns={"spaperb"})
     assert set(query.obsm) == set(before.obsm) | added
     assert {**before.uns.get("spaperb", {}), key: query.uns["spaperb"][key]} == query.uns[

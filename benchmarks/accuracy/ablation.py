@@ -19,13 +19,13 @@ import report
 from reading import log_normalised
 from weights import without
 
-from spaperb.benchmark import Method, SpaPerb, benchmark, summary
+from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark, summary
 from spaperb.evidence import relate
 from spaperb.evidence._relations import Relation
 
 TWINS = "spaperb.evidence._episodes.TWINS"
 ALL_KEPT = "spaperb.evidence._episodes.ALL_KEPT"
-GIVEN = ("spaperb.evidence._relations.relate", "spaperb.transfer.relate")
+GIVEN = ("spaperb.evidence._relations.relate", "spaperb.model._transfer.relate")
 """All relations that networks are given come from here, in training and in prediction."""
 METRICS = {"pearson_delta": (1, 3), "mse_mean": (1e3, 1)}
 """Factor and digits in the table."""

@@ -18,7 +18,7 @@ import pandas as pd
 from reading import log_normalised
 
 from spaperb import metrics
-from spaperb.benchmark import Task, make_fold
+from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.populations import dense
 
 HERE = Path(__file__).parent

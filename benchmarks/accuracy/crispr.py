@@ -21,8 +21,8 @@ import report
 from weights import without
 
 from spaperb import baselines, populations
-from spaperb.baselines import BASELINES
-from spaperb.benchmark import SpaPerb, benchmark
+from spaperb.evaluation.baselines import BASELINES
+from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
 HIDDEN_PAIRS = [
     "KLF1+MAP2K6",

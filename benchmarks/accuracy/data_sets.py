@@ -18,8 +18,8 @@ import report
 from reading import log_normalised
 from weights import FOLDER, without
 
-from spaperb.baselines import BASELINES
-from spaperb.benchmark import SpaPerb, benchmark, summary
+from spaperb.evaluation.baselines import BASELINES
+from spaperb.evaluation.benchmark import SpaPerb, benchmark, summary
 
 LISTED = FOLDER.parent / "data_sets.csv"
 LEAST_CELLS = 20

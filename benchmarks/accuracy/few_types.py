@@ -18,8 +18,8 @@ import report
 from reading import log_normalised
 from weights import without
 
-from spaperb.baselines import BASELINES
-from spaperb.benchmark import SpaPerb, benchmark, summary
+from spaperb.evaluation.baselines import BASELINES
+from spaperb.evaluation.benchmark import SpaPerb, benchmark, summary
 
 LEAST_HIDDEN, LEAST_TRAINING = 50, 30
 N_DRAWS = 2

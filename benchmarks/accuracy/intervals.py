@@ -21,7 +21,7 @@ from reading import log_normalised
 from weights import without
 
 from spaperb import SpaPerbModel, datasets, metrics
-from spaperb.benchmark import Fold, Task, make_fold
+from spaperb.evaluation.benchmark import Fold, Task, make_fold
 from spaperb.populations import mean_expression, variance
 
 HERE = Path(__file__).parent

@@ -15,8 +15,8 @@ import report
 from reading import log_normalised
 from weights import without
 
-from spaperb.baselines import BASELINES, OwnTypeShift
-from spaperb.benchmark import SpaPerb, benchmark
+from spaperb.evaluation.baselines import BASELINES, OwnTypeShift
+from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
 
 def main() -> None:

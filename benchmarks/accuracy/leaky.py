@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from reading import log_normalised
 
 from spaperb import SpaPerbModel, metrics
-from spaperb.benchmark import Task, make_fold
+from spaperb.evaluation.benchmark import Task, make_fold
 
 HERE = Path(__file__).parent
 MIN_CELLS = 50

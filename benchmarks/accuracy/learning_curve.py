@@ -21,8 +21,8 @@ import report
 from reading import log_normalised
 from weights import without
 
-from spaperb.baselines import KNNShift, OwnTypeShift
-from spaperb.benchmark import Method, SpaPerb, benchmark
+from spaperb.evaluation.baselines import KNNShift, OwnTypeShift
+from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 N_CONTEXTS = {"cell_type": (1, 2, 3, 4, 6), "donor": (1, 2, 3, 5, 7)}

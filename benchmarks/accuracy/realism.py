@@ -19,8 +19,8 @@ from reading import log_normalised
 from weights import without
 
 from spaperb import SpaPerbModel, baselines, metrics
-from spaperb.benchmark import Task, make_fold
 from spaperb.cells import CountChange, Sample, order_of
+from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.populations import dense, dispersion, fit_projection, project, rate, scale_of, size_of
 
 HERE = Path(__file__).parent

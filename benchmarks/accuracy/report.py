@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from spaperb import pl
-from spaperb.benchmark import summary
+from spaperb.evaluation.benchmark import summary
 
 HERE = Path(__file__).parent
 

@@ -16,7 +16,7 @@ import report
 import scvi
 from reading import log_normalised
 
-from spaperb.benchmark import benchmark
+from spaperb.evaluation.benchmark import benchmark
 
 
 class ScGen:

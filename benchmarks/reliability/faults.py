@@ -39,9 +39,9 @@ import record
 import scvi
 import torch
 
-from spaperb import SpaPerbModel, datasets, files, pl
-from spaperb import __main__ as cli
-from spaperb.files import written_whole
+from spaperb import SpaPerbModel, cli, datasets, pl
+from spaperb import _files as files
+from spaperb._files import written_whole
 
 NOBODY = 65534
 PAUSE = 0.05
@@ -135,7 +135,7 @@ def write_letters(path: Path, letter: str, n: int, barrier: Any) -> None:
 # In the attacker.
 
 CONTEXT = get_context("forkserver")  # new processes with the imports done
-CONTEXT.set_forkserver_preload(["spaperb.__main__"])
+CONTEXT.set_forkserver_preload(["spaperb.cli"])
 
 
 class Child:

@@ -21,8 +21,8 @@ import scvi
 from throughput import Clock
 
 from spaperb import SpaPerbModel
-from spaperb.benchmark import Task, make_fold
-from spaperb.metrics import pearson_delta
+from spaperb.evaluation.benchmark import Task, make_fold
+from spaperb.evaluation.metrics import pearson_delta
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "accuracy"))

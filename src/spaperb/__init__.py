@@ -2,8 +2,9 @@
 
 from importlib.metadata import version
 
-from spaperb import baselines, benchmark, datasets, metrics, pl, populations
-from spaperb.disk import read_mapped
+from spaperb import datasets, pl, populations
+from spaperb.data import read_mapped
+from spaperb.evaluation import baselines, benchmark, metrics
 from spaperb.model import SpaPerbModel
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Names of types that several modules share."""
+"""Names of types, and of the arms of cells, that several rooms share."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ Expression: TypeAlias = Any
 IntArray: TypeAlias = npt.NDArray[np.int64]
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+CONTROL, STIMULATED, NEITHER = 0, 1, -1
+"""What a cell's condition makes of it (its *arm*): the values of the ``arms`` arrays.
+
+Cells of further perturbations have the arms STIMULATED + 1, STIMULATED + 2, ...
+"""

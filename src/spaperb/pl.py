@@ -23,9 +23,10 @@ from matplotlib.ticker import MaxNLocator
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from spaperb import metrics, populations
+from spaperb import populations
+from spaperb._files import written_whole
 from spaperb._types import Expression
-from spaperb.files import written_whole
+from spaperb.evaluation import metrics
 
 PALETTE = ["#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
 """Colours of Okabe and Ito (2008)."""
@@ -231,7 +232,7 @@ def benchmark(
     Parameters
     ----------
     results
-        Output of :func:`spaperb.benchmark.benchmark`.
+        Output of :func:`spaperb.evaluation.benchmark.benchmark`.
     metric
         Metric to show; one with a floor-to-ceiling scale, so not ``"variance_ratio"``.
     title

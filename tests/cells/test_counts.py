@@ -8,8 +8,8 @@ from helpers import IN_CONTEXT, QUIET, even, snapshot
 from scipy import stats
 
 from spaperb import SpaPerbModel, datasets
-from spaperb.benchmark import Task, make_fold
 from spaperb.cells import CountChange, Sample
+from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.populations import dispersion, rate, scale_of, size_of
 
 TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from spaperb.cells import CellMaker, PopulationChange, Survey
+from spaperb.data._query import Query
 from spaperb.populations import Profile
-from spaperb.prediction import Query
 
 GENES = 40
 
@@ -108,8 +108,8 @@ def test_chunks_and_formats_do_not_show(how, monkeypatch):
     expected = make(x, change, how, populations, counts)
     same = make(sparse.csr_matrix(x), change, how, populations, sparse.csr_matrix(counts))
     np.testing.assert_array_equal(same, expected)
-    monkeypatch.setattr("spaperb.prediction.CHUNK_VALUES", 7 * GENES)
-    monkeypatch.setattr("spaperb.disk.BLOCK_VALUES", 90 * GENES)
+    monkeypatch.setattr("spaperb.data._query.CHUNK_VALUES", 7 * GENES)
+    monkeypatch.setattr("spaperb.data._disk.BLOCK_VALUES", 90 * GENES)
     np.testing.assert_array_equal(make(x, change, how, populations, counts), expected)
 
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from spaperb._types import CONTROL, NEITHER
 from spaperb.evidence import Changes, Evidence, Populations
 from spaperb.evidence._measured import log_level
-from spaperb.pairing import CONTROL, NEITHER
 
 N_GENES = 12
 

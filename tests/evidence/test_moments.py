@@ -4,9 +4,9 @@ from helpers import context_arrays, small_cells
 from scipy import sparse
 
 from spaperb import datasets
+from spaperb._types import NEITHER
 from spaperb.evidence import Evidence
 from spaperb.evidence._moments import MAX_DOSES
-from spaperb.pairing import NEITHER
 from spaperb.populations import Profile
 
 

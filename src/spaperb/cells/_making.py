@@ -16,7 +16,7 @@ from spaperb.cells._order import GRID, Part, Survey, order_of, ranks_of
 from spaperb.populations import TINY, Profile, scale_of, size_of
 
 if TYPE_CHECKING:
-    from spaperb.prediction import Cells, Query
+    from spaperb.data import Cells, Query
 
 MAX_SOLVED, N_SOLVED = 2000, 500
 """The rates of counts are found on all cells of a population, or on so many of a larger one."""

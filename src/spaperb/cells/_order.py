@@ -24,7 +24,7 @@ from spaperb._types import FloatArray, IntArray
 from spaperb.populations import Profile
 
 if TYPE_CHECKING:
-    from spaperb.prediction import Cells, Query
+    from spaperb.data import Cells, Query
 
 N_ROUNDS = 4
 """Rounds of mixing. With two the orders of two genes still go together in small populations."""

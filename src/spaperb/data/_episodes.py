@@ -13,14 +13,11 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from spaperb._types import IntArray
+from spaperb._messages import listed, warn
+from spaperb._types import NEITHER, IntArray
+from spaperb.data._registry import DOSE_KEY, perturbations_of, registered_codes
 from spaperb.data._scale import log_base
-from spaperb.dataloaders import (
-    N_BATCHES,
-    StratifiedSplitter,
-    perturbations_of,
-    registered_codes,
-)
+from spaperb.data._splitters import N_BATCHES, StratifiedSplitter
 from spaperb.evidence import (
     Episode,
     Evidence,
@@ -30,11 +27,7 @@ from spaperb.evidence import (
     make_episode,
     make_folds,
 )
-from spaperb.module import DOSE_KEY
-from spaperb.nn import Constants
-from spaperb.nn._genes import tensors
-from spaperb.pairing import NEITHER
-from spaperb.validation import listed, warn
+from spaperb.nn import Constants, tensors
 
 N_GENES = 512
 """Genes of an episode: more cost time and change nothing."""
@@ -93,7 +86,7 @@ class EpisodeSplitter(StratifiedSplitter):
     Parameters
     ----------
     adata_manager, **kwargs
-        As for :class:`~spaperb.dataloaders.StratifiedSplitter`; ``batch_size`` counts the episodes
+        As for :class:`~spaperb.data.StratifiedSplitter`; ``batch_size`` counts the episodes
         of each network in a minibatch.
     n_networks
         Number of networks.

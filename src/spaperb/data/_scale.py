@@ -20,10 +20,11 @@ from anndata.compat import DaskArray
 from scipy import sparse
 from scvi.utils import track
 
+from spaperb._messages import warn
 from spaperb._types import Expression, FloatArray, IntArray
-from spaperb.disk import in_memory
+from spaperb.data._anndata import expression_matrix
+from spaperb.data._disk import in_memory
 from spaperb.populations import dense
-from spaperb.validation import expression_matrix, warn
 
 NORMALISE_ADVICE = "sc.pp.normalize_total(adata, target_sum=1e4) and then sc.pp.log1p(adata)"
 

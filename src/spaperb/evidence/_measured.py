@@ -11,9 +11,8 @@ import numpy.typing as npt
 from scipy import sparse
 from sklearn.decomposition import PCA
 
-from spaperb._types import Expression, FloatArray, IntArray
+from spaperb._types import CONTROL, NEITHER, STIMULATED, Expression, FloatArray, IntArray
 from spaperb.evidence._moments import Measured, Measuring, Noise
-from spaperb.pairing import CONTROL, NEITHER, STIMULATED
 from spaperb.populations import Profile, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0

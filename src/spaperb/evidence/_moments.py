@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from scvi.utils import track
 
-from spaperb._types import Expression, FloatArray, IntArray
-from spaperb.pairing import CONTROL, STIMULATED
+from spaperb._types import CONTROL, STIMULATED, Expression, FloatArray, IntArray
 from spaperb.populations import Profile
 
 MIN_MEASURED = 3

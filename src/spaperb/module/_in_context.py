@@ -14,8 +14,7 @@ from torch.nn.functional import smooth_l1_loss
 
 from spaperb._types import FloatArray
 from spaperb.evidence import Description, Episode
-from spaperb.nn import Constants, InContextNetwork
-from spaperb.nn._genes import tensors
+from spaperb.nn import Constants, InContextNetwork, tensors
 
 BLOCK = 200_000
 """Pairs of a gene and a piece of evidence predicted at a time: some 100 MB."""

@@ -13,15 +13,9 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import mse_loss, smooth_l1_loss
 
+from spaperb._messages import check_choice
+from spaperb.data import CONDITION_KEY, DOSE_KEY, Target
 from spaperb.nn import Decoder, DeltaEncoder, Encoder, PerturbationEmbedding
-from spaperb.perturbations import Target
-from spaperb.validation import check_choice
-
-CONDITION_KEY = "condition"
-"""Registry key of the condition column (not scvi-tools' batch: a batch is another thing)."""
-
-DOSE_KEY = "dose"
-"""Registry key of the dose column."""
 
 CRITERIA: dict[str, Callable[..., torch.Tensor]] = {
     "smooth_l1": smooth_l1_loss,

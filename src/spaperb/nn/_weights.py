@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from spaperb._messages import listed
 from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
 from spaperb.nn._genes import Constants, InContextNetwork
-from spaperb.validation import listed
 
 FORMAT = 1
 """Version of the format: a file of a higher one is refused."""

@@ -1,0 +1,1 @@
+"""How predictions are judged: scores, network-free baselines, contexts left out. For any model."""

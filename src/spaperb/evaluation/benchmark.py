@@ -1,0 +1,480 @@
+"""Leave-one-context-out: hide a context's stimulated cells, predict them, score, for any method.
+
+A *method* is any object with two calls::
+
+    fit(adata, *, held_out, condition_key, control, stimulated, labels_key, seed)
+    predict(adata_control) -> array (n_control_cells, n_genes)
+
+``fit`` gets the training cells and, as keywords, the names of their obs columns and a seed; take what you
+need and the rest as ``**setup``. The hidden cells never reach a method: what it gets is a new AnnData,
+copied from the other cells alone. Everything in :data:`spaperb.evaluation.baselines.BASELINES` is a method, and
+:class:`SpaPerb` makes one of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import anndata as ad
+import joblib
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scvi
+from anndata import AnnData
+from scipy import sparse
+from scvi.utils import track
+
+from spaperb import populations
+from spaperb._files import written_whole
+from spaperb._messages import listed
+from spaperb._types import Expression
+from spaperb.data import (
+    MOST_LOG,
+    check_column,
+    check_one_stimulus,
+    expression_matrix,
+    is_log_normalised,
+)
+from spaperb.evaluation import metrics
+from spaperb.model import SpaPerbModel
+
+MIN_CELLS = 10
+"""Fewer cells in a condition give scores of noise."""
+
+FLOOR, CEILING = "floor", "ceiling"
+
+
+class Method(Protocol):
+    """Anything that predicts stimulated cells from control cells."""
+
+    @property
+    def fit(self) -> Callable[..., Any]:
+        """Learn from training cells."""
+
+    def predict(self, adata_control: AnnData) -> np.ndarray:
+        """Return predicted expression of control cells, ``(n, G)``."""
+
+
+class SpaPerb:
+    """:class:`spaperb.SpaPerbModel` as a method of the benchmark.
+
+    Parameters
+    ----------
+    train_kwargs
+        Arguments of :meth:`spaperb.SpaPerbModel.train`.
+    all_perturbations
+        Whether to learn from the other perturbations in the training cells too.
+    **model_kwargs
+        Arguments of :class:`spaperb.SpaPerbModel`.
+    """
+
+    def __init__(
+        self,
+        train_kwargs: Mapping[str, Any] | None = None,
+        all_perturbations: bool = False,
+        **model_kwargs: Any,
+    ):
+        self.train_kwargs = dict(train_kwargs or {})
+        self.all_perturbations = all_perturbations
+        self.model_kwargs = model_kwargs
+
+    def fit(
+        self,
+        adata: AnnData,
+        *,
+        condition_key: str,
+        control: Any,
+        stimulated: Any | None,
+        labels_key: str,
+        seed: int,
+        **setup: Any,
+    ) -> SpaPerb:
+        """Set up and train a model; pairs are within ``labels_key``, whatever is held out."""
+        with _quiet():
+            scvi.settings.seed = seed
+        SpaPerbModel.setup_anndata(
+            adata,
+            condition_key=condition_key,
+            control=control,
+            stimulated=None if self.all_perturbations else stimulated,
+            labels_key=labels_key,
+        )
+        self.perturbation = stimulated
+        self.model = SpaPerbModel(adata, **self.model_kwargs)
+        with _quiet():
+            self.model.train(**{"enable_progress_bar": False, **self.train_kwargs})
+        # Or scvi-tools keeps the cells of every fold until the process ends.
+        self.model.deregister_manager(adata)
+        return self
+
+    def predict(self, adata_control: AnnData) -> np.ndarray:
+        """Predict the control cells."""
+        return np.asarray(
+            self.model.predict_stimulated(adata_control, self.perturbation, inplace=False)
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is hidden and how cells are told apart: the arguments of :func:`benchmark`."""
+
+    held_out: str
+    condition_key: str
+    control: Any
+    stimulated: Any | None
+    labels_key: str
+    n_top_genes: int | None
+    n_splits: int
+
+    def setup(self, seed: int) -> dict[str, Any]:
+        """Keywords of a method's ``fit``."""
+        keys = ("held_out", "condition_key", "control", "stimulated", "labels_key")
+        return {**{key: getattr(self, key) for key in keys}, "seed": seed}
+
+    def arms(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
+        """Masks of the control and of the stimulated cells."""
+        condition = adata.obs[self.condition_key].to_numpy()
+        is_control = condition == self.control
+        return is_control, (
+            ~is_control if self.stimulated is None else condition == self.stimulated
+        )
+
+
+class Fold(NamedTuple):
+    """One context's cells: what methods may see, and apart from it the hidden cells."""
+
+    train: AnnData
+    control: AnnData
+    real: Expression
+
+
+def benchmark(
+    adata: AnnData,
+    methods: Mapping[str, Method],
+    *,
+    held_out: str = "cell_type",
+    condition_key: str = "condition",
+    control: Any = "control",
+    stimulated: Any | None = None,
+    labels_key: str = "cell_type",
+    contexts: Sequence[Any] | None = None,
+    min_cells: int = 50,
+    n_top_genes: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    n_splits: int = metrics.N_SPLITS,
+    n_jobs: int | None = None,
+    folder: str | Path | None = None,
+) -> pd.DataFrame:
+    """Hide each context's stimulated cells in turn and score every method's prediction of them.
+
+    Parameters
+    ----------
+    adata
+        Cells with log-normalised ``X``. Normalise each cell by itself (to a fixed total), so that
+        nothing of the hidden cells is in the others.
+    methods
+        Methods by name. Each fold trains a deep copy.
+    held_out
+        Column of ``adata.obs`` with the contexts: cell types, donors, cell lines, ...
+    condition_key
+        Column of ``adata.obs`` that tells control from stimulated cells.
+    control
+        Value of control cells in that column.
+    stimulated
+        Value of stimulated cells; ``None`` if there is only one beside the control. Cells with further
+        values stay in the training cells.
+    labels_key
+        Column of ``adata.obs`` with the cell type.
+    contexts
+        Contexts to hide; ``None`` for all with at least ``min_cells`` in both conditions.
+    min_cells
+        Cells in both conditions that a context must have to be hidden by default, at least 10.
+    n_top_genes
+        Number of genes to keep, the most variable (scanpy's ``"seurat"`` flavour) of the training
+        cells of each fold; ``None`` for all.
+    seeds
+        Seeds; every method is run with each.
+    n_splits
+        Random splits of the real cells for the ceiling.
+    n_jobs
+        Folds to run at once, as joblib counts; ``joblib.parallel_config`` chooses where (a dask or
+        Ray cluster, say).
+    folder
+        Folder for one small file a finished fold. A restarted run takes what is there, as long as
+        data, task and method are the same, and runs the rest; failed folds are run again.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each context, method, seed and metric: ``context``, ``method``, ``seed``, ``metric``,
+        ``value``, ``floor``, ``ceiling``, ``scaled`` (0 at the floor, 1 at the ceiling),
+        ``n_control``, ``n_stimulated``, ``seconds`` (training and prediction), ``error``. A fold that
+        failed has its error, and NaN for values.
+
+    Raises
+    ------
+    ValueError
+        If columns, conditions or contexts are wrong, a context has fewer than 10 cells in a
+        condition, or genes are to be chosen and ``X`` is not log-normalised.
+    """
+    task = Task(held_out, condition_key, control, stimulated, labels_key, n_top_genes, n_splits)
+    contexts = _contexts(adata, task, contexts, min_cells)
+    chooses = n_top_genes is not None and n_top_genes < adata.n_vars
+    if chooses and not is_log_normalised(expression_matrix(adata, None)):
+        raise ValueError(
+            "`n_top_genes` chooses genes by log-normalised expression, and X holds other values: "
+            f"counts, negative ones (as after scaling) or some above {MOST_LOG}. Put log-normalised "
+            "expression into X (from raw, say: `adata.X = adata.raw[:, adata.var_names].X`), or "
+            "choose the genes before and leave `n_top_genes` out."
+        )
+    if taken := {FLOOR, CEILING} & set(methods):
+        raise ValueError(f"These names of methods are taken by the benchmark: {listed(taken)}.")
+    cells = _plain(adata, np.ones(adata.n_obs, dtype=bool))
+    data = joblib.hash([task, version("spaperb"), cells.X, cells.obs, cells.var_names.to_numpy()])
+
+    runs: list[tuple[Any, str, Method | None, int]]
+    runs = [(context, limit, None, 0) for context in contexts for limit in (FLOOR, CEILING)]
+    runs += [
+        (context, name, method, seed)
+        for context in contexts
+        for name, method in methods.items()
+        for seed in seeds
+    ]
+    files = [_file(folder, data, *run) for run in runs]
+    done = [_read(file) for file in files]
+    todo = [i for i, row in enumerate(done) if row is None]
+    rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
+        joblib.delayed(_run)(i, cells, task, *runs[i]) for i in todo
+    )
+    for i, row in track(rows, description="Folds", total=len(todo), disable=not todo):
+        done[i] = row
+        _write(row, files[i])
+    return _tidy([row for row in done if row is not None])
+
+
+def summary(results: pd.DataFrame, value: str = "value") -> pd.DataFrame:
+    """Average results over contexts: the mean of each context's median over seeds.
+
+    Parameters
+    ----------
+    results
+        Output of :func:`benchmark`.
+    value
+        Column to average, ``"value"`` or ``"scaled"``.
+
+    Returns
+    -------
+    pandas.DataFrame
+        For each method and metric ``mean``; ``spread``, the standard deviation over seeds of the mean
+        over contexts (NaN with one seed); ``worst`` and ``best``, the lowest and the highest of the
+        contexts' medians; ``n_failed``, the folds that failed, which the means leave out.
+    """
+    keys = ["method", "metric"]
+    by_context = results.groupby([*keys, "context"], sort=False)[value].median()
+    by_seed = results.groupby([*keys, "seed"], sort=False)[value].mean()
+    return pd.DataFrame(
+        {
+            "mean": by_context.groupby(keys, sort=False).mean(),
+            "spread": by_seed.groupby(keys, sort=False).std(),
+            "worst": by_context.groupby(keys, sort=False).min(),
+            "best": by_context.groupby(keys, sort=False).max(),
+            "n_failed": results["error"]
+            .notna()
+            .groupby([results[k] for k in keys], sort=False)
+            .sum(),
+        }
+    ).reset_index()
+
+
+def make_fold(adata: AnnData, context: Any, task: Task) -> Fold:
+    """Split cells into those a method may see and the hidden ones, with genes of the former.
+
+    Parameters
+    ----------
+    adata
+        All cells.
+    context
+        Context whose stimulated cells are hidden.
+    task
+        The task.
+    """
+    is_control, is_stimulated = task.arms(adata)
+    in_context = adata.obs[task.held_out].to_numpy() == context
+    hidden = in_context & is_stimulated
+    train = _plain(adata, ~hidden)
+    if task.n_top_genes is not None and task.n_top_genes < adata.n_vars:
+        chosen = sc.pp.highly_variable_genes(
+            train, flavor="seurat", n_top_genes=task.n_top_genes, inplace=False
+        )["highly_variable"].to_numpy()
+    else:
+        chosen = np.ones(adata.n_vars, dtype=bool)
+    train = train[:, chosen].copy()
+    control = train[(in_context & is_control)[~hidden]].copy()
+    return Fold(train, control, adata.X[hidden][:, chosen])
+
+
+def _plain(adata: AnnData, rows: np.ndarray) -> AnnData:
+    """Copy rows of X, layers and obs; everything else may have been computed with hidden cells."""
+    x = expression_matrix(adata, None)
+    obs = adata.obs[rows].copy()
+    for key in obs.columns[obs.dtypes == "category"]:
+        obs[key] = obs[key].cat.remove_unused_categories()
+    return ad.AnnData(
+        x[rows].tocsr() if sparse.issparse(x) else x[rows].copy(),
+        obs=obs,
+        var=pd.DataFrame(index=adata.var_names.copy()),
+        # anndata 0.13 has X among the layers, named None.
+        layers={k: layer[rows].copy() for k, layer in adata.layers.items() if k is not None},
+    )
+
+
+def _contexts(
+    adata: AnnData, task: Task, contexts: Sequence[Any] | None, min_cells: int
+) -> list[Any]:
+    """Contexts to hide, each with enough cells in both conditions."""
+    for argument in ("condition_key", "labels_key", "held_out"):
+        check_column(adata, argument, getattr(task, argument))
+    check_one_stimulus(adata, task.condition_key, task.control, task.stimulated)
+    is_control, is_stimulated = task.arms(adata)
+    of_context = adata.obs[task.held_out].to_numpy()
+    counts = {
+        context: (
+            int((is_control & (of_context == context)).sum()),
+            int((is_stimulated & (of_context == context)).sum()),
+        )
+        for context in pd.unique(of_context)
+    }
+    found = listed([f"{context} {c} and {s}" for context, (c, s) in counts.items()])
+    needed = MIN_CELLS if contexts is not None else max(min_cells, MIN_CELLS)
+    if contexts is None:
+        contexts = sorted(c for c, n in counts.items() if min(n) >= needed)
+    too_small = [context for context in contexts if min(counts.get(context, (0, 0))) < needed]
+    if too_small or not contexts:
+        raise ValueError(
+            f"A context needs at least {needed} control and {needed} stimulated cells to be hidden, "
+            f"and {listed(too_small) if too_small else 'every context'} in "
+            f"obs[{task.held_out!r}] has fewer. Control and stimulated cells: {found}."
+        )
+    return list(contexts)
+
+
+def _run(
+    number: int,
+    cells: AnnData,
+    task: Task,
+    context: Any,
+    name: str,
+    method: Method | None,
+    seed: int,
+) -> tuple[int, dict[str, Any]]:
+    """Run one fold; what goes wrong in it is its result."""
+    row: dict[str, Any] = {"context": context, "method": name, "seed": seed}
+    try:
+        fold = make_fold(cells, context, task)
+        row |= {"n_control": fold.control.n_obs, "n_stimulated": fold.real.shape[0]}
+        projection = populations.fit_projection(fold.train.X)
+        if name == CEILING:
+            row |= metrics.ceiling(fold.real, fold.control.X, projection, task.n_splits, seed)
+        else:
+            start = time.perf_counter()
+            predicted = fold.control.X if method is None else _predict(method, fold, task, seed)
+            row["seconds"] = time.perf_counter() - start
+            row |= metrics.score(predicted, fold.real, fold.control.X, projection)
+    except Exception as error:  # noqa: BLE001  a method may fail in any way, and the others go on
+        row["error"] = f"{type(error).__name__}: {error}"
+    return number, row
+
+
+def _predict(method: Method, fold: Fold, task: Task, seed: int) -> np.ndarray:
+    """Train a copy of the method on copies of the cells, and check what it predicts."""
+    train, control = fold.train.copy(), fold.control.copy()
+    with warnings.catch_warnings():
+        # Hiding a context's stimulated cells is what we do here.
+        warnings.filterwarnings("ignore", message=".*(take no part in training|to train on)")
+        fitted = copy.deepcopy(method)
+        fitted.fit(train, **task.setup(seed))
+        predicted = np.asarray(fitted.predict(control))
+    expected = (fold.control.n_obs, fold.control.n_vars)
+    if predicted.shape != expected:
+        raise ValueError(f"predicted an array of shape {predicted.shape} instead of {expected}")
+    if not np.isfinite(predicted).all():
+        raise ValueError(f"predicted {(~np.isfinite(predicted)).sum()} NaN or infinite values")
+    if fold.train.X.min() >= 0 and predicted.min() < 0:
+        raise ValueError(
+            f"predicted {(predicted < 0).sum()} negative values, down to {predicted.min():.3g}, for "
+            "data that have none"
+        )
+    return predicted
+
+
+def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a metric, between floor and ceiling."""
+    wide = pd.DataFrame(rows).reindex(
+        columns=[
+            *("context", "method", "seed", "n_control", "n_stimulated", "seconds", "error"),
+            *metrics.HIGHER_IS_BETTER,
+        ]
+    )
+    tidy = wide.melt(
+        id_vars=[c for c in wide.columns if c not in metrics.HIGHER_IS_BETTER], var_name="metric"
+    )
+    limits = tidy[tidy["method"].isin([FLOOR, CEILING])].pivot(
+        index=["context", "metric"], columns="method", values="value"
+    )
+    tidy = tidy[~tidy["method"].isin([FLOOR, CEILING])]
+    tidy = tidy.merge(limits.reset_index(), on=["context", "metric"], how="left", validate="m:1")
+    tidy["scaled"] = metrics.scaled(tidy)
+    order = ["context", "method", "seed", "metric", "value", "floor", "ceiling", "scaled"]
+    return tidy[[*order, *(c for c in tidy.columns if c not in order)]]
+
+
+def _file(
+    folder: str | Path | None, data: str, context: Any, name: str, method: Method | None, seed: int
+) -> Path | None:
+    """File of a finished fold, named after all that its result depends on."""
+    if folder is None:
+        return None
+    return Path(folder) / f"{joblib.hash([data, str(context), name, method, seed])}.json"
+
+
+def _read(file: Path | None) -> dict[str, Any] | None:
+    """Result of a fold that was finished without an error, if there is one."""
+    if file is None or not file.exists():
+        return None
+    row = json.loads(file.read_text())
+    return None if row.get("error") else row
+
+
+def _write(row: dict[str, Any], file: Path | None) -> None:
+    """Write a fold's result whole or not at all."""
+    if file is None:
+        return
+    with written_whole(file, overwrite=True) as path:
+        path.write_text(json.dumps(row, default=str))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notes on the seed and the machine out of a benchmark's output."""
+    loggers = [logging.getLogger(name) for name in ("lightning.fabric", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,538 @@
+"""From contexts to cells: the change that each context of a query gets, and its cells.
+
+A context of the query is described by its own control cells and by what training measured; the
+networks say its change and the scale of its error. The control cells of a known name count as that
+context as far as they are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import ndtri
+
+from spaperb._messages import listed, warn
+from spaperb._types import FloatArray, IntArray
+from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
+from spaperb.data import CLOSE, Target, match_labels
+from spaperb.data import Query as Cells
+from spaperb.evidence import (
+    Evidence,
+    Plan,
+    Query,
+    describe_related,
+    dose_shares,
+    leave_out,
+    make_episode,
+    make_folds,
+    relate,
+    shrunk,
+)
+from spaperb.model._intervals import Intervals
+from spaperb.module import HeldOut, InContextModule
+from spaperb.populations import Profile
+
+MAX_CELLS = 1000
+"""Control cells of a context that its nearest ones are sought for."""
+MAX_HELD_OUT = 20
+"""Held-out changes of each network that are predicted."""
+MAX_REFERENCES = 30
+"""Stimulated populations that tell of zeros, those with the greatest weights."""
+UNLIKE = 0.75
+"""Cells of a known name that are less like those of training are warned of."""
+HIGH_DISTANCE = 1.25
+"""A context that is farther from training, by a quarter more than any training context is from the
+others, is warned of."""
+
+
+class Asked(NamedTuple):
+    """Control cells of a context whose change is asked for.
+
+    Attributes
+    ----------
+    profile
+        Profile of its control cells.
+    cells
+        Their components, ``(n, n_components)``.
+    number
+        Number of the training context of its name, ``None`` for a new one.
+    is_control
+        Whether these are control cells, rather than all that there are.
+    """
+
+    profile: Profile
+    cells: FloatArray
+    number: int | None
+    is_control: bool
+
+
+class CellChange(NamedTuple):
+    """Change of a context.
+
+    Attributes
+    ----------
+    mean, sigma
+        Change of the mean, and the scale of its error, ``(G,)``.
+    scale
+        c, the scale of each gene's change, ``(G,)``.
+    control
+        Profile of its control cells.
+    references, weights
+        Stimulated populations that it resembles, and how much.
+    distance
+        How far it is from contexts in which the perturbation was measured, over the largest such
+        distance of a training context; 0 where it was measured in the context itself, NaN with
+        fewer than three contexts to compare with.
+    is_control
+        Whether it has control cells.
+    alike
+        How far its control cells are those of the training context of its name, in [0, 1].
+    intervals
+        How far such changes were off that were held out.
+    """
+
+    mean: FloatArray
+    sigma: FloatArray
+    scale: FloatArray
+    control: Profile
+    references: list[Profile]
+    weights: FloatArray
+    distance: float
+    is_control: bool
+    alike: float
+    intervals: Intervals
+
+    @property
+    def detection(self) -> Detection:
+        """What the change does to zeros and levels of its control cells."""
+        return Detection.of(self.references, self.control, self.mean, self.weights)
+
+
+class Assignment(NamedTuple):
+    """Context of each cell of a query, ``codes`` ``(n,)``, and the names that belong to these."""
+
+    codes: IntArray
+    names: list[Any]
+
+
+@dataclass
+class Transfer:
+    """Changes of the contexts of a query.
+
+    Attributes
+    ----------
+    evidence
+        What was measured in training.
+    module
+        The trained networks.
+    intervals
+        How far held-out changes were off.
+    intervals_alone
+        How far they were off where nothing was known of their contexts.
+    usual_distance
+        Largest distance of a training context from the others.
+    """
+
+    evidence: Evidence
+    module: InContextModule
+    intervals: Intervals
+    intervals_alone: Intervals
+    usual_distance: float
+
+    def __post_init__(self) -> None:
+        self._told: set[Any] = set()
+
+    @classmethod
+    def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
+        """Learn from changes that were held out: the share of training, and how large errors are."""
+
+        def hold_out(f: int, plan: Plan) -> HeldOut:
+            episode = make_episode(evidence, plan)
+            trained = module.predict_trained(episode.description, f)
+            return HeldOut(episode, trained, module.predict_pretrained(episode.description))
+
+        held_out, alone = [], []
+        for f, fold in enumerate(make_folds(evidence, len(module.networks))):
+            for plan in fold.held_out[:MAX_HELD_OUT]:
+                held_out.append(hold_out(f, plan))
+                # Other perturbations in the context help, and a query may have none.
+                without = leave_out(evidence, plan.target, with_context=True)
+                if without is None or len(without.kept) == len(plan.kept):
+                    alone.append(held_out[-1])
+                else:
+                    alone.append(hold_out(f, without))
+        module.choose_share(held_out)
+        evidence = evidence.without_halves()
+        of_all, of_alone = (Intervals.of(some, module) for some in (held_out, alone))
+        return cls(evidence, module, of_all, of_alone, evidence.usual_distance())
+
+    def to_state(self) -> dict[str, Any]:
+        """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
+        return {
+            "evidence": self.evidence.to_state(),
+            "intervals": self.intervals._asdict(),
+            "intervals_alone": self.intervals_alone._asdict(),
+            "usual_distance": self.usual_distance,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
+        """Restore what :meth:`to_state` gave."""
+        evidence = Evidence.from_state(state["evidence"])
+        of_all, of_alone = (Intervals(**state[k]) for k in ("intervals", "intervals_alone"))
+        return cls(evidence, module, of_all, of_alone, state["usual_distance"])
+
+    def change(
+        self, asked: Asked, target: Target, v_delta: FloatArray | None = None
+    ) -> CellChange:
+        """Change of a context.
+
+        Parameters
+        ----------
+        asked
+            Its control cells.
+        target
+            The perturbation.
+        v_delta
+            Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
+            all.
+        """
+        change = (self._attended if self._is_learned(target) else self._added)(asked, target)
+        if v_delta is None:
+            return change
+        drawn = change.mean + change.sigma * ndtri(v_delta).mean(axis=0)
+        # What nothing shows stays silent.
+        return change._replace(mean=np.where(change.mean == 0, 0.0, drawn))
+
+    def _attended(self, asked: Asked, target: Target) -> CellChange:
+        """Change that the networks predict, attending over the evidence."""
+        profile, cells, number, is_control = asked
+        evidence = self.evidence
+        alike = 1.0 if number is None else evidence.likeness(profile, number)
+        doses, shares, rest = self._doses(target)
+        query = Query.of(
+            evidence, profile, cells, target.parts, target.number, context=number, alike=alike
+        )
+        queries = [query._replace(dose=dose) for dose in doses.tolist()]
+        relations = [relate(evidence, query, evidence.whole) for query in queries]
+        described = [
+            describe_related(evidence, query, relation)
+            for query, relation in zip(queries, relations, strict=True)
+        ]
+        predicted = [self.module.predict(description) for description in described]
+        means = [
+            self._near_measured(p.mean, query) for p, query in zip(predicted, queries, strict=True)
+        ]
+        mean = shares @ np.array(means)
+        sigma = shares @ np.array([p.sigma for p in predicted])
+        # What nothing shows, here or after any stimulus, stays silent.
+        is_shown = profile.mean != 0
+        for description in described:
+            is_shown = is_shown | description.shifts.any(axis=0)
+        prior = np.zeros(len(evidence.changes.population))
+        for share, relation in zip(shares, relations, strict=True):
+            prior[relation.kept] += share * np.exp(relation.log_prior)
+        references, weights = self._references(prior, target)
+        return CellChange(
+            rest * np.where(is_shown, mean, 0.0),
+            rest * sigma,
+            shares @ np.array([description.scale for description in described]),
+            profile,
+            references,
+            weights,
+            self._distance(asked, target, alike),
+            is_control,
+            alike,
+            self.intervals_alone if self._is_alone(number, alike) else self.intervals,
+        )
+
+    def _near_measured(self, mean: FloatArray, query: Query) -> FloatArray:
+        """Change that stays near what was measured of it in the context itself.
+
+        The networks shrink noise, and with it what is unlike other contexts and yet sure. So the
+        measurement is shrunk towards what they say as James and Stein do, and no gene by more than
+        N_ERRORS standard errors (limited translation, Efron and Morris 1972). Cells that are like
+        the context's in part leave as much more room. See ``benchmarks/accuracy/measured.py``.
+        """
+        changes = self.evidence.changes
+        is_own = self.evidence.context == query.context
+        is_own &= changes.perturbation == query.perturbation
+        is_own &= np.isclose(changes.dose, query.dose, rtol=CLOSE, atol=0, equal_nan=True)
+        if not is_own.any() or query.alike == 0:
+            return mean
+        (own,) = np.flatnonzero(is_own)
+        return shrunk(changes.shift[own], changes.error[own] / query.alike, mean)
+
+    def _added(self, asked: Asked, target: Target) -> CellChange:
+        """Change of a combination where none was measured: the sum of its parts' changes.
+
+        Networks that saw no example make them too small (``benchmarks/accuracy/combinations.py``).
+        """
+        parts = [
+            self._attended(asked, Target(target.name, p, (p,), target.dose)) for p in target.parts
+        ]
+        return parts[0]._replace(
+            mean=np.sum([part.mean for part in parts], axis=0),
+            sigma=np.sqrt(np.sum([part.sigma**2 for part in parts], axis=0)),
+            scale=np.sum([part.scale for part in parts], axis=0),
+            references=[profile for part in parts for profile in part.references],
+            weights=np.concatenate([part.weights for part in parts]) / len(parts),
+            distance=self._distance(asked, target, parts[0].alike),
+        )
+
+    def _is_alone(self, number: int | None, alike: float) -> bool:
+        """Whether nothing that was measured in the context counts."""
+        return number is None or alike == 0 or not (self.evidence.context == number).any()
+
+    def _doses(self, target: Target) -> tuple[FloatArray, FloatArray, float]:
+        """Measured doses to ask for, their shares, and what is left of the change below them.
+
+        A dose between two has a mean of their changes, by its logarithm; above the highest the
+        change stays, and below the lowest it falls to nothing in proportion.
+        """
+        if target.dose is None:
+            return np.array([np.nan]), np.ones(1), 1.0
+        changes = self.evidence.changes
+        of = target.parts if target.number is None else (target.number,)
+        levels = np.unique(changes.dose[np.isin(changes.perturbation, of) & (changes.dose > 0)])
+        if not len(levels):
+            # Only ever measured at a dose of 0.
+            return np.array([np.nan]), np.ones(1), float(target.dose > 0)
+        same = np.isclose(levels, target.dose, rtol=CLOSE, atol=0)
+        if same.any():
+            return levels[same][:1], np.ones(1), 1.0
+        shares = dose_shares(levels, target.dose)
+        return levels[shares > 0], shares[shares > 0], min(target.dose / levels[0], 1.0)
+
+    def _references(self, prior: FloatArray, target: Target) -> tuple[list[Profile], FloatArray]:
+        """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
+        perturbation = self.evidence.changes.perturbation
+        is_used = prior > 0
+        is_target = is_used & (perturbation == target.number)
+        if not is_target.any():
+            is_target = is_used & np.isin(perturbation, target.parts)
+        some = np.flatnonzero(is_target)
+        best = some[np.argsort(-prior[some], kind="stable")[:MAX_REFERENCES]]
+        profiles = [self.evidence.changes.profile(s) for s in best]
+        return profiles, prior[best] / prior[best].sum()
+
+    def _distance(self, asked: Asked, target: Target, alike: float) -> float:
+        profile, cells, number, _ = asked
+
+        def of(perturbation: int) -> float:
+            changes = self.evidence.changes
+            here = (self.evidence.context == number) & (changes.perturbation == perturbation)
+            if number is None or not here.any():
+                return self.evidence.distance(profile, cells, perturbation, number)
+            if alike == 1:
+                return 0.0
+            return (1 - alike) * self.evidence.distance(profile, cells, perturbation)
+
+        perturbations = target.parts if target.number is None else (target.number,)
+        distance = max(map(of, perturbations))
+        return distance / self.usual_distance if distance else 0.0
+
+    def changes(
+        self, survey: Survey, target: Target, v_delta: FloatArray | None = None
+    ) -> dict[int, CellChange]:
+        """Change of each context of a query.
+
+        Parameters
+        ----------
+        survey
+            Its cells, in the populations that :func:`populations_of` tells apart.
+        target
+            The perturbation.
+        v_delta
+            Draws of V_delta, as for :meth:`change`.
+        """
+        self._warn_of_combination(target)
+        changes = {}
+        for code in sorted({p // 2 for p in survey.profiles}):
+            # Control cells, or all cells of a context if none is known to be one.
+            population = 2 * code if 2 * code in survey.profiles else 2 * code + 1
+            some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
+            asked = Asked(
+                survey.profiles[population],
+                self.evidence.project(survey.query.rows(some)),
+                code if code < len(self.evidence.names) else None,
+                population % 2 == 0,
+            )
+            changes[code] = self.change(asked, target, v_delta)
+        return changes
+
+    def effects(self, n_perturbations: int, dose: float | None) -> FloatArray:
+        """Mean measured change of each perturbation in components, ``(P, n_components)``.
+
+        Parameters
+        ----------
+        n_perturbations
+            Number of perturbations, P.
+        dose
+            The measured dose that is nearest to it is taken; ``None`` for the highest.
+        """
+        evidence, changes = self.evidence, self.evidence.changes
+        rows = []
+        for p in range(n_perturbations):
+            of = evidence.whole[changes.perturbation[evidence.whole] == p]
+            doses = changes.dose[of]
+            if np.isfinite(doses).all():
+                asked = doses.max() if dose is None else dose
+                of = of[np.abs(doses - asked) == np.abs(doses - asked).min()]
+            rows.append(changes.shift[of].mean(axis=0) @ evidence.components.T)
+        return np.array(rows)
+
+    def maker(
+        self,
+        query: Cells,
+        context: Assignment,
+        is_control: npt.NDArray[np.bool_],
+        rows: IntArray,
+        target: Target,
+        v_delta: FloatArray | None = None,
+        **how: Any,
+    ) -> CellMaker:
+        """Find the change of each context, for its cells.
+
+        Parameters
+        ----------
+        query
+            The cells.
+        context
+            Context of every cell.
+        is_control
+            Cells that are not known to be stimulated, ``(n,)``.
+        rows
+            Rows to predict.
+        target
+            The perturbation.
+        v_delta
+            Draws of V_delta, as for :meth:`change`.
+        **how
+            Further arguments of :class:`~spaperb.cells.CellMaker`: what becomes of a cell.
+        """
+        survey = Survey.of(query, populations_of(context.codes, is_control, rows))
+        changes = self.changes(survey, target, v_delta)
+        self.warn_of(changes, context.names)
+        of_populations = {
+            p: PopulationChange(c.mean, c.references, c.weights)
+            for p in survey.profiles
+            for c in [changes[p // 2]]
+        }
+        return CellMaker(survey, of_populations, **how)
+
+    def assign(self, query: Cells, labels: npt.NDArray | None) -> Assignment:
+        """Find the context of every cell: by its label, or without one by its nearest control cells.
+
+        Parameters
+        ----------
+        query
+            The cells.
+        labels
+            Their cell types, ``(n,)``, missing where not known; ``None`` if there are none. They are those of training if they
+            are spelled alike, whatever their type.
+        """
+        n_cells = query.x.shape[0]
+        codes, names = np.full(n_cells, -1), list(self.evidence.names)
+        if labels is not None:
+            named = pd.Series(labels, dtype=object)
+            found = list(named.dropna().unique())
+            numbers = match_labels(found, names)
+            new = [label for label in found if label not in numbers]
+            self._tell_of_new(new, found)
+            numbers |= {label: len(names) + i for i, label in enumerate(new)}
+            names += new
+            codes = named.map(numbers).fillna(-1).to_numpy(dtype=np.int64, copy=True)
+        unknown = np.flatnonzero(codes < 0)
+        for start in range(0, len(unknown), MAX_CELLS):
+            some = unknown[start : start + MAX_CELLS]
+            codes[some] = self.evidence.assign(self.evidence.project(query.rows(some)))
+        return Assignment(codes, names)
+
+    def _tell_of_new(self, new: list[Any], found: list[Any]) -> None:
+        """Name cell types that the model does not know, each once, and say if it knows none."""
+        fresh = [label for label in new if label not in self._told]
+        self._told.update(fresh)
+        if fresh and len(new) == len(found):
+            warn(
+                f"The model knows none of the cell types of these cells, so each is predicted as a new type, from its control cells: "
+                f"{listed(new)}. Types of training: {listed(self.evidence.names)}. If they are the same under other names, rename them."
+            )
+        elif fresh:
+            warn(
+                "These cell types are new to the model and are predicted from their own control cells: "
+                f"{listed(fresh)}."
+            )
+
+    def _is_learned(self, target: Target) -> bool:
+        """Whether training saw changes of a kind: without a combination, none of combinations."""
+        return target.number is not None or any(len(of) > 1 for of in self.evidence.parts)
+
+    def _warn_of_combination(self, target: Target) -> None:
+        """Warn of a combination where none was measured to learn from how parts combine."""
+        if not self._is_learned(target):
+            warn(
+                f"{target.name} was never measured, and neither was any other combination: the changes "
+                "of its parts are added up, so trust it, and its intervals, less than those of measured "
+                "perturbations."
+            )
+
+    def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:
+        """Warn of contexts that are unlike anything in training, or unlike the training cells of their name."""
+        if any(change.is_control for change in changes.values()) and (
+            without := [names[code] for code, c in changes.items() if not c.is_control]
+        ):
+            warn(
+                "These cell types have no control cells here, so the change is added to what their cells are, as if they were control cells: "
+                f"{listed(without)}."
+            )
+        far = [
+            f"{names[code]} ({change.distance:.2f})"
+            for code, change in changes.items()
+            if change.distance > HIGH_DISTANCE
+        ]
+        if far:
+            warn(
+                "The control cells of these cell types are farther from training contexts in which the perturbation was measured than any of "
+                f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {listed(far)}."
+            )
+        unlike = [
+            f"{names[code]} ({change.alike:.0%})"
+            for code, change in changes.items()
+            if change.alike < UNLIKE
+        ]
+        if unlike:
+            warn(
+                "The control cells of these cell types are unlike the training cells of the same name, by more than sampling noise, so what was "
+                "measured there counts only in part (how far they are alike; 0 % is as far as the nearest other training context): "
+                f"{listed(unlike)}. Are they of another study, or normalised otherwise?"
+            )
+
+
+def populations_of(codes: IntArray, is_control: npt.NDArray[np.bool_], rows: IntArray) -> IntArray:
+    """Number of each cell's population: twice its context, plus one for cells that are known not to be control.
+
+    It is -1 for cells that are neither predicted nor the control cells of a context that is.
+
+    Parameters
+    ----------
+    codes
+        Context of every cell, ``(n,)``.
+    is_control
+        Cells that are not known to be stimulated, ``(n,)``.
+    rows
+        Rows to predict.
+    """
+    populations = 2 * codes + ~is_control
+    wanted = np.isin(populations, populations[rows])
+    of_wanted = is_control & np.isin(codes, codes[rows])
+    return np.where(wanted | of_wanted, populations, -1)
+
+
+def some_of(rows: IntArray, n: int) -> IntArray:
+    """Rows at random, ``n`` at most, in their order: the first may be of one donor."""
+    return np.sort(np.random.default_rng(0).permutation(rows)[:n])

@@ -1,0 +1,19 @@
+"""How training runs: plans, callbacks, checkpoints."""
+
+from spaperb.train._callbacks import StopOnInterrupt, StopOnNonFinite
+from spaperb.train._identity import check_unchanged, data_digests, digest
+from spaperb.train._plan import InContextTrainingPlan, SpaPerbTrainingPlan
+from spaperb.train._runner import SaveTraining, SpaPerbTrainRunner, quiet_training
+
+__all__ = [
+    "InContextTrainingPlan",
+    "SaveTraining",
+    "SpaPerbTrainRunner",
+    "SpaPerbTrainingPlan",
+    "StopOnInterrupt",
+    "StopOnNonFinite",
+    "check_unchanged",
+    "data_digests",
+    "digest",
+    "quiet_training",
+]
