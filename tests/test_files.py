@@ -13,11 +13,11 @@ import zarr
 from helpers import small_cells
 
 from spaperb._files import (
+    atomic_write,
     check_annotations,
     check_writable,
     read_cells,
     write_cells,
-    written_whole,
 )
 
 
@@ -31,7 +31,7 @@ def old(tmp_path):
 def write(
     path: Path, text: str = "new", overwrite: bool = True, then: Callable = lambda: None
 ) -> None:
-    with written_whole(path, overwrite=overwrite) as whole:
+    with atomic_write(path, overwrite=overwrite) as whole:
         whole.write_text(text)
         then()
 
@@ -100,7 +100,7 @@ class TestFolders:
         return make_folder(tmp_path / "out.zarr", "old")
 
     def write(self, path, overwrite=True, then=lambda: None):
-        with written_whole(path, overwrite=overwrite) as whole:
+        with atomic_write(path, overwrite=overwrite) as whole:
             make_folder(whole, "new")
             then()
 
@@ -151,7 +151,7 @@ class TestFolders:
         """Before and after each rename, and before the old one is deleted."""
         code = (
             "import os, shutil, sys, tempfile; from pathlib import Path\n"
-            "from spaperb._files import written_whole\n"
+            "from spaperb._files import atomic_write\n"
             "at, calls = int(sys.argv[2]), 0\n"
             "def killed(function):\n"
             "    def call(*args, **kwargs):\n"
@@ -160,7 +160,7 @@ class TestFolders:
             "        calls += 1\n"
             "        return function(*args, **kwargs)\n"
             "    return call\n"
-            "with written_whole(Path(sys.argv[1]), overwrite=True) as whole:\n"
+            "with atomic_write(Path(sys.argv[1]), overwrite=True) as whole:\n"
             "    whole.mkdir()\n"
             "    for name in ('new', 'zarr.json'): (whole / name).write_text('new')\n"
             "    os.rename, shutil.rmtree = killed(os.rename), killed(shutil.rmtree)\n"

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from spaperb._messages import listed, shown
+from spaperb._messages import format_list, shown
 
 
 def test_long_lists_are_cut():
-    assert listed([]) == "none"
-    assert listed(range(3)) == "0, 1, 2"
-    assert listed(str(i) for i in range(100)).endswith("'19', ... (100 in all)")
-    assert listed(range(100)).endswith("18, 19, ... (100 in all)")
+    assert format_list([]) == "none"
+    assert format_list(range(3)) == "0, 1, 2"
+    assert format_list(str(i) for i in range(100)).endswith("'19', ... (100 in all)")
+    assert format_list(range(100)).endswith("18, 19, ... (100 in all)")
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_long_lists_are_cut():
     ],
 )
 def test_values_are_told_apart(values, words):
-    assert listed(values) == words
+    assert format_list(values) == words
 
 
 @pytest.mark.parametrize(

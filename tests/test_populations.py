@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from spaperb import populations
-from spaperb.populations import Profile, mean_expression, variance, zero_fraction
+from spaperb.populations import Pseudobulk, mean_expression, variance, zero_fraction
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def test_moments(cells, kind, block, monkeypatch):
 def test_a_mixture_of_populations_is_that_of_their_cells(cells):
     parts = np.split(cells, [4, 17])
     shares = np.array([len(part) for part in parts]) / len(cells)
-    mixed = Profile.mixed([Profile.of(part) for part in parts], shares)
-    whole = Profile.of(cells)
+    mixed = Pseudobulk.mixed([Pseudobulk.of(part) for part in parts], shares)
+    whole = Pseudobulk.of(cells)
     for moment in ("mean", "variance", "detection", "n"):
         np.testing.assert_allclose(getattr(mixed, moment), getattr(whole, moment), atol=1e-9)
 
 
 def test_a_mixture_of_the_same_cells_varies_by_no_less_than_nothing():
     rng = np.random.default_rng(0)
-    same = Profile.of(np.tile(1e3 * rng.random(500), (3, 1)))
+    same = Pseudobulk.of(np.tile(1e3 * rng.random(500), (3, 1)))
     shares = rng.dirichlet(np.ones(7))
-    variance = Profile.mixed([same] * 7, shares).variance
+    variance = Pseudobulk.mixed([same] * 7, shares).variance
     assert (variance >= 0).all()
     np.testing.assert_allclose(variance, 0, atol=1e-12)
 

@@ -41,7 +41,7 @@ import torch
 
 from spaperb import SpaPerbModel, cli, datasets, pl
 from spaperb import _files as files
-from spaperb._files import written_whole
+from spaperb._files import atomic_write
 
 NOBODY = 65534
 PAUSE = 0.05
@@ -104,12 +104,12 @@ def command(
     @contextmanager
     def slow(path: Path, *, overwrite: bool) -> Iterator[Path]:
         sender.send(("start", None))
-        with written_whole(path, overwrite=overwrite) as whole:
+        with atomic_write(path, overwrite=overwrite) as whole:
             time.sleep(PAUSE)
             yield whole
             time.sleep(PAUSE)
 
-    files.written_whole = pl.written_whole = cli.written_whole = slow
+    files.atomic_write = pl.atomic_write = cli.atomic_write = slow
     errors = io.StringIO()
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         code = cli.main([str(argument) for argument in arguments])
@@ -128,7 +128,7 @@ def write_letters(path: Path, letter: str, n: int, barrier: Any) -> None:
     """Write one file again and again."""
     barrier.wait()
     for _ in range(n):
-        with written_whole(path, overwrite=True) as whole:
+        with atomic_write(path, overwrite=True) as whole:
             whole.write_text(letter * 1_000_000)
 
 

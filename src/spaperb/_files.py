@@ -19,7 +19,7 @@ import torch
 import zarr
 from anndata import AnnData
 
-from spaperb._messages import listed
+from spaperb._messages import format_list
 
 SUFFIXES = (".h5ad", ".zarr")
 """Of files of cells that are read and written."""
@@ -95,7 +95,7 @@ def write_cells(adata: AnnData, path: Path, *, overwrite: bool) -> None:
     OSError
         If it cannot be written; one that was there stays as it is.
     """
-    with written_whole(path, overwrite=overwrite) as whole:
+    with atomic_write(path, overwrite=overwrite) as whole:
         if path.suffix == ".zarr":
             group = _new_zarr(whole)
             _write(group, "/", adata)
@@ -144,7 +144,7 @@ def described(error: Exception) -> str:
 
 
 @contextmanager
-def written_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
+def atomic_write(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a path to write to, and move it to ``path`` once it is written.
 
     A process that is killed meanwhile leaves ``path`` as it was, and a folder ``.spaperb-...``
@@ -317,7 +317,7 @@ def check_pickle(path: Path) -> None:
         ) from error
     if names:
         raise ValueError(
-            f"{path} holds more than data: it calls {listed(sorted(names))}, and loading it could "
+            f"{path} holds more than data: it calls {format_list(sorted(names))}, and loading it could "
             "run that. What spaperb saves calls nothing; a model of another package is loaded by "
             "that one. Models are shared as exports (`model.export`), which cannot hold code."
         )

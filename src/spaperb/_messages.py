@@ -25,7 +25,7 @@ def shown(value: object) -> str:
     return repr(value.item() if isinstance(value, np.number | np.bool | np.str_) else value)
 
 
-def listed(values: Iterable[Any]) -> str:
+def format_list(values: Iterable[Any]) -> str:
     """Values in words, the first of them if there are many.
 
     Text stands as it is, unless it could be taken for a value of another kind (``"0"``, ``"True"``).

@@ -21,14 +21,14 @@ from anndata import AnnData
 from spaperb import SpaPerbModel, baselines, benchmark, datasets, metrics, pl
 from spaperb._files import (
     SUFFIXES,
+    atomic_write,
     check_annotations,
     check_writable,
     described,
     read_cells,
     write_cells,
-    written_whole,
 )
-from spaperb._messages import listed, shown
+from spaperb._messages import format_list, shown
 from spaperb.data import (
     MOST_LOG,
     NORMALISE_ADVICE,
@@ -201,7 +201,7 @@ def run_benchmark(args: argparse.Namespace) -> None:
     )
     table = benchmark.summary(results)
     for name, frame in (("results", results), ("summary", table)):
-        with written_whole(args.output / f"{name}.csv", overwrite=True) as path:
+        with atomic_write(args.output / f"{name}.csv", overwrite=True) as path:
             frame.to_csv(path, index=False)
     for metric in ("pearson_delta", "energy_distance"):
         pl.benchmark(results, metric, save=args.output / f"{metric}.png")
@@ -266,7 +266,7 @@ def _train_and_predict(
     model = SpaPerbModel(train, objective=args.objective, pretrained=args.pretrained or True)
     with warnings.catch_warnings():
         # The type without pairs is the one that was hidden; of others the user is told.
-        hidden_alone = rf"These cell types .*: {re.escape(listed([hide]))}\.$"
+        hidden_alone = rf"These cell types .*: {re.escape(format_list([hide]))}\.$"
         warnings.filterwarnings("ignore", hidden_alone, UserWarning)
         model.train(max_epochs=args.max_epochs)
     try:
@@ -343,12 +343,12 @@ def _leave(result: str, suffix: str, write: Callable[[Path], None], output: Path
     for folder in folders:
         path = folder / f"{output.stem}_{os.getpid()}{suffix}"
         try:
-            with written_whole(path, overwrite=False) as whole:
+            with atomic_write(path, overwrite=False) as whole:
                 write(whole)
         except OSError:
             continue
         return f"The {result} is in {path}."
-    return f"The {result} could not be written to {listed(map(str, folders))} either, and is lost."
+    return f"The {result} could not be written to {format_list(map(str, folders))} either, and is lost."
 
 
 def _scores(
@@ -444,7 +444,7 @@ def _of_type(
         raise CommandError(
             f"--hide {shown(hide)}: {(of_type & control).sum()} control and "
             f"{(of_type & stimulated).sum()} stimulated cells have this value in obs[{key!r}], and "
-            f"both are needed. The values are: {listed(found.index)}."
+            f"both are needed. The values are: {format_list(found.index)}."
         )
     return of_type
 

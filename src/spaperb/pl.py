@@ -24,7 +24,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from spaperb import populations
-from spaperb._files import written_whole
+from spaperb._files import atomic_write
 from spaperb._types import Expression
 from spaperb.evaluation import metrics
 
@@ -488,6 +488,6 @@ def _label(
 def _finish(ax: Axes, save: str | Path | None) -> Axes:
     figure = ax.get_figure(root=True)
     if save is not None and figure is not None:
-        with written_whole(Path(save), overwrite=True) as path:
+        with atomic_write(Path(save), overwrite=True) as path:
             figure.savefig(path)
     return ax

@@ -77,7 +77,7 @@ def dispersion(counts: npt.NDArray, size: FloatArray) -> FloatArray:
     return np.clip(theta, LEAST_DISPERSION, MOST_DISPERSION)
 
 
-class Profile(NamedTuple):
+class Pseudobulk(NamedTuple):
     """Moments of one population: ``mean``, ``variance`` and ``detection``, each ``(G,)``, and ``n``.
 
     Detection is the fraction of cells in which a gene is not 0. With raw counts there is their ``dispersion`` too.
@@ -90,7 +90,7 @@ class Profile(NamedTuple):
     dispersion: FloatArray | None = None
 
     @classmethod
-    def of(cls, cells: Expression, counts: Expression | None = None) -> Profile:
+    def of(cls, cells: Expression, counts: Expression | None = None) -> Pseudobulk:
         """Measure cells ``(n, G)``, log-normalised and raw."""
         theta = None
         if counts is not None:
@@ -101,17 +101,17 @@ class Profile(NamedTuple):
         return cls(mean, variance(cells), detection, cells.shape[0], theta)
 
     @classmethod
-    def mixed(cls, profiles: list[Profile], shares: FloatArray) -> Profile:
+    def mixed(cls, pseudobulks: list[Pseudobulk], shares: FloatArray) -> Pseudobulk:
         """Moments of a mixture of populations."""
         mean, detection = (
             shares @ np.array(moments)
-            for moments in zip(*((p.mean, p.detection) for p in profiles), strict=True)
+            for moments in zip(*((p.mean, p.detection) for p in pseudobulks), strict=True)
         )
         # Not as a difference of squares, which may round to less than 0.
-        variance = shares @ np.array([p.variance + (p.mean - mean) ** 2 for p in profiles])
-        theta = [p.dispersion for p in profiles if p.dispersion is not None]
+        variance = shares @ np.array([p.variance + (p.mean - mean) ** 2 for p in pseudobulks])
+        theta = [p.dispersion for p in pseudobulks if p.dispersion is not None]
         mixed = np.exp(shares @ np.log(theta)) if theta else None
-        return cls(mean, variance, detection, sum(p.n for p in profiles), mixed)
+        return cls(mean, variance, detection, sum(p.n for p in pseudobulks), mixed)
 
 
 def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:

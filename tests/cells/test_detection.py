@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from spaperb import datasets
 from spaperb.cells import Detection
 from spaperb.evidence import Evidence
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,9 @@ def evidence():
 
 
 def apply(evidence, cells, change, k=0, seed=0):
-    references = [evidence.changes.profile(s) for s in evidence.whole]
+    references = [evidence.changes.pseudobulk(s) for s in evidence.whole]
     weights = np.eye(len(references))[k]
-    split = Detection.of(references, Profile.of(cells), change, weights)
+    split = Detection.of(references, Pseudobulk.of(cells), change, weights)
     return split.apply(cells, even(*cells.shape, seed))
 
 

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from spaperb.cells import CellMaker, PopulationChange, Survey
 from spaperb.data._query import Query
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 GENES = 40
 
@@ -23,7 +23,7 @@ def cells_of(n: int, seed: int):
 
 
 def make(x, change, how="detection", populations=None, counts=None, seed=0, n_samples=1):
-    reference = Profile.of(cells_of(200, 99)[0], cells_of(200, 99)[1])
+    reference = Pseudobulk.of(cells_of(200, 99)[0], cells_of(200, 99)[1])
     populations = np.zeros(x.shape[0], dtype=int) if populations is None else populations
     query = Query(x, np.arange(GENES), counts=counts)
     survey = Survey.of(query, populations)
@@ -62,9 +62,9 @@ def test_each_population_has_its_own_mean():
 def test_as_many_cells_express_a_gene_as_are_to():
     x, _ = cells_of(400, 0)
     # half of those that are silent are to turn on, half of the others to fall silent
-    level = Profile.of(x).mean / np.maximum(Profile.of(x).detection, 1e-9)
+    level = Pseudobulk.of(x).mean / np.maximum(Pseudobulk.of(x).detection, 1e-9)
     q0 = (x > 0).mean(0)
-    reference = Profile.of(x)
+    reference = Pseudobulk.of(x)
     for q1 in (0.5 * q0, q0 + 0.5 * (1 - q0)):
         change = level * (q1 - q0)
         query = Query(x, np.arange(GENES))
@@ -138,7 +138,7 @@ def test_cells_that_changed_before_they_are_made_are_refused():
     """As on disk, where a layer is made when it is asked for."""
     x, _ = cells_of(50, 0)
     survey = Survey.of(Query(x, np.arange(GENES)), np.zeros(50, dtype=int))
-    change = PopulationChange(np.full(GENES, 0.1), [Profile.of(x)], np.ones(1))
+    change = PopulationChange(np.full(GENES, 0.1), [Pseudobulk.of(x)], np.ones(1))
     maker = CellMaker(survey, {0: change}, "detection")
     for other in (np.zeros_like(x), x + 1):
         with pytest.raises(RuntimeError, match="changed since"):

@@ -29,8 +29,8 @@ def shifts(train):
 
 
 def similarities(train, control):
-    profile = control.X.toarray().mean(0)
-    return np.array([np.corrcoef(profile, mean(train, t, "control"))[0, 1] for t in TYPES])
+    pseudobulk = control.X.toarray().mean(0)
+    return np.array([np.corrcoef(pseudobulk, mean(train, t, "control"))[0, 1] for t in TYPES])
 
 
 def shifted(control, shift):

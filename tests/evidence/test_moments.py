@@ -7,7 +7,7 @@ from spaperb import datasets
 from spaperb._types import NEITHER
 from spaperb.evidence import Evidence
 from spaperb.evidence._moments import MAX_DOSES
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_dense_and_sparse_cells_give_the_same(one_unpaired):
 def test_state_survives(one_unpaired):
     evidence = Evidence.of(*context_arrays(one_unpaired))
     restored = Evidence.from_state(evidence.to_state())
-    assert isinstance(restored.populations.profile(0), Profile)
-    assert isinstance(restored.changes.profile(0), Profile)
+    assert isinstance(restored.populations.pseudobulk(0), Pseudobulk)
+    assert isinstance(restored.changes.pseudobulk(0), Pseudobulk)
     np.testing.assert_array_equal(restored.changes.shift, evidence.changes.shift)
 
 
@@ -174,18 +174,18 @@ def test_likeness_of_halves_of_a_type_and_of_other_types():
     for half in np.flatnonzero(p.half):
         own = int(p.context[half])
         for k in range(3):
-            likeness = evidence.likeness(p.profile(half), k)
+            likeness = evidence.likeness(p.pseudobulk(half), k)
             assert likeness == 1 if k == own else likeness < 0.9
 
 
 def test_distance_to_where_a_perturbation_was_measured():
     evidence = Evidence.of(*context_arrays(small_cells(n_cells=100, n_genes=200)))
     p = evidence.populations
-    profile, cells = p.profile(0), p.cells[0]
-    own = evidence.distance(profile, cells, 0)
-    others = evidence.distance(profile, cells, 0, besides=0)
+    pseudobulk, cells = p.pseudobulk(0), p.cells[0]
+    own = evidence.distance(pseudobulk, cells, 0)
+    others = evidence.distance(pseudobulk, cells, 0, besides=0)
     assert own < others < np.inf
-    assert evidence.distance(profile, cells, 1) == np.inf
+    assert evidence.distance(pseudobulk, cells, 1) == np.inf
     assert evidence.usual_distance() >= others
     assert np.isnan(evidence.keep(evidence.context != 0).usual_distance())
 

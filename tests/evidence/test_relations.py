@@ -22,7 +22,7 @@ from spaperb.evidence._relations import (
     foremost,
     log_dose_weights,
 )
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 NAMES = [f"type_{i}" for i in range(5)]
 
@@ -125,7 +125,7 @@ def test_few_cells_are_all_neighbours(evidence):
 def test_new_cells_are_described_as_a_population_of_the_same_cells(cells, evidence):
     x, arms, labels = arrays(cells)
     mine = x[(labels == 2) & (arms == 0)]
-    new = Query.of(evidence, Profile.of(mine), evidence.project(mine), (0,), 0)
+    new = Query.of(evidence, Pseudobulk.of(mine), evidence.project(mine), (0,), 0)
     kept = np.array([0, 1, 3, 4])
     for a, b in zip(
         describe(evidence, new, kept),

@@ -16,7 +16,7 @@ from spaperb.evidence import Description, Episode
 from spaperb.model._intervals import LEVELS, Intervals
 from spaperb.module import HeldOut, InContextModule
 from spaperb.module._in_context import Predicted
-from spaperb.populations import Profile, mean_expression
+from spaperb.populations import Pseudobulk, mean_expression
 
 TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
 COLUMNS = [
@@ -324,8 +324,8 @@ def test_strata_are_tenths_of_the_genes_by_their_scale():
     expected = np.repeat([[1.0], [3.0]], 5, axis=0) * np.ones(len(LEVELS))
     np.testing.assert_allclose(intervals.ratios, expected, rtol=1e-9)
     asked = np.array([1.0, 450.5, 500.5, 550.5, 5000.0])
-    profile = Profile(np.ones(5), np.full(5, 8.0), np.ones(5), 2)
-    half = intervals.half_width(np.full(5, 3.0), asked, profile, [profile], np.ones(1), 0.9)
+    pseudobulk = Pseudobulk(np.ones(5), np.full(5, 8.0), np.ones(5), 2)
+    half = intervals.half_width(np.full(5, 3.0), asked, pseudobulk, [pseudobulk], np.ones(1), 0.9)
     # The sampling variance of two means over two cells each is 8.
     np.testing.assert_allclose(half, np.array([1, 1, 2, 3, 3]) * np.sqrt(9 + 8), rtol=1e-9)
 
@@ -335,8 +335,10 @@ def test_strata_are_tenths_of_the_genes_by_their_scale():
 )
 def test_where_nothing_was_held_out_the_normal_distribution_says(level, q):
     intervals = Intervals.of([], InContextModule(n_networks=1))
-    profile = Profile(np.ones(5), np.zeros(5), np.ones(5), 10**6)
-    half = intervals.half_width(np.full(5, 2.0), np.ones(5), profile, [profile], np.ones(1), level)
+    pseudobulk = Pseudobulk(np.ones(5), np.zeros(5), np.ones(5), 10**6)
+    half = intervals.half_width(
+        np.full(5, 2.0), np.ones(5), pseudobulk, [pseudobulk], np.ones(1), level
+    )
     np.testing.assert_allclose(half, 2 * q, rtol=1e-5)
 
 
@@ -393,10 +395,10 @@ def test_intervals_are_those_of_queries_of_which_as_much_is_known(fold, tmp_path
     with pytest.warns(UserWarning, match="type_0"):
         model = fit(cells)
     learned = model._transfer
-    assert not np.array_equal(learned.intervals.ratios, learned.intervals_alone.ratios)
+    assert not np.array_equal(learned.intervals.ratios, learned.intervals_unseen_context.ratios)
     model.save(tmp_path / "model")
     loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
-    for name, kind in (("type_0", "intervals_alone"), ("type_1", "intervals")):
+    for name, kind in (("type_0", "intervals_unseen_context"), ("type_1", "intervals")):
         of_type = (cells.obs["cell_type"] == name) & (cells.obs["condition"] == "control")
         control = cells[of_type].copy()
         expected = half_width(model.predict_response(control, "A"))

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from spaperb._types import FloatArray
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 LEVEL_CHANGE = 0.1
 """Smaller changes of level, in log-normalised units, do not make a cell a responding one."""
@@ -66,8 +66,8 @@ class Detection:
     @classmethod
     def of(
         cls,
-        references: list[Profile],
-        control: Profile,
+        references: list[Pseudobulk],
+        control: Pseudobulk,
         change: FloatArray,
         weights: FloatArray,
     ) -> Detection:
@@ -119,7 +119,7 @@ class Detection:
         """Take note of the mean that :meth:`apply` gives all cells, ``(G,)``, and make it exact."""
         self.exact = _ratio(self.mean, mean, 1.0).astype(np.float32)
 
-    def responding(self, control: Profile) -> FloatArray:
+    def responding(self, control: Pseudobulk) -> FloatArray:
         """Fraction of cells whose expression of each gene changes, ``(G,)``.
 
         Cells that begin to express it, cells that cease to, and, if their level changes by more than 0.1 in
@@ -154,7 +154,7 @@ class Detection:
         return stimulated.astype(np.float32) * self.exact
 
 
-def _squares(references: list[Profile]) -> FloatArray:
+def _squares(references: list[Pseudobulk]) -> FloatArray:
     """Squared means of the stimulated cells, ``(P, G)``."""
     return np.array([s.mean for s in references]) ** 2
 

@@ -13,7 +13,7 @@ from spaperb._types import FloatArray, IntArray
 from spaperb.cells._counts import CountChange, Sample
 from spaperb.cells._detection import Detection
 from spaperb.cells._order import GRID, Part, Survey, order_of, ranks_of
-from spaperb.populations import TINY, Profile, scale_of, size_of
+from spaperb.populations import TINY, Pseudobulk, scale_of, size_of
 
 if TYPE_CHECKING:
     from spaperb.data import Cells, Query
@@ -36,7 +36,7 @@ class PopulationChange(NamedTuple):
     """
 
     mean: FloatArray
-    references: list[Profile]
+    references: list[Pseudobulk]
     weights: FloatArray
 
 
@@ -69,12 +69,12 @@ class CellMaker:
     minimum: float = -np.inf
 
     def __post_init__(self) -> None:
-        profiles = self.survey.profiles
+        pseudobulks = self.survey.pseudobulks
         self._detections: dict[int, Detection] = {}
         self._counts: dict[int, CountChange] = {}
         if self.how == "detection":
             self._detections = {
-                p: Detection.of(c.references, profiles[p], c.mean, c.weights)
+                p: Detection.of(c.references, pseudobulks[p], c.mean, c.weights)
                 for p, c in self.changes.items()
             }
             self._settle_detections()
@@ -122,7 +122,7 @@ class CellMaker:
 
     def _settle_counts(self) -> None:
         """Find the rates of each population on some of its cells, and move them by what these give all cells."""
-        sizes = {p: self.survey.profiles[p].n for p in self.changes}
+        sizes = {p: self.survey.pseudobulks[p].n for p in self.changes}
         n_sampled = {p: n if n <= MAX_SOLVED else N_SOLVED for p, n in sizes.items()}
         batch = np.cumsum(list(n_sampled.values())) // MAX_HELD
         samples: dict[int, Sample] = {}
@@ -143,7 +143,7 @@ class CellMaker:
             missed_least[p], low[p], high[p] = (np.full(n_genes, x) for x in (np.inf, 0, np.inf))
         for _ in range(N_SETTLED if samples else 0):
             for p, mean in self._means(self._normalised_counts, samples).items():
-                wanted = self.survey.profiles[p].mean + self.changes[p].mean
+                wanted = self.survey.pseudobulks[p].mean + self.changes[p].mean
                 missed, now = np.maximum(wanted, 0) - mean, self._counts[p]
                 is_best = np.abs(missed) < missed_least[p]
                 best[p] = now.where(is_best, best[p])
@@ -164,7 +164,7 @@ class CellMaker:
         for cells, part in self._parts("Settling means", populations):
             made = make(cells, part).astype(np.float64)
             sums[part.population] += np.rint(made * GRID).sum(axis=0)
-        return {p: total / GRID / self.survey.profiles[p].n for p, total in sums.items()}
+        return {p: total / GRID / self.survey.pseudobulks[p].n for p, total in sums.items()}
 
     def _sample(self, sizes: dict[int, int]) -> dict[int, Sample]:
         """Some cells of populations, at random, with numbers of these alone."""

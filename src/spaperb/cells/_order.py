@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 if TYPE_CHECKING:
     from spaperb.data import Cells, Query
@@ -112,7 +112,7 @@ class Survey:
         The cells.
     populations
         Number of each cell's population, -1 for cells that are not wanted, ``(n_obs,)``.
-    profiles
+    pseudobulks
         Moments of each population.
     n_expressing
         How many of its cells express each gene, ``(G,)`` each.
@@ -123,7 +123,7 @@ class Survey:
 
     query: Query
     populations: IntArray
-    profiles: dict[int, Profile]
+    pseudobulks: dict[int, Pseudobulk]
     n_expressing: dict[int, Ranks]
     expressing: list[dict[int, Ranks]]
 
@@ -151,7 +151,7 @@ class Survey:
             n = int((populations == p).sum())
             mean = total / GRID / n
             variance = np.maximum(squares / GRID / n - mean**2, 0)
-            survey.profiles[p] = Profile(mean, variance, n_on[p] / n, n)
+            survey.pseudobulks[p] = Pseudobulk(mean, variance, n_on[p] / n, n)
         return survey
 
     def read(self, query: Query, block: int) -> Iterator[Cells]:
@@ -181,7 +181,7 @@ class Survey:
                 on = expressing[p] + np.cumsum(is_on, axis=0, dtype=np.uint32)
                 expressing[p] = on[-1]
                 ranks = _ranks(is_on, on, self.places[cells.rows[within]])
-                sizes = _sizes(is_on, self.n_expressing[p], self.profiles[p].n)
+                sizes = _sizes(is_on, self.n_expressing[p], self.pseudobulks[p].n)
                 if (ranks >= sizes).any():
                     # Without this the search for a place would never end.
                     raise RuntimeError(

@@ -16,7 +16,7 @@ from anndata import AnnData
 from anndata.compat import DaskArray
 from scipy import sparse
 
-from spaperb._messages import listed
+from spaperb._messages import format_list
 from spaperb._types import Expression
 from spaperb.data._disk import backed_matrix
 
@@ -44,7 +44,7 @@ def check_anndata(adata: object) -> None:
     elif isinstance(modalities := getattr(adata, "mod", None), Mapping):
         advice = (
             f"Pass the modality with gene expression, `mdata[{next(iter(modalities), 'rna')!r}]`, "
-            f"say; it has: {listed(modalities)}"
+            f"say; it has: {format_list(modalities)}"
         )
     raise TypeError(f"`adata` must be an AnnData; it is {found}. {advice}.")
 
@@ -74,18 +74,20 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         raise ValueError(
-            f"{len(repeated)} gene name(s) occur more than once: {listed(repeated)}. "
+            f"{len(repeated)} gene name(s) occur more than once: {format_list(repeated)}. "
             "Make them unique with `adata.var_names_make_unique()`."
         )
     layers = [key for key in adata.layers if key is not None]
     if layer is not None and layer not in layers:
-        raise ValueError(f"There is no layer {layer!r} in adata.layers; it has: {listed(layers)}.")
+        raise ValueError(
+            f"There is no layer {layer!r} in adata.layers; it has: {format_list(layers)}."
+        )
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:
         raise ValueError(
             "adata.X is None, and expression is taken from there unless `setup_anndata(layer=...)` "
             "names a layer. Set the data up with the layer that holds it, or put it into X: "
-            f"`adata.X = adata.layers[...]`. The layers are: {listed(layers)}."
+            f"`adata.X = adata.layers[...]`. The layers are: {format_list(layers)}."
         )
     is_backed = adata.isbacked and layer is None
     if lazy and is_backed:
@@ -120,7 +122,7 @@ def check_genes(adata: AnnData, expected: Sequence[Any] | npt.NDArray) -> None:
         return
     found = "their order differs"
     if len(missing := np.setdiff1d(expected, names)):
-        found = f"missing are: {listed(missing)}"
+        found = f"missing are: {format_list(missing)}"
     elif len(names) > len(expected):
         found = f"it has {len(names) - len(expected)} more"
     raise ValueError(
@@ -166,7 +168,7 @@ def missing_genes_hint(adata: AnnData, missing: npt.NDArray) -> str:
         kinds = ("symbols", "Ensembl identifiers")
         return (
             f" The model's genes are {kinds[is_id]}, those of the AnnData {kinds[is_found_id]} "
-            f"({listed(adata.var_names[:3])}, say): name them as the model does, by the annotation "
+            f"({format_list(adata.var_names[:3])}, say): name them as the model does, by the annotation "
             "that the cells were counted with."
         )
     return ""

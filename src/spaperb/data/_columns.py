@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from anndata import AnnData
 
-from spaperb._messages import MAX_LISTED, listed
+from spaperb._messages import MAX_LISTED, format_list
 
 
 def check_column(adata: AnnData, argument: str, key: str) -> None:
@@ -61,5 +61,5 @@ def described_columns(adata: AnnData) -> str:
             continue
         values = column.unique()
         few = len(values) <= MAX_LISTED
-        columns.append(f"{key!r} ({listed(values)})" if few else repr(key))
-    return listed(columns)
+        columns.append(f"{key!r} ({format_list(values)})" if few else repr(key))
+    return format_list(columns)

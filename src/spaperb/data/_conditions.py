@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 
-from spaperb._messages import listed, shown, warn
+from spaperb._messages import format_list, shown, warn
 from spaperb.data._columns import _check_found
 from spaperb.data._labels import match_labels
 
@@ -46,7 +46,7 @@ def control_cells(
     if len(found) > 1:
         raise ValueError(
             f"No cell has the control value {shown(control)} in {column}, so control cells can't be "
-            f"told from others; the values are: {listed(found)}. Rename the one of control cells, or, "
+            f"told from others; the values are: {format_list(found)}. Rename the one of control cells, or, "
             f"if all are control cells, pass them without the column: adata.obs.drop(columns="
             f"{conditions.name!r})."
         )
@@ -74,7 +74,7 @@ def check_conditions(
         if value not in found:
             raise ValueError(
                 f"No cell has {shown(value)} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
-                f"are: {listed(found)}. Pass one of them as `{argument}=`."
+                f"are: {format_list(found)}. Pass one of them as `{argument}=`."
             )
     if stimulated is not None and not len(stimulated):
         raise ValueError("`stimulated` is empty. Name perturbations, or leave it out to take all.")
@@ -104,7 +104,7 @@ def check_one_stimulus(
     if stimulated is None and len(others) > 1:
         raise ValueError(
             f"adata.obs[{condition_key!r}] has {len(others)} values beside the control: "
-            f"{listed(others)}. Pass one of them as `stimulated=`."
+            f"{format_list(others)}. Pass one of them as `stimulated=`."
         )
 
 
@@ -138,13 +138,13 @@ def perturbations_with_pairs(
         raise ValueError(
             f"No cell type in adata.obs[{labels_key!r}] has both control and stimulated cells"
             f"{' within one batch' if batch_key else ''}, so there is nothing to pair. Numbers of "
-            f"control and stimulated cells: {listed(found)}. Check the columns"
+            f"control and stimulated cells: {format_list(found)}. Check the columns"
             + (", or leave out `batch_key`." if batch_key else ".")
         )
     if excluded := [value for value in names if value not in paired]:
         warn(
             f"These perturbations have no control cells of their cell type{where} to be paired with "
-            f"and are left out: {listed(excluded)}."
+            f"and are left out: {format_list(excluded)}."
         )
     return paired
 
@@ -158,7 +158,7 @@ def check_doses(
     if not pd.api.types.is_numeric_dtype(doses) or pd.api.types.is_bool_dtype(doses):
         raise ValueError(
             f"adata.obs[{dose_key!r}] (`dose_key`) must hold numbers; it has the type {doses.dtype}, "
-            f"with values like {listed(doses.unique()[:3])}. Convert it with "
+            f"with values like {format_list(doses.unique()[:3])}. Convert it with "
             f"`adata.obs[{dose_key!r}] = adata.obs[{dose_key!r}].astype(float)`."
         )
     is_stimulated = adata.obs[condition_key].isin(stimulated).to_numpy()

@@ -13,7 +13,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from spaperb._messages import listed, warn
+from spaperb._messages import format_list, warn
 from spaperb._types import NEITHER, IntArray
 from spaperb.data._registry import DOSE_KEY, perturbations_of, registered_codes
 from spaperb.data._scale import log_base
@@ -131,7 +131,7 @@ class EpisodeSplitter(StratifiedSplitter):
                 self.trainer.fit_loop.max_epochs = 0
                 names = [self.evidence.names[k] for k in np.unique(self.evidence.context)]
                 warn(
-                    f"Changes were measured in {len(names)} context(s), {listed(names)}: too few to "
+                    f"Changes were measured in {len(names)} context(s), {format_list(names)}: too few to "
                     "train on. All predictions rest on what was measured there, and on the pretrained "
                     "networks as they are."
                 )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from spaperb._messages import listed, shown, warn
+from spaperb._messages import format_list, shown, warn
 from spaperb._types import CONTROL, NEITHER, IntArray
 
 CLOSE = 1e-6
@@ -158,7 +158,7 @@ class Perturbations:
             of = f", of {shown(name)}," if len(pieces) > 1 else ""
             raise ValueError(
                 f"{', '.join(map(shown, unknown))}{of} is not a perturbation that the model was "
-                f"trained on. It knows: {listed(self.names)}."
+                f"trained on. It knows: {format_list(self.names)}."
             )
         parts = tuple(sorted(single[piece] for piece in pieces))
         same = [i for i, known in enumerate(self.parts) if tuple(sorted(known)) == parts]
@@ -193,7 +193,7 @@ class Perturbations:
         if name is None:
             if len(self.names) > 1:
                 raise ValueError(
-                    f"The model knows {len(self.names)} perturbations: {listed(self.names)}. Pass one "
+                    f"The model knows {len(self.names)} perturbations: {format_list(self.names)}. Pass one "
                     "of them, or a combination, as `perturbation=`."
                 )
             name = self.names[0]
@@ -232,7 +232,7 @@ def warn_of_whole_names(perturbations: Perturbations) -> None:
         warn(
             f"These names hold the separator {perturbations.separator!r}, but not each of their parts is a "
             "perturbation of its own, so each is taken for one perturbation, not for a combination: "
-            f"{listed(perturbations.whole)}. If the separator is there by accident, pass "
+            f"{format_list(perturbations.whole)}. If the separator is there by accident, pass "
             "`combination_separator=None`."
         )
 

@@ -11,7 +11,7 @@ from anndata import AnnData
 from scipy import sparse
 from scvi.utils import track
 
-from spaperb._messages import listed, warn
+from spaperb._messages import format_list, warn
 from spaperb._types import Expression
 from spaperb.data._anndata import expression_matrix, missing_genes_hint
 from spaperb.data._columns import check_named_once
@@ -121,7 +121,7 @@ def make_query(
         missing = var_names[columns < 0]
         raise ValueError(
             f"{len(missing)} of the model's {len(var_names)} genes are missing in the AnnData: "
-            f"{listed(missing)}.{missing_genes_hint(adata, missing)} Add those that are not there "
+            f"{format_list(missing)}.{missing_genes_hint(adata, missing)} Add those that are not there "
             "(with zeros only if they were measured and not seen), or train a model on the genes "
             "that both have."
         )
@@ -160,7 +160,7 @@ def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.nda
             none = "none" if len(new) == len(found) else f"{len(numbers)}"
             warn(
                 f"The model knows {none} of the {len(found)} batches in adata.obs[{batch_key!r}]. It takes cells of these for cells of an "
-                f"average batch: {listed(new)}. Batches of training: {listed(known)}."
+                f"average batch: {format_list(new)}. Batches of training: {format_list(known)}."
             )
         codes = batches.map(numbers).fillna(-1).to_numpy(dtype=np.int64)
         shares[codes >= 0] = np.eye(len(known), dtype=np.float32)[codes[codes >= 0]]
@@ -191,7 +191,7 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
     if len(selected) and not (is_mask or pd.api.types.is_integer_dtype(selected)):
         raise ValueError(
             f"`indices` must be positions (whole numbers) or a boolean mask; it has {selected.dtype} "
-            f"values: {listed(selected[:3])}. Names of cells become positions by "
+            f"values: {format_list(selected[:3])}. Names of cells become positions by "
             "`adata.obs_names.get_indexer(names)`, other numbers by `.astype(int)`."
         )
     rows = selected.to_numpy(dtype=bool if is_mask else int)

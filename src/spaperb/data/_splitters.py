@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from spaperb._messages import listed, warn
+from spaperb._messages import format_list, warn
 from spaperb._types import NEITHER, STIMULATED, IntArray
 from spaperb.data._pairs import Stratum, random_pairs, split_strata
 from spaperb.data._registry import (
@@ -185,7 +185,7 @@ class StratifiedSplitter(DataSplitter):
         if left_out := self._perturbations(all_strata) - learned:
             raise ValueError(
                 "All pairs of these perturbations are left for validation or testing: "
-                f"{listed([names[p] for p in sorted(left_out)])}. The model would know their names "
+                f"{format_list([names[p] for p in sorted(left_out)])}. The model would know their names "
                 "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
                 "or give some of their cells to training."
             )
@@ -199,7 +199,7 @@ class StratifiedSplitter(DataSplitter):
         if unpaired:
             warn(
                 "These cell types have no control and stimulated cells to pair (within a batch, "
-                f"where one is registered) and take no part in training: {listed(unpaired)}."
+                f"where one is registered) and take no part in training: {format_list(unpaired)}."
             )
 
 

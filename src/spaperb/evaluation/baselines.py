@@ -22,7 +22,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 
 from spaperb._types import Expression, FloatArray, IntArray
 from spaperb.populations import (
-    Profile,
+    Pseudobulk,
     dense,
     fit_projection,
     mean_expression,
@@ -31,7 +31,7 @@ from spaperb.populations import (
 )
 
 TEMPERATURE = 0.03
-"""Of the softmax over correlations of control profiles."""
+"""Of the softmax over correlations of control pseudobulks."""
 PULL = 0.5
 """Pull on the anchors' weights, in units of the anchors' mean square."""
 MIN_RELIABILITY = 0.1
@@ -69,7 +69,7 @@ class NoChange:
 
 
 class ContextShifts:
-    """Learn each context's control profile and shift; subclasses say which shift a cell gets.
+    """Learn each context's control pseudobulk and shift; subclasses say which shift a cell gets.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ class ContextShifts:
         raise NotImplementedError
 
     def similarity(self, x: FloatArray) -> FloatArray:
-        """Pearson correlation of the cells' mean with each context's control profile."""
+        """Pearson correlation of the cells' mean with each context's control pseudobulk."""
         return _correlations(x.mean(axis=0), self.control_means)
 
     def _context_key(self, held_out: str, labels_key: str) -> str:
@@ -184,7 +184,7 @@ class MeanShift(ContextShifts):
 
 
 class NearestShift(ContextShifts):
-    """Every cell gets the shift of the context whose control profile correlates most."""
+    """Every cell gets the shift of the context whose control pseudobulk correlates most."""
 
     def weights(self, x: FloatArray) -> FloatArray:
         """Give the nearest context weight 1."""
@@ -192,7 +192,7 @@ class NearestShift(ContextShifts):
 
 
 class SimilarityShift(ContextShifts):
-    """Every cell gets the mean of the shifts, weighted by a softmax of the profiles' correlations.
+    """Every cell gets the mean of the shifts, weighted by a softmax of the pseudobulks' correlations.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ class KNNShift(ContextShifts):
 
 
 class NearestCells(ContextShifts):
-    """The stimulated cells of the context with the nearest control profile, as they are."""
+    """The stimulated cells of the context with the nearest control pseudobulk, as they are."""
 
     def _fit_cells(
         self,
@@ -301,7 +301,7 @@ class _Noise(NamedTuple):
     has_mean: bool
 
     @classmethod
-    def of(cls, control: list[Profile], has_mean: bool) -> _Noise:
+    def of(cls, control: list[Pseudobulk], has_mean: bool) -> _Noise:
         """Pool the control cells of contexts."""
         squares = np.sum([c.n * c.variance for c in control], axis=0)
         means = [c.mean if has_mean else np.ones_like(c.mean) for c in control]
@@ -311,11 +311,11 @@ class _Noise(NamedTuple):
         prior = PRIOR_CELLS * TINY_MEAN
         return cls((squares + prior * usual) / (levels + prior), has_mean)
 
-    def of_shift(self, control: Profile, stimulated: Profile) -> FloatArray:
+    def of_shift(self, control: Pseudobulk, stimulated: Pseudobulk) -> FloatArray:
         """Sampling variance of a shift, ``(G,)``."""
         return self._of_mean(control, control.mean) + self._of_mean(stimulated, control.mean)
 
-    def _of_mean(self, cells: Profile, expected: FloatArray) -> FloatArray:
+    def _of_mean(self, cells: Pseudobulk, expected: FloatArray) -> FloatArray:
         n = cells.n
         mean = (n * cells.mean + PRIOR_CELLS * expected) / (n + PRIOR_CELLS)
         usual = self.ratio * (mean if self.has_mean else 1)
@@ -370,16 +370,16 @@ class GeneForest(ContextShifts):
     ) -> None:
         # Contexts without stimulated cells say something of noise and of nearness too.
         rows = {k: np.flatnonzero(is_control & (codes == k)) for k in np.unique(codes[is_control])}
-        profiles = {k: Profile.of(adata.X[of_context]) for k, of_context in rows.items()}
-        control = [profiles[k] for k in usable]
-        stimulated = [Profile.of(adata.X[is_stimulated & (codes == k)]) for k in usable]
+        pseudobulks = {k: Pseudobulk.of(adata.X[of_context]) for k, of_context in rows.items()}
+        control = [pseudobulks[k] for k in usable]
+        stimulated = [Pseudobulk.of(adata.X[is_stimulated & (codes == k)]) for k in usable]
         n = np.array([min(c.n, s.n) for c, s in zip(control, stimulated, strict=True)])
         measured = np.flatnonzero(n >= min(MIN_MEASURED, n.max()))
         self.contexts = self.contexts[measured]
         self.control_means, self.shifts = self.control_means[measured], self.shifts[measured]
         if len(measured) == 1:
             return
-        noise = _Noise.of(list(profiles.values()), has_mean=self.minimum == 0)
+        noise = _Noise.of(list(pseudobulks.values()), has_mean=self.minimum == 0)
         self.variances = np.array([noise.of_shift(control[i], stimulated[i]) for i in measured])
         some = {k: _some(of_context, MAX_CELLS) for k, of_context in rows.items()}
         x = adata.X[np.concatenate(list(some.values()))].astype(np.float64)
@@ -397,19 +397,21 @@ class GeneForest(ContextShifts):
         if len(self.shifts) == 1:
             return self.shifts[0]
         cells = project(x[_some(np.arange(len(x)), MAX_CELLS)], self.pca)
-        description = self._describe(Profile.of(x), cells, np.arange(len(self.shifts)))
+        description = self._describe(Pseudobulk.of(x), cells, np.arange(len(self.shifts)))
         change = description.anchors @ self.anchor_weights
         if self.forest is not None:
             change += description.scale * self.forest.predict(self._inputs(description))
         return change
 
-    def _describe(self, profile: Profile, cells: FloatArray, others: IntArray) -> Description:
+    def _describe(
+        self, pseudobulk: Pseudobulk, cells: FloatArray, others: IntArray
+    ) -> Description:
         """Describe a context by others.
 
         Parameters
         ----------
-        profile
-            Profile of its control cells.
+        pseudobulk
+            Pseudobulk of its control cells.
         cells
             Components of its control cells, ``(n, n_components)``.
         others
@@ -420,7 +422,7 @@ class GeneForest(ContextShifts):
         )
         stimulated = control + shifts
         near = self._nearness(cells, others)
-        alike = softmax(_correlations(profile.mean, control) / TEMPERATURE)
+        alike = softmax(_correlations(pseudobulk.mean, control) / TEMPERATURE)
         precise = 1 / (variances + 1e-3)
         anchors = [
             near @ shifts,
@@ -435,8 +437,8 @@ class GeneForest(ContextShifts):
             *anchors[:3],
             shifts.min(axis=0),
             shifts.max(axis=0),
-            profile.mean,
-            profile.detection,
+            pseudobulk.mean,
+            pseudobulk.detection,
             near @ control,
             control.mean(axis=0),
             near @ stimulated,
@@ -529,9 +531,9 @@ def _double(x: Expression) -> FloatArray:
     return dense(x).astype(np.float64)
 
 
-def _correlations(profile: FloatArray, means: FloatArray) -> FloatArray:
-    """Pearson correlation of a profile with each of several, ``(n_contexts,)``."""
-    return np.array([np.corrcoef(profile, mean)[0, 1] for mean in means])
+def _correlations(pseudobulk: FloatArray, means: FloatArray) -> FloatArray:
+    """Pearson correlation of a pseudobulk with each of several, ``(n_contexts,)``."""
+    return np.array([np.corrcoef(pseudobulk, mean)[0, 1] for mean in means])
 
 
 def _some(rows: IntArray, n: int) -> IntArray:

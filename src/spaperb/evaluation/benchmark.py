@@ -36,8 +36,8 @@ from scipy import sparse
 from scvi.utils import track
 
 from spaperb import populations
-from spaperb._files import written_whole
-from spaperb._messages import listed
+from spaperb._files import atomic_write
+from spaperb._messages import format_list
 from spaperb._types import Expression
 from spaperb.data import (
     MOST_LOG,
@@ -239,7 +239,9 @@ def benchmark(
             "choose the genes before and leave `n_top_genes` out."
         )
     if taken := {FLOOR, CEILING} & set(methods):
-        raise ValueError(f"These names of methods are taken by the benchmark: {listed(taken)}.")
+        raise ValueError(
+            f"These names of methods are taken by the benchmark: {format_list(taken)}."
+        )
     cells = _plain(adata, np.ones(adata.n_obs, dtype=bool))
     data = joblib.hash([task, version("spaperb"), cells.X, cells.obs, cells.var_names.to_numpy()])
 
@@ -355,7 +357,7 @@ def _contexts(
         )
         for context in pd.unique(of_context)
     }
-    found = listed([f"{context} {c} and {s}" for context, (c, s) in counts.items()])
+    found = format_list([f"{context} {c} and {s}" for context, (c, s) in counts.items()])
     needed = MIN_CELLS if contexts is not None else max(min_cells, MIN_CELLS)
     if contexts is None:
         contexts = sorted(c for c, n in counts.items() if min(n) >= needed)
@@ -363,7 +365,7 @@ def _contexts(
     if too_small or not contexts:
         raise ValueError(
             f"A context needs at least {needed} control and {needed} stimulated cells to be hidden, "
-            f"and {listed(too_small) if too_small else 'every context'} in "
+            f"and {format_list(too_small) if too_small else 'every context'} in "
             f"obs[{task.held_out!r}] has fewer. Control and stimulated cells: {found}."
         )
     return list(contexts)
@@ -460,7 +462,7 @@ def _write(row: dict[str, Any], file: Path | None) -> None:
     """Write a fold's result whole or not at all."""
     if file is None:
         return
-    with written_whole(file, overwrite=True) as path:
+    with atomic_write(file, overwrite=True) as path:
         path.write_text(json.dumps(row, default=str))
 
 

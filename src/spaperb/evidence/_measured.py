@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 
 from spaperb._types import CONTROL, NEITHER, STIMULATED, Expression, FloatArray, IntArray
 from spaperb.evidence._moments import Measured, Measuring, Noise
-from spaperb.populations import Profile, dense, mean_expression, neighbour_shares, variance
+from spaperb.populations import Pseudobulk, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0
 """The half of a population that is no half."""
@@ -74,9 +74,9 @@ class Populations(NamedTuple):
     cells: list[FloatArray]
     correlation: FloatArray
 
-    def profile(self, p: int) -> Profile:
-        """Profile of a population."""
-        return Profile(self.mean[p], self.variance[p], self.detection[p], int(self.n[p]))
+    def pseudobulk(self, p: int) -> Pseudobulk:
+        """Pseudobulk of a population."""
+        return Pseudobulk(self.mean[p], self.variance[p], self.detection[p], int(self.n[p]))
 
 
 class Changes(NamedTuple):
@@ -112,10 +112,10 @@ class Changes(NamedTuple):
     mean_error: FloatArray
     dispersion: FloatArray
 
-    def profile(self, s: int) -> Profile:
-        """Profile of the stimulated cells of a change."""
+    def pseudobulk(self, s: int) -> Pseudobulk:
+        """Pseudobulk of the stimulated cells of a change."""
         theta = self.dispersion[s]
-        return Profile(
+        return Pseudobulk(
             self.mean[s],
             self.variance[s],
             self.detection[s],
@@ -215,18 +215,18 @@ class Evidence:
         rows = [np.sort(rng.permutation(wholes.rows(c))[:n_cells]) for c in codes]
         pca = _components(sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64))
         rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
-        profiles = [wholes.profile(wholes.rows(c)) for c in codes]
-        noise = Noise.of(profiles, unit)
-        profiles += [halves.profile(halves.rows(c)) for c in half_codes]
-        mean = np.array([p.mean for p in profiles])
+        pseudobulks = [wholes.pseudobulk(wholes.rows(c)) for c in codes]
+        noise = Noise.of(pseudobulks, unit)
+        pseudobulks += [halves.pseudobulk(halves.rows(c)) for c in half_codes]
+        mean = np.array([p.mean for p in pseudobulks])
         populations = Populations(
             context=np.array([*range(len(codes)), *(number[int(c) // 2] for c in half_codes)]),
             half=np.concatenate([np.full(len(codes), WHOLE), 1 + half_codes % 2]),
-            n=np.array([p.n for p in profiles]),
+            n=np.array([p.n for p in pseudobulks]),
             mean=mean,
-            variance=np.array([p.variance for p in profiles]),
-            detection=np.array([p.detection for p in profiles]),
-            error=np.array([noise.error_of_mean(p) for p in profiles]),
+            variance=np.array([p.variance for p in pseudobulks]),
+            detection=np.array([p.detection for p in pseudobulks]),
+            error=np.array([noise.error_of_mean(p) for p in pseudobulks]),
             cells=[(dense(x[r]).astype(np.float64) - pca.mean_) @ pca.components_.T for r in rows],
             correlation=correlations(mean, mean),
         )
@@ -285,9 +285,9 @@ class Evidence:
         """Components of cells ``(n, G)``, ``(n, n_components)``."""
         return (dense(cells).astype(np.float64) - self.center) @ self.components.T
 
-    def error_of_mean(self, profile: Profile) -> FloatArray:
+    def error_of_mean(self, pseudobulk: Pseudobulk) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
-        return Noise(self.ratio, self.has_mean).error_of_mean(profile)
+        return Noise(self.ratio, self.has_mean).error_of_mean(pseudobulk)
 
     def assign(self, cells: FloatArray) -> IntArray:
         """Context that most of each cell's nearest control cells belong to, ``(n,)``."""
@@ -325,7 +325,7 @@ class Evidence:
             total += np.bincount(owner[nearest].ravel(), minlength=len(among))
         return total / total.sum()
 
-    def likeness(self, profile: Profile, k: int) -> float:
+    def likeness(self, pseudobulk: Pseudobulk, k: int) -> float:
         """How far control cells are those of context ``k``, in [0, 1].
 
         1 where sampling noise explains all that their means differ by, 0 where they are as far from
@@ -333,21 +333,25 @@ class Evidence:
 
         Parameters
         ----------
-        profile
-            Profile of the control cells.
+        pseudobulk
+            Pseudobulk of the control cells.
         k
             Number of the context.
         """
-        own = self.populations.profile(k)
+        own = self.populations.pseudobulk(k)
         centred = own.mean - own.mean.mean()
-        others = [self.populations.profile(i) for i in range(len(self.names)) if i != k]
+        others = [self.populations.pseudobulk(i) for i in range(len(self.names)) if i != k]
         nearest = min((_square(other, own)[0] for other in others), default=0.0)
         reference = max(nearest, LEAST_APART * (centred**2).sum(), TINY)
-        square, deviation = _square(profile, own)
+        square, deviation = _square(pseudobulk, own)
         return float(np.clip(1 - (square - N_DEVIATIONS * deviation) / reference, 0, 1))
 
     def distance(
-        self, profile: Profile, cells: FloatArray, perturbation: int, besides: int | None = None
+        self,
+        pseudobulk: Pseudobulk,
+        cells: FloatArray,
+        perturbation: int,
+        besides: int | None = None,
     ) -> float:
         """Distance of control cells from the contexts that a perturbation was measured in.
 
@@ -356,8 +360,8 @@ class Evidence:
 
         Parameters
         ----------
-        profile
-            Profile of the control cells.
+        pseudobulk
+            Pseudobulk of the control cells.
         cells
             Their components, ``(n, n_components)``.
         perturbation
@@ -372,14 +376,14 @@ class Evidence:
         if not len(among):
             return math.inf
         near = self.neighbours(cells, among)
-        return float(near @ [distance(profile, self.populations.profile(p)) for p in among])
+        return float(near @ [distance(pseudobulk, self.populations.pseudobulk(p)) for p in among])
 
     def usual_distance(self) -> float:
         """Largest distance of a training context from the others; NaN if they are too few."""
         changes, populations = self.changes, self.populations
         distances = [
             self.distance(
-                populations.profile(k), populations.cells[k], int(changes.perturbation[s]), k
+                populations.pseudobulk(k), populations.cells[k], int(changes.perturbation[s]), k
             )
             for s in self.whole[:MAX_DISTANCES]
             for k in [int(changes.population[s])]
@@ -462,13 +466,13 @@ def _changes(measured: list[tuple[int, Measured]], noise: Noise, n_genes: int) -
     )
 
 
-def distance(a: Profile, b: Profile) -> float:
+def distance(a: Pseudobulk, b: Pseudobulk) -> float:
     """Distance of two means, less what noise adds to it, but not less than noise can tell."""
     noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
     return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, noise, TINY))
 
 
-def _square(a: Profile, b: Profile) -> tuple[float, float]:
+def _square(a: Pseudobulk, b: Pseudobulk) -> tuple[float, float]:
     """Squared distance of two means less the noise in it, and the standard deviation of that."""
     # A few cells have no variance of their own to speak of, and the other population lends its.
     pooled = (a.n * a.variance + b.n * b.variance) / max(a.n + b.n - 2, 1)

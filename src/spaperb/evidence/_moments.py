@@ -15,7 +15,7 @@ import pandas as pd
 from scvi.utils import track
 
 from spaperb._types import CONTROL, STIMULATED, Expression, FloatArray, IntArray
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 MIN_MEASURED = 3
 """Fewer cells in a condition measure no shift, unless there are no better contexts."""
@@ -42,7 +42,7 @@ class Measured(NamedTuple):
     dose
         Its dose, NaN without doses.
     by_control, by_stimulated
-        Profile of the cells of each batch.
+        Pseudobulk of the cells of each batch.
     shares
         Share of each batch, ``(n_batches,)``.
     """
@@ -50,19 +50,19 @@ class Measured(NamedTuple):
     code: int
     perturbation: int
     dose: float
-    by_control: list[Profile]
-    by_stimulated: list[Profile]
+    by_control: list[Pseudobulk]
+    by_stimulated: list[Pseudobulk]
     shares: FloatArray
 
     @property
-    def stimulated(self) -> Profile:
-        """Profile of the stimulated cells."""
-        return Profile.mixed(self.by_stimulated, self.shares)
+    def stimulated(self) -> Pseudobulk:
+        """Pseudobulk of the stimulated cells."""
+        return Pseudobulk.mixed(self.by_stimulated, self.shares)
 
     @property
-    def control(self) -> Profile:
-        """Profile of the control cells."""
-        return Profile.mixed(self.by_control, self.shares)
+    def control(self) -> Pseudobulk:
+        """Pseudobulk of the control cells."""
+        return Pseudobulk.mixed(self.by_control, self.shares)
 
     @property
     def shift(self) -> FloatArray:
@@ -73,7 +73,7 @@ class Measured(NamedTuple):
     def n(self) -> int:
         """Cells in the smaller condition."""
         arms = (self.by_control, self.by_stimulated)
-        return min(sum(p.n for p in profiles) for profiles in arms)
+        return min(sum(p.n for p in pseudobulks) for pseudobulks in arms)
 
 
 class Noise(NamedTuple):
@@ -89,12 +89,12 @@ class Noise(NamedTuple):
     has_mean: bool
 
     @classmethod
-    def of(cls, profiles: list[Profile], unit: float = 1.0) -> Noise:
+    def of(cls, pseudobulks: list[Pseudobulk], unit: float = 1.0) -> Noise:
         """Pool the control cells of all contexts; ``unit`` as in :class:`Evidence`."""
-        has_mean = all((p.mean >= 0).all() for p in profiles)
-        squares = np.sum([p.n * p.variance for p in profiles], axis=0)
-        degrees = np.array([max(p.n - 1, 0) for p in profiles])
-        levels = [p.mean if has_mean else np.ones_like(p.mean) for p in profiles]
+        has_mean = all((p.mean >= 0).all() for p in pseudobulks)
+        squares = np.sum([p.n * p.variance for p in pseudobulks], axis=0)
+        degrees = np.array([max(p.n - 1, 0) for p in pseudobulks])
+        levels = [p.mean if has_mean else np.ones_like(p.mean) for p in pseudobulks]
         total = degrees @ np.array(levels)
         # A gene that no control cell shows varies as the others do.
         usual = squares.sum() / max(total.sum(), TINY)
@@ -102,9 +102,9 @@ class Noise(NamedTuple):
         ratio = (squares + tiny * usual) / (total + tiny)
         return cls(ratio, has_mean)
 
-    def error_of_mean(self, profile: Profile) -> FloatArray:
+    def error_of_mean(self, pseudobulk: Pseudobulk) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
-        return np.sqrt(self._of_mean([profile], np.ones(1), profile.mean))
+        return np.sqrt(self._of_mean([pseudobulk], np.ones(1), pseudobulk.mean))
 
     def error_of_shift(self, measured: Measured) -> FloatArray:
         """Standard error of a measured shift, ``(G,)``."""
@@ -115,7 +115,7 @@ class Noise(NamedTuple):
         return np.sqrt(np.sum(of_arms, axis=0))
 
     def _of_mean(
-        self, batches: list[Profile], shares: FloatArray, expected: FloatArray
+        self, batches: list[Pseudobulk], shares: FloatArray, expected: FloatArray
     ) -> FloatArray:
         """Sampling variance of the mean of cells in batches, whose cells vary alike, ``(G,)``."""
         n = np.array([p.n for p in batches])
@@ -164,7 +164,7 @@ class Measuring:
             group: is_control[rows]
             for group, rows in _groups(labels[is_control], self.batches[is_control])
         }
-        self._profiles: dict[tuple[int, int], Profile] = {}
+        self._pseudobulks: dict[tuple[int, int], Pseudobulk] = {}
 
     def shifts(self) -> list[Measured]:
         """Measure every paired context of every perturbation and dose."""
@@ -183,12 +183,12 @@ class Measuring:
         """Control cells of a context."""
         return np.flatnonzero((self.labels == code) & (self.arms == CONTROL))
 
-    def profile(self, rows: IntArray) -> Profile:
-        """Profile of control cells, measured once: without batches a context is its only batch."""
+    def pseudobulk(self, rows: IntArray) -> Pseudobulk:
+        """Pseudobulk of control cells, measured once: without batches a context is its only batch."""
         key = int(rows[0]), len(rows)
-        if key not in self._profiles:
-            self._profiles[key] = Profile.of(self.x[rows])
-        return self._profiles[key]
+        if key not in self._pseudobulks:
+            self._pseudobulks[key] = Pseudobulk.of(self.x[rows])
+        return self._pseudobulks[key]
 
     def _paired(self, stimulated: IntArray) -> dict[int, dict[int, IntArray]]:
         """Stimulated cells of each paired context, by batch, of batches that have control cells."""
@@ -209,12 +209,12 @@ class Measuring:
     def _measure(
         self, perturbation: int, dose: float, code: int, by_batch: dict[int, IntArray]
     ) -> Measured:
-        control = [self.profile(self.control[code, batch]) for batch in by_batch]
+        control = [self.pseudobulk(self.control[code, batch]) for batch in by_batch]
         stimulated = [
-            Profile.of(self.x[rows], None if self.counts is None else self.counts[rows])
+            Pseudobulk.of(self.x[rows], None if self.counts is None else self.counts[rows])
             for rows in by_batch.values()
         ]
-        n_c, n_s = (np.array([p.n for p in profiles]) for profiles in (control, stimulated))
+        n_c, n_s = (np.array([p.n for p in pseudobulks]) for pseudobulks in (control, stimulated))
         shares = n_c * n_s / (n_c + n_s)
         return Measured(code, perturbation, dose, control, stimulated, shares / shares.sum())
 

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 from spaperb._types import FloatArray, IntArray
 from spaperb.evidence._measured import Evidence, correlations, log_level
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 RELATIONS = (
     "share of the nearest control cells",
@@ -100,7 +100,7 @@ class Query(NamedTuple):
     def of(
         cls,
         evidence: Evidence,
-        profile: Profile,
+        pseudobulk: Pseudobulk,
         cells: FloatArray,
         parts: tuple[int, ...],
         perturbation: int | None,
@@ -108,13 +108,13 @@ class Query(NamedTuple):
         context: int | None = None,
         alike: float = 1.0,
     ) -> Query:
-        """Ask for cells that may be new: their profile and components (``Evidence.project``)."""
+        """Ask for cells that may be new: their pseudobulk and components (``Evidence.project``)."""
         return cls(
-            profile.mean,
-            profile.detection,
-            evidence.error_of_mean(profile),
+            pseudobulk.mean,
+            pseudobulk.detection,
+            evidence.error_of_mean(pseudobulk),
             cells,
-            correlations(profile.mean[None], evidence.populations.mean)[0],
+            correlations(pseudobulk.mean[None], evidence.populations.mean)[0],
             context,
             alike,
             parts,

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scvi.model.base import BaseModelClass
 
-from spaperb._files import NUMBERS, check_pickle, plain, written_whole
+from spaperb._files import NUMBERS, atomic_write, check_pickle, plain
 
 FORMAT = 1
 """Version of the format: a file of a higher one is refused."""
@@ -255,7 +255,7 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     TypeError
         If an attribute is of a kind that the format does not know.
     """
-    with written_whole(path, overwrite=overwrite) as whole:
+    with atomic_write(path, overwrite=overwrite) as whole:
         tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
 
         def keep(array: np.ndarray, name: str) -> str:

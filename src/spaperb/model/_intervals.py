@@ -32,7 +32,7 @@ from scipy.special import ndtri
 
 from spaperb._types import FloatArray
 from spaperb.module import HeldOut, InContextModule
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 N_STRATA = 10
 MIN_STRATUM = 50
@@ -82,8 +82,8 @@ class Intervals(NamedTuple):
         self,
         sigma: FloatArray,
         scale: FloatArray,
-        control: Profile,
-        stimulated: list[Profile],
+        control: Pseudobulk,
+        stimulated: list[Pseudobulk],
         weights: FloatArray,
         level: float,
     ) -> FloatArray:
@@ -94,7 +94,7 @@ class Intervals(NamedTuple):
         sigma, scale
             Error scale and scale of the change, ``(G,)``.
         control
-            Profile of the context's control cells.
+            Pseudobulk of the context's control cells.
         stimulated, weights
             Stimulated populations that it resembles, and how much.
         level
@@ -110,10 +110,10 @@ class Intervals(NamedTuple):
         return q * np.sqrt(noise + sigma**2 + FLOOR)
 
 
-def _least(profiles: list[Profile], n: int) -> FloatArray:
+def _least(pseudobulks: list[Pseudobulk], n: int) -> FloatArray:
     """Least sampling variance of a mean over n cells, ``(G,)``.
 
     A gene that is in none of them may be in one of n + 1, at its usual level.
     """
-    mean, detection = np.sum([(p.mean, p.detection) for p in profiles], axis=0)
+    mean, detection = np.sum([(p.mean, p.detection) for p in pseudobulks], axis=0)
     return (np.divide(mean, detection, where=detection > 0, out=np.ones_like(mean)) / n) ** 2

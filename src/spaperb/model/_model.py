@@ -30,7 +30,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin, VAEMixin
 from scvi.module.base import BaseModuleClass
 from scvi.utils import setup_anndata_dsp
 
-from spaperb._messages import check_choice, listed
+from spaperb._messages import check_choice, format_list
 from spaperb._types import STIMULATED
 from spaperb.cells import How, Survey
 from spaperb.data import (
@@ -1135,4 +1135,4 @@ def check_arguments(of: str, made: type, given: Mapping[str, Any]) -> None:
     """Refuse keywords that what is made does not take."""
     taken = [name for name in signature(made).parameters if name not in FIXED_ARGUMENTS]
     if unknown := [name for name in given if name not in taken]:
-        raise TypeError(f"{of} takes no {listed(unknown)}. It takes: {listed(taken)}.")
+        raise TypeError(f"{of} takes no {format_list(unknown)}. It takes: {format_list(taken)}.")

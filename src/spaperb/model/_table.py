@@ -13,7 +13,7 @@ from spaperb._messages import warn
 from spaperb._types import IntArray
 from spaperb.data import Query, Scale
 from spaperb.model._transfer import CellChange, some_of
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 MAX_CELLS = 10_000
 """Cells of a group that its means are taken from."""
@@ -61,7 +61,7 @@ def response_table(
         table = sum(
             (codes[rows] == code).mean()
             * _columns(
-                Profile.of(query.rows(some_of(rows[codes[rows] == code], MAX_CELLS))),
+                Pseudobulk.of(query.rows(some_of(rows[codes[rows] == code], MAX_CELLS))),
                 changes[int(code)],
                 level,
             )
@@ -81,7 +81,7 @@ def response_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(control: Profile, change: CellChange, level: float) -> pd.DataFrame:
+def _columns(control: Pseudobulk, change: CellChange, level: float) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
     half_width = change.intervals.half_width(
         change.sigma, change.scale, control, change.references, change.weights, level

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtri
 
-from spaperb._messages import listed, warn
+from spaperb._messages import format_list, warn
 from spaperb._types import FloatArray, IntArray
 from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
 from spaperb.data import CLOSE, Target, match_labels
@@ -34,7 +34,7 @@ from spaperb.evidence import (
 )
 from spaperb.model._intervals import Intervals
 from spaperb.module import HeldOut, InContextModule
-from spaperb.populations import Profile
+from spaperb.populations import Pseudobulk
 
 MAX_CELLS = 1000
 """Control cells of a context that its nearest ones are sought for."""
@@ -49,13 +49,13 @@ HIGH_DISTANCE = 1.25
 others, is warned of."""
 
 
-class Asked(NamedTuple):
+class ControlCells(NamedTuple):
     """Control cells of a context whose change is asked for.
 
     Attributes
     ----------
-    profile
-        Profile of its control cells.
+    pseudobulk
+        Pseudobulk of its control cells.
     cells
         Their components, ``(n, n_components)``.
     number
@@ -64,7 +64,7 @@ class Asked(NamedTuple):
         Whether these are control cells, rather than all that there are.
     """
 
-    profile: Profile
+    pseudobulk: Pseudobulk
     cells: FloatArray
     number: int | None
     is_control: bool
@@ -80,7 +80,7 @@ class CellChange(NamedTuple):
     scale
         c, the scale of each gene's change, ``(G,)``.
     control
-        Profile of its control cells.
+        Pseudobulk of its control cells.
     references, weights
         Stimulated populations that it resembles, and how much.
     distance
@@ -98,8 +98,8 @@ class CellChange(NamedTuple):
     mean: FloatArray
     sigma: FloatArray
     scale: FloatArray
-    control: Profile
-    references: list[Profile]
+    control: Pseudobulk
+    references: list[Pseudobulk]
     weights: FloatArray
     distance: float
     is_control: bool
@@ -131,7 +131,7 @@ class Transfer:
         The trained networks.
     intervals
         How far held-out changes were off.
-    intervals_alone
+    intervals_unseen_context
         How far they were off where nothing was known of their contexts.
     usual_distance
         Largest distance of a training context from the others.
@@ -140,7 +140,7 @@ class Transfer:
     evidence: Evidence
     module: InContextModule
     intervals: Intervals
-    intervals_alone: Intervals
+    intervals_unseen_context: Intervals
     usual_distance: float
 
     def __post_init__(self) -> None:
@@ -175,7 +175,7 @@ class Transfer:
         return {
             "evidence": self.evidence.to_state(),
             "intervals": self.intervals._asdict(),
-            "intervals_alone": self.intervals_alone._asdict(),
+            "intervals_unseen_context": self.intervals_unseen_context._asdict(),
             "usual_distance": self.usual_distance,
         }
 
@@ -183,11 +183,13 @@ class Transfer:
     def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
         """Restore what :meth:`to_state` gave."""
         evidence = Evidence.from_state(state["evidence"])
-        of_all, of_alone = (Intervals(**state[k]) for k in ("intervals", "intervals_alone"))
+        of_all, of_alone = (
+            Intervals(**state[k]) for k in ("intervals", "intervals_unseen_context")
+        )
         return cls(evidence, module, of_all, of_alone, state["usual_distance"])
 
     def change(
-        self, asked: Asked, target: Target, v_delta: FloatArray | None = None
+        self, asked: ControlCells, target: Target, v_delta: FloatArray | None = None
     ) -> CellChange:
         """Change of a context.
 
@@ -208,14 +210,14 @@ class Transfer:
         # What nothing shows stays silent.
         return change._replace(mean=np.where(change.mean == 0, 0.0, drawn))
 
-    def _attended(self, asked: Asked, target: Target) -> CellChange:
+    def _attended(self, asked: ControlCells, target: Target) -> CellChange:
         """Change that the networks predict, attending over the evidence."""
-        profile, cells, number, is_control = asked
+        pseudobulk, cells, number, is_control = asked
         evidence = self.evidence
-        alike = 1.0 if number is None else evidence.likeness(profile, number)
+        alike = 1.0 if number is None else evidence.likeness(pseudobulk, number)
         doses, shares, rest = self._doses(target)
         query = Query.of(
-            evidence, profile, cells, target.parts, target.number, context=number, alike=alike
+            evidence, pseudobulk, cells, target.parts, target.number, context=number, alike=alike
         )
         queries = [query._replace(dose=dose) for dose in doses.tolist()]
         relations = [relate(evidence, query, evidence.whole) for query in queries]
@@ -230,7 +232,7 @@ class Transfer:
         mean = shares @ np.array(means)
         sigma = shares @ np.array([p.sigma for p in predicted])
         # What nothing shows, here or after any stimulus, stays silent.
-        is_shown = profile.mean != 0
+        is_shown = pseudobulk.mean != 0
         for description in described:
             is_shown = is_shown | description.shifts.any(axis=0)
         prior = np.zeros(len(evidence.changes.population))
@@ -241,13 +243,13 @@ class Transfer:
             rest * np.where(is_shown, mean, 0.0),
             rest * sigma,
             shares @ np.array([description.scale for description in described]),
-            profile,
+            pseudobulk,
             references,
             weights,
             self._distance(asked, target, alike),
             is_control,
             alike,
-            self.intervals_alone if self._is_alone(number, alike) else self.intervals,
+            self.intervals_unseen_context if self._is_alone(number, alike) else self.intervals,
         )
 
     def _near_measured(self, mean: FloatArray, query: Query) -> FloatArray:
@@ -267,7 +269,7 @@ class Transfer:
         (own,) = np.flatnonzero(is_own)
         return shrunk(changes.shift[own], changes.error[own] / query.alike, mean)
 
-    def _added(self, asked: Asked, target: Target) -> CellChange:
+    def _added(self, asked: ControlCells, target: Target) -> CellChange:
         """Change of a combination where none was measured: the sum of its parts' changes.
 
         Networks that saw no example make them too small (``benchmarks/accuracy/combinations.py``).
@@ -279,7 +281,7 @@ class Transfer:
             mean=np.sum([part.mean for part in parts], axis=0),
             sigma=np.sqrt(np.sum([part.sigma**2 for part in parts], axis=0)),
             scale=np.sum([part.scale for part in parts], axis=0),
-            references=[profile for part in parts for profile in part.references],
+            references=[pseudobulk for part in parts for pseudobulk in part.references],
             weights=np.concatenate([part.weights for part in parts]) / len(parts),
             distance=self._distance(asked, target, parts[0].alike),
         )
@@ -308,7 +310,9 @@ class Transfer:
         shares = dose_shares(levels, target.dose)
         return levels[shares > 0], shares[shares > 0], min(target.dose / levels[0], 1.0)
 
-    def _references(self, prior: FloatArray, target: Target) -> tuple[list[Profile], FloatArray]:
+    def _references(
+        self, prior: FloatArray, target: Target
+    ) -> tuple[list[Pseudobulk], FloatArray]:
         """Stimulated populations that tell of zeros: of the perturbation, or of its parts."""
         perturbation = self.evidence.changes.perturbation
         is_used = prior > 0
@@ -317,20 +321,20 @@ class Transfer:
             is_target = is_used & np.isin(perturbation, target.parts)
         some = np.flatnonzero(is_target)
         best = some[np.argsort(-prior[some], kind="stable")[:MAX_REFERENCES]]
-        profiles = [self.evidence.changes.profile(s) for s in best]
-        return profiles, prior[best] / prior[best].sum()
+        pseudobulks = [self.evidence.changes.pseudobulk(s) for s in best]
+        return pseudobulks, prior[best] / prior[best].sum()
 
-    def _distance(self, asked: Asked, target: Target, alike: float) -> float:
-        profile, cells, number, _ = asked
+    def _distance(self, asked: ControlCells, target: Target, alike: float) -> float:
+        pseudobulk, cells, number, _ = asked
 
         def of(perturbation: int) -> float:
             changes = self.evidence.changes
             here = (self.evidence.context == number) & (changes.perturbation == perturbation)
             if number is None or not here.any():
-                return self.evidence.distance(profile, cells, perturbation, number)
+                return self.evidence.distance(pseudobulk, cells, perturbation, number)
             if alike == 1:
                 return 0.0
-            return (1 - alike) * self.evidence.distance(profile, cells, perturbation)
+            return (1 - alike) * self.evidence.distance(pseudobulk, cells, perturbation)
 
         perturbations = target.parts if target.number is None else (target.number,)
         distance = max(map(of, perturbations))
@@ -352,12 +356,12 @@ class Transfer:
         """
         self._warn_of_combination(target)
         changes = {}
-        for code in sorted({p // 2 for p in survey.profiles}):
+        for code in sorted({p // 2 for p in survey.pseudobulks}):
             # Control cells, or all cells of a context if none is known to be one.
-            population = 2 * code if 2 * code in survey.profiles else 2 * code + 1
+            population = 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
             some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
-            asked = Asked(
-                survey.profiles[population],
+            asked = ControlCells(
+                survey.pseudobulks[population],
                 self.evidence.project(survey.query.rows(some)),
                 code if code < len(self.evidence.names) else None,
                 population % 2 == 0,
@@ -420,7 +424,7 @@ class Transfer:
         self.warn_of(changes, context.names)
         of_populations = {
             p: PopulationChange(c.mean, c.references, c.weights)
-            for p in survey.profiles
+            for p in survey.pseudobulks
             for c in [changes[p // 2]]
         }
         return CellMaker(survey, of_populations, **how)
@@ -460,12 +464,12 @@ class Transfer:
         if fresh and len(new) == len(found):
             warn(
                 f"The model knows none of the cell types of these cells, so each is predicted as a new type, from its control cells: "
-                f"{listed(new)}. Types of training: {listed(self.evidence.names)}. If they are the same under other names, rename them."
+                f"{format_list(new)}. Types of training: {format_list(self.evidence.names)}. If they are the same under other names, rename them."
             )
         elif fresh:
             warn(
                 "These cell types are new to the model and are predicted from their own control cells: "
-                f"{listed(fresh)}."
+                f"{format_list(fresh)}."
             )
 
     def _is_learned(self, target: Target) -> bool:
@@ -488,7 +492,7 @@ class Transfer:
         ):
             warn(
                 "These cell types have no control cells here, so the change is added to what their cells are, as if they were control cells: "
-                f"{listed(without)}."
+                f"{format_list(without)}."
             )
         far = [
             f"{names[code]} ({change.distance:.2f})"
@@ -498,7 +502,7 @@ class Transfer:
         if far:
             warn(
                 "The control cells of these cell types are farther from training contexts in which the perturbation was measured than any of "
-                f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {listed(far)}."
+                f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {format_list(far)}."
             )
         unlike = [
             f"{names[code]} ({change.alike:.0%})"
@@ -509,7 +513,7 @@ class Transfer:
             warn(
                 "The control cells of these cell types are unlike the training cells of the same name, by more than sampling noise, so what was "
                 "measured there counts only in part (how far they are alike; 0 % is as far as the nearest other training context): "
-                f"{listed(unlike)}. Are they of another study, or normalised otherwise?"
+                f"{format_list(unlike)}. Are they of another study, or normalised otherwise?"
             )
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from spaperb._messages import listed
+from spaperb._messages import format_list
 from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
 from spaperb.nn._genes import Constants, InContextNetwork
 
@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         if content["format"] > FORMAT:
             raise ValueError(f"it is of format {content['format']}; a newer spaperb reads it")
         if missing := SAID - content.keys():
-            raise ValueError(f"it does not say its {listed(sorted(missing))}")
+            raise ValueError(f"it does not say its {format_list(sorted(missing))}")
         return content, tensors
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(

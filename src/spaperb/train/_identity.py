@@ -11,7 +11,7 @@ import pandas as pd
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
-from spaperb._messages import listed
+from spaperb._messages import format_list
 from spaperb.data import CONDITION_KEY, DOSE_KEY
 from spaperb.populations import dense
 
@@ -20,7 +20,7 @@ def check_unchanged(before: dict[str, str], now: dict[str, str]) -> None:
     """Check that the data of a model, given by digests, are those that were set up."""
     if changed := [name for name in before if now[name] != before[name]]:
         raise ValueError(
-            f"{listed(changed)} changed since the AnnData was set up for this model. Set it up "
+            f"{format_list(changed)} changed since the AnnData was set up for this model. Set it up "
             "anew and make a new model, or undo the change."
         )
 

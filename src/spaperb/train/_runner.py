@@ -13,7 +13,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint
 from scvi.train import TrainRunner, merge_kwargs
 
-from spaperb._files import check_pickle, check_writable, written_whole
+from spaperb._files import atomic_write, check_pickle, check_writable
 
 
 class SpaPerbTrainRunner(TrainRunner):
@@ -62,7 +62,7 @@ class SaveTraining(Checkpoint):
         if not trainer.is_last_batch:
             return
         # Lightning's own writing moves a file from the folder of temporary files, which is no single step between disks.
-        writer = written_whole(self.path, overwrite=True)
+        writer = atomic_write(self.path, overwrite=True)
         with writer if trainer.is_global_zero else nullcontext(self.path) as path:
             trainer.save_checkpoint(path, weights_only=False)
 
