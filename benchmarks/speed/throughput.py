@@ -209,9 +209,9 @@ def torch_dropout(run: Callable[[ad.AnnData], float]) -> Callable[[ad.AnnData], 
     return with_torch_dropout
 
 
-def pseudobulk(adata: ad.AnnData) -> pd.DataFrame:
+def profile(adata: ad.AnnData) -> pd.DataFrame:
     """Seconds that the bare loop spends in each operation itself, most first."""
-    with torch.profiler.pseudobulk(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         bare(adata)
     of = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
     table = pd.Series(of, name="seconds").sort_values(ascending=False)
@@ -299,10 +299,8 @@ def main() -> None:
         n_genes, batch_size = args.only_scgen
         print(json.dumps(scgen_model(cells(n_genes), batch_size)))
         return
-    if args.pseudobulk:
-        tables = [
-            pseudobulk(cells(n_genes)).head(20).assign(genes=n_genes) for n_genes in args.genes
-        ]
+    if args.profile:
+        tables = [profile(cells(n_genes)).head(20).assign(genes=n_genes) for n_genes in args.genes]
         table = pd.concat(tables).assign(machine=machine.describe())
         table.to_csv(HERE / "throughput_profile.csv", index=False, float_format="%.4g")
         print(table.drop(columns="machine").round(3).to_string(index=False))
