@@ -52,7 +52,6 @@ from scipy import sparse
 
 import spaperb
 from spaperb import SpaPerbModel
-from spaperb.data._scale import Scale
 from spaperb.evidence._moments import MIN_MEASURED
 
 PACKAGE = str(Path(spaperb.__file__).parent)
@@ -721,13 +720,13 @@ def check_prediction(handed: Handed, query: ad.AnnData) -> np.ndarray:
     assert np.isnan(layer[~is_wanted]).all()
     n_latent = SIZE["n_latent"]
     if model.objective == "in_context":
-        n_latent = len(model.transfer_["evidence"]["components"])
+        n_latent = len(model.state.transfer.evidence.components)
     for name in added:
         z = query.obsm[name]
         assert z.shape == (query.n_obs, n_latent)
         np.testing.assert_array_equal(np.isfinite(z).all(1), np.isin(np.arange(query.n_obs), rows))
     values = layer[is_wanted]
-    if model.expression_kind_["nonnegative"]:
+    if model.state.scale.nonnegative:
         assert (values >= 0).all()
     if asked["sample"]:
         assert (values % 1 == 0).all()
@@ -785,7 +784,7 @@ def check_table(handed: Handed) -> None:
         assert np.isfinite(by_gene["mean_change"]).all()
         assert (by_gene["lower"] <= by_gene["mean_change"]).all()
         assert (by_gene["mean_change"] <= by_gene["upper"]).all()
-        scale = Scale(**model.expression_kind_)
+        scale = model.state.scale
         assert ("log2_fold_change" in by_gene) == scale.is_logarithm
         assert ("responding" in by_gene) == scale.nonnegative
         if scale.is_logarithm:
@@ -803,7 +802,7 @@ def check_table(handed: Handed) -> None:
         )
         changed = dense(changed)[:, before.var_names.get_indexer(genes)]
         expected = x + np.array([shift[name] for name in groups])
-        expected = np.maximum(expected, 0) if model.expression_kind_["nonnegative"] else expected
+        expected = np.maximum(expected, 0) if model.state.scale.nonnegative else expected
         scale = np.abs(x).max(initial=1)
         np.testing.assert_allclose(changed, expected, rtol=1e-4, atol=1e-5 * scale)
 

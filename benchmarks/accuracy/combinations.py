@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from weights import FOLDER, without
 
-from spaperb.evidence import Evidence, Query, describe
+from spaperb.evidence import Evidence, ContextQuery, describe
 from spaperb.module import InContextModule
 from spaperb.nn import read_weights
 
@@ -34,12 +34,12 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
     kept = evidence.whole[is_single[evidence.whole]]
     rows = []
     for s in evidence.whole[~is_single[evidence.whole]].tolist():
-        asked = Query.of_change(evidence, s)._replace(perturbation=None)
+        asked = ContextQuery.of_change(evidence, s)._replace(perturbation=None)
         here = kept[changes.population[kept] == changes.population[s]]
         parts = here[np.isin(changes.perturbation[here], asked.parts)].tolist()
         if len(parts) < len(asked.parts):
             continue
-        of_parts = [describe(evidence, Query.of_change(evidence, part), kept) for part in parts]
+        of_parts = [describe(evidence, ContextQuery.of_change(evidence, part), kept) for part in parts]
         predicted = {
             "the networks": module.predict(describe(evidence, asked, kept)).mean,
             "sum of predicted changes": sum(module.predict(of).mean for of in of_parts),

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from weights import FOLDER, without
 
-from spaperb.evidence import Evidence, Query, describe, shrunk
+from spaperb.evidence import Evidence, ContextQuery, describe, shrunk
 from spaperb.module import InContextModule
 from spaperb.nn import read_weights
 
@@ -40,7 +40,7 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
             continue
         elsewhere = evidence.whole[context[evidence.whole] != context[truth]]
         kept = np.concatenate([elsewhere, here])
-        query = Query.of_change(evidence, int(truth), int(changes.population[same[0]]))
+        query = ContextQuery.of_change(evidence, int(truth), int(changes.population[same[0]]))
         predicted = module.predict(describe(evidence, query, kept)).mean
         (measured,), (error,) = changes.shift[same], changes.error[same]
         ways = {

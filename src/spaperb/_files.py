@@ -23,6 +23,8 @@ from spaperb._messages import format_list
 
 SUFFIXES = (".h5ad", ".zarr")
 """Of files of cells that are read and written."""
+NUMBERS = "biuf"
+"""Kinds of NumPy data types that safetensors stores."""
 ANNOTATIONS = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
 """What an AnnData holds beside expression."""
 
@@ -324,12 +326,14 @@ def check_pickle(path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Turn NumPy's numbers and arrays into Python's, which PyTorch reads without a call."""
+    """Turn NumPy's numbers, text and arrays into Python's, which PyTorch reads without a call."""
     match value:
-        case np.generic():
-            return value.item()
         case np.ndarray() if value.dtype.kind in f"{NUMBERS}OUT":
             return plain(value.tolist())
+        case np.generic():
+            return value.item()
+        case str():
+            return str(value)
         case dict():
             return {plain(key): plain(v) for key, v in value.items()}
         case list():
@@ -337,7 +341,3 @@ def plain(value: Any) -> Any:
         case tuple():
             return tuple(plain(v) for v in value)
     return value
-
-
-NUMBERS = "biuf"
-"""Kinds of NumPy data types that safetensors stores."""

@@ -25,7 +25,7 @@ def cells_of(n: int, seed: int):
 def make(x, change, how="detection", populations=None, counts=None, seed=0, n_samples=1):
     reference = Pseudobulk.of(cells_of(200, 99)[0], cells_of(200, 99)[1])
     populations = np.zeros(x.shape[0], dtype=int) if populations is None else populations
-    query = Query(x, np.arange(GENES), counts=counts)
+    query = Query(x, np.arange(GENES), None, np.ones(x.shape[0], dtype=bool), counts=counts)
     survey = Survey.of(query, populations)
     changes = {
         p: PopulationChange(change, [reference], np.ones(1)) for p in np.unique(populations)
@@ -67,7 +67,7 @@ def test_as_many_cells_express_a_gene_as_are_to():
     reference = Pseudobulk.of(x)
     for q1 in (0.5 * q0, q0 + 0.5 * (1 - q0)):
         change = level * (q1 - q0)
-        query = Query(x, np.arange(GENES))
+        query = Query(x, np.arange(GENES), None, np.ones(x.shape[0], dtype=bool))
         survey = Survey.of(query, np.zeros(400, dtype=int))
         maker = CellMaker(
             survey, {0: PopulationChange(change, [reference], np.ones(1))}, "detection"
@@ -137,9 +137,15 @@ def test_shifted_cells_are_not_below_the_minimum():
 def test_cells_that_changed_before_they_are_made_are_refused():
     """As on disk, where a layer is made when it is asked for."""
     x, _ = cells_of(50, 0)
-    survey = Survey.of(Query(x, np.arange(GENES)), np.zeros(50, dtype=int))
+    survey = Survey.of(
+        Query(x, np.arange(GENES), None, np.ones(50, dtype=bool)), np.zeros(50, dtype=int)
+    )
     change = PopulationChange(np.full(GENES, 0.1), [Pseudobulk.of(x)], np.ones(1))
     maker = CellMaker(survey, {0: change}, "detection")
     for other in (np.zeros_like(x), x + 1):
         with pytest.raises(RuntimeError, match="changed since"):
-            list(maker.make(Query(other, np.arange(GENES)), np.arange(50)))
+            list(
+                maker.make(
+                    Query(other, np.arange(GENES), None, np.ones(50, dtype=bool)), np.arange(50)
+                )
+            )

@@ -13,6 +13,7 @@ import scvi
 from dask import array as da
 from helpers import QUIET, real_cells, small_cells, train_small
 from scipy import sparse
+from spaperb.model._table import log2_fold_change
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.data._scale import (
@@ -29,7 +30,6 @@ from spaperb.data._scale import (
     check_scale,
     log_base,
 )
-from spaperb.model._table import log2_fold_change
 
 REAL = (
     "human_pbmc_covid_combat",
@@ -238,7 +238,7 @@ class TestQueries:
         adata = small_cells()
         note(adata, to_base(adata, 2), 2)
         model = train_small(adata)
-        assert model.expression_kind_["base"] == 2.0
+        assert model.state.scale.base == 2.0
         note(query, to_base(query, 2), 2)
         model.predict_stimulated(query)
         del query.uns["log1p"]
@@ -353,7 +353,7 @@ class TestOf:
         assert len(read) == len(set(read)) == lazy.npartitions
 
     def test_it_is_kept_as_plain_numbers_and_text(self, trained):
-        kept = trained.expression_kind_
+        kept = vars(trained.state.scale)
         assert json.loads(json.dumps(kept)) == kept
         assert kept["looks"] == LOG_NORMALISED
         np.testing.assert_allclose([kept["total"], kept["least_total"]], 1e4, rtol=1e-5)

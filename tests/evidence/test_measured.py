@@ -112,7 +112,7 @@ def test_components_are_those_of_the_populations():
 
 def test_state_holds_everything():
     evidence = Evidence.of(*cells(), ["a", "b"])
-    again = Evidence.from_state(evidence.to_state())
+    again = Evidence.from_plain(evidence.to_plain())
     assert isinstance(again.populations, Populations)
     assert isinstance(again.changes, Changes)
     np.testing.assert_equal(vars(again), vars(evidence))

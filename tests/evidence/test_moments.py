@@ -106,7 +106,7 @@ def test_dense_and_sparse_cells_give_the_same(one_unpaired):
 
 def test_state_survives(one_unpaired):
     evidence = Evidence.of(*context_arrays(one_unpaired))
-    restored = Evidence.from_state(evidence.to_state())
+    restored = Evidence.from_plain(evidence.to_plain())
     assert isinstance(restored.populations.pseudobulk(0), Pseudobulk)
     assert isinstance(restored.changes.pseudobulk(0), Pseudobulk)
     np.testing.assert_array_equal(restored.changes.shift, evidence.changes.shift)

@@ -9,8 +9,8 @@ from spaperb.evidence import (
     EVIDENCE_FEATURES,
     RELATIONS,
     STATE_FEATURES,
+    ContextQuery,
     Evidence,
-    Query,
     describe,
     relate,
     shrunk,
@@ -47,7 +47,7 @@ def column(table, names, name):
 
 
 def test_shapes(evidence):
-    description = describe(evidence, Query.of_population(evidence, 0, 0), np.arange(1, 5))
+    description = describe(evidence, ContextQuery.of_population(evidence, 0, 0), np.arange(1, 5))
     assert description.state.shape == (40, len(STATE_FEATURES))
     assert description.pieces.shape == (4, 40, len(EVIDENCE_FEATURES))
     assert description.relations.shape == (4, len(RELATIONS))
@@ -60,7 +60,7 @@ def test_shapes(evidence):
 def test_features_by_hand(evidence):
     kept = np.array([1, 3])
     state, pieces, relations, log_prior, shifts, scale = describe(
-        evidence, Query.of_population(evidence, 0, 0), kept
+        evidence, ContextQuery.of_population(evidence, 0, 0), kept
     )
     changes, populations = evidence.changes, evidence.populations
     shift = changes.shift[kept]
@@ -125,11 +125,11 @@ def test_few_cells_are_all_neighbours(evidence):
 def test_new_cells_are_described_as_a_population_of_the_same_cells(cells, evidence):
     x, arms, labels = arrays(cells)
     mine = x[(labels == 2) & (arms == 0)]
-    new = Query.of(evidence, Pseudobulk.of(mine), evidence.project(mine), (0,), 0)
+    new = ContextQuery.of(evidence, Pseudobulk.of(mine), evidence.project(mine), (0,), 0)
     kept = np.array([0, 1, 3, 4])
     for a, b in zip(
         describe(evidence, new, kept),
-        describe(evidence, Query.of_population(evidence, 2, 0), kept),
+        describe(evidence, ContextQuery.of_population(evidence, 2, 0), kept),
         strict=True,
     ):
         np.testing.assert_allclose(a, b, atol=1e-9)
@@ -143,7 +143,7 @@ def test_what_was_left_out_changes_nothing(evidence):
         moments[0] = 100.0
     other = replace(evidence, changes=type(changes)(*wild))
     kept = np.arange(1, 5)
-    query = Query.of_population(evidence, 0, 0)
+    query = ContextQuery.of_population(evidence, 0, 0)
     for a, b in zip(describe(evidence, query, kept), describe(other, query, kept), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -151,7 +151,7 @@ def test_what_was_left_out_changes_nothing(evidence):
 @pytest.mark.parametrize("alike", [0.0, 0.4, 1.0])
 def test_the_own_context_has_the_say_as_far_as_it_is_alike_and_was_measured(evidence, alike):
     kept = evidence.whole
-    query = Query.of_population(evidence, 0, 0)._replace(alike=alike)
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(alike=alike)
     new = query._replace(context=None)
     share = np.exp(relate(evidence, new, kept).log_prior)
     share = share * (1 + 5 * LEAST_SHARE) - LEAST_SHARE  # before the least share was added
@@ -181,7 +181,7 @@ def test_parts_of_a_combination_have_equal_weights_and_add_up():
     kept = np.array(
         [s for s in evidence.whole if changes.perturbation[s] == 0 or changes.population[s] == 0]
     )
-    query = Query.of_population(evidence, 0, 0)._replace(parts=(0, 1), perturbation=None)
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(parts=(0, 1), perturbation=None)
     relation = relate(evidence, query, kept)
     of = changes.perturbation[kept]
     weights = [np.exp(relation.log_prior[of == p]).sum() for p in range(3)]
@@ -194,7 +194,7 @@ def test_parts_of_a_combination_have_equal_weights_and_add_up():
 
 def test_a_part_that_comes_twice_has_twice_the_weight():
     evidence = many(2)
-    query = Query.of_population(evidence, 0, 0)._replace(parts=(0, 0, 1), perturbation=None)
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(parts=(0, 0, 1), perturbation=None)
     relation = relate(evidence, query, evidence.whole)
     of = evidence.changes.perturbation[evidence.whole]
     weights = [np.exp(relation.log_prior[of == p]).sum() for p in (0, 1)]
@@ -205,7 +205,7 @@ def test_a_part_that_comes_twice_has_twice_the_weight():
 def test_the_pieces_with_the_greatest_weights_are_kept(monkeypatch):
     n = MAX_PIECES + 8
     evidence = many(n, n_types=1, n_cells=4 * n)
-    query = Query.of_population(evidence, 0, 3)
+    query = ContextQuery.of_population(evidence, 0, 3)
     best = relate(evidence, query, evidence.whole)
     monkeypatch.setattr("spaperb.evidence._relations.MAX_PIECES", 2 * n)
     relation = relate(evidence, query, evidence.whole)
@@ -252,7 +252,7 @@ def test_parts_that_were_measured_more_or_less_often_still_add_up(n_times):
     evidence = Evidence.of(
         np.concatenate(blocks), np.concatenate(arms), np.concatenate(labels), names
     )
-    query = Query.of_population(evidence, 0, 0)._replace(
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(
         parts=(0, 1), perturbation=None, context=None
     )
     prior = relate(evidence, query, evidence.whole)
@@ -268,7 +268,7 @@ def test_the_mean_of_other_perturbations_in_the_context():
     changes, kept = evidence.changes, evidence.whole
     here = changes.population[kept] == 0
     of = changes.perturbation[kept]
-    query = Query.of_population(evidence, 0, 1)._replace(alike=0.5)
+    query = ContextQuery.of_population(evidence, 0, 1)._replace(alike=0.5)
     description = describe(evidence, query, kept)
     told = column(description.state, STATE_FEATURES, "mean of other perturbations here / c")
     expected = 0.5 * changes.shift[kept[here & (of != 1)]].mean(axis=0)
@@ -299,7 +299,7 @@ def test_without_doses_their_weights_are_all_the_same():
 
 
 def test_order_of_evidence_and_choice_of_genes_change_nothing(evidence):
-    query = Query.of_population(evidence, 0, 0)
+    query = ContextQuery.of_population(evidence, 0, 0)
     kept, order, genes = np.arange(1, 5), np.array([2, 0, 3, 1]), np.array([5, 30, 7])
     whole = describe(evidence, query, kept)
     permuted = describe(evidence, query, kept[order])
@@ -324,7 +324,7 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     changes = evidence.changes
     assert len(kept) == 12
     p = evidence.populations
-    query = Query(
+    query = ContextQuery(
         p.mean[0],
         p.detection[0],
         p.error[0],
@@ -366,7 +366,7 @@ def test_below_its_lowest_dose_a_part_falls_in_proportion(dose, left):
     arms[arms == 1] += np.arange((arms == 1).sum()) // 2 % 2
     doses[(arms == 1) & (doses == 1.0)] = 0.1
     evidence = Evidence.of(x, arms, labels, NAMES[:2], doses=doses, parts=[(0,), (1,)])
-    query = Query.of_population(evidence, 0, 0)._replace(
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(
         parts=(0, 1), perturbation=None, dose=dose
     )
     relation = relate(evidence, query, evidence.whole)
@@ -382,7 +382,7 @@ def test_the_base_of_logarithms_changes_nothing_that_networks_see(cells, evidenc
     other = Evidence.of(x * unit, *others, NAMES, unit=unit)
     kept = np.array([1, 3])
     natural, based = (
-        describe(e, Query.of_population(e, 0, 0), kept)._asdict() for e in (evidence, other)
+        describe(e, ContextQuery.of_population(e, 0, 0), kept)._asdict() for e in (evidence, other)
     )
     for name in ("shifts", "scale"):
         np.testing.assert_allclose(based.pop(name), unit * natural.pop(name), atol=1e-6)

@@ -147,9 +147,9 @@ class TestExport:
         assert os.listdir(copy.parent) == [copy.name]
 
     def test_what_a_file_cannot_hold_is_named(self, trained, tmp_path, monkeypatch):
-        monkeypatch.setattr(trained, "transfer_", {"when": pd.Timestamp("2026-01-01")})
+        monkeypatch.setattr(trained, "own_", {"when": pd.Timestamp("2026-01-01")}, raising=False)
         for write in (trained.export, trained.save):
-            with pytest.raises(TypeError, match=r"transfer_\.when is a Timestamp"):
+            with pytest.raises(TypeError, match=r"own_\.when is a Timestamp"):
                 write(tmp_path / "model")
         assert not os.listdir(tmp_path)
 
@@ -192,7 +192,7 @@ class TestLoadExported:
 
     def test_sizes_that_the_weights_do_not_have_take_no_memory(self, copy):
         def grow(content, tensors):
-            settings = content["attributes"]["init_params_"]["kwargs"]["module_kwargs"]
+            settings = content["init_params"]["kwargs"]["module_kwargs"]
             assert settings["n_hidden"] == 16
             settings["n_hidden"] = 40000000
 
@@ -214,8 +214,8 @@ class TestLoadExported:
 
     def test_another_class(self, copy):
         def rename(content, tensors):
-            text = json.dumps(content["attributes"]).replace('"SpaPerbModel"', '"SCVI"')
-            content["attributes"] = json.loads(text)
+            text = json.dumps(content["registry"]).replace('"SpaPerbModel"', '"SCVI"')
+            content["registry"] = json.loads(text)
 
         rewrite(copy, rename)
         with pytest.raises(ValueError, match="holds a SCVI"):

@@ -925,7 +925,7 @@ class TestLeftOutCells:
         used = np.concatenate([model.train_indices, model.validation_indices])
         cells = adata[used]
         control = cells[cells.obs["condition"] == "control"]
-        evidence = model.transfer_["evidence"]
+        evidence = model.state.to_plain()["transfer"]["evidence"]
         means = evidence["populations"]["mean"][: len(evidence["names"])]
         for name, mean in zip(evidence["names"], means, strict=True):
             expected = control[control.obs["cell_type"] == name].X.toarray().mean(0)
@@ -939,7 +939,7 @@ class TestLeftOutCells:
         model = self.model(split, callbacks=[checkpoint])
         (saved,) = tmp_path.iterdir()
         loaded = SpaPerbModel.load(str(saved), model.adata.copy())
-        assert not loaded.transfer_
+        assert loaded.state.transfer is None
         query = small_cells()
         pd.testing.assert_frame_equal(
             loaded.predict_response(query), model.predict_response(query)
@@ -955,7 +955,7 @@ class TestLeftOutCells:
         model.train(callbacks=[checkpoint], **ARGUMENTS)
         (saved,) = tmp_path.iterdir()
         loaded = SpaPerbModel.load(str(saved), adata=False)
-        assert not loaded.transfer_
+        assert loaded.state.transfer is None
 
     @BOTH
     def test_a_perturbation_that_is_left_out_as_a_whole(self, objective):

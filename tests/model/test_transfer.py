@@ -88,8 +88,8 @@ class TestContextOfACell:
     def test_without_a_column_the_neighbours_say(self, model, split):
         control = split[1].copy()
         bare = ad.AnnData(control.X, var=control.var)
-        context = model._transfer.assign(query_of(model, bare), None)
-        names = np.array(context.names)[context.codes]
+        query = model.state.transfer.assign(query_of(model, bare))
+        names = np.array(query.context_names)[query.context]
         assert (names == "type_0").mean() > 0.5
         assert predict(model, bare).shape == bare.shape
 
@@ -97,8 +97,9 @@ class TestContextOfACell:
         control = split[1].copy()
         labels = control.obs["cell_type"].astype(object).to_numpy(copy=True)
         labels[:5] = None
-        codes = model._transfer.assign(query_of(model, control), labels).codes
-        assert (codes[5:] == model._transfer.evidence.names.index("type_0")).all()
+        query = query_of(model, control)._replace(labels=labels)
+        codes = model.state.transfer.assign(query).context
+        assert (codes[5:] == model.state.transfer.evidence.names.index("type_0")).all()
         assert (codes[:5] < 4).all()
 
     def test_an_unseen_type_is_predicted_from_its_own_control_cells(self, model, split):
@@ -236,9 +237,14 @@ class TestACellTypeIsItsCells:
 
 def query_of(model, adata):
     from spaperb.data._query import make_query
-    from spaperb.data._scale import Scale
 
-    return make_query(adata, model.get_var_names(), None, Scale(**model.expression_kind_))
+    return make_query(
+        adata,
+        model.get_var_names(),
+        model.registry["setup_args"],
+        model.state.scale,
+        model.perturbations,
+    )
 
 
 class TestParts:

@@ -7,7 +7,7 @@ from helpers import context_arrays
 
 from spaperb import datasets
 from spaperb.data._episodes import Episodes, stacked
-from spaperb.evidence import Evidence, Query, describe, draw
+from spaperb.evidence import ContextQuery, Evidence, describe, draw
 from spaperb.module import HeldOut, InContextModule
 from spaperb.module._in_context import Predicted, predict
 from spaperb.nn import Constants, read_weights, shipped_weights
@@ -371,7 +371,7 @@ class TestAccuracy:
         rows = []
         for s in evidence.whole:
             kept = evidence.whole[evidence.whole != s]
-            description = describe(evidence, Query.of_population(evidence, int(s), 0), kept)
+            description = describe(evidence, ContextQuery.of_population(evidence, int(s), 0), kept)
             mean, sigma = module.predict(description)
             prior = np.exp(description.log_prior) @ description.shifts
             shift = evidence.changes.shift[s]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from spaperb import datasets
-from spaperb.evidence import Evidence, Query, describe, draw
+from spaperb.evidence import ContextQuery, Evidence, describe, draw
 from spaperb.nn import Constants, InContextNetwork
 from spaperb.nn._genes import Standardise, tensors
 
@@ -38,7 +38,7 @@ def trained(network):
 
 @pytest.fixture
 def description(evidence):
-    return describe(evidence, Query.of_population(evidence, 0, 0), np.arange(1, 5))
+    return describe(evidence, ContextQuery.of_population(evidence, 0, 0), np.arange(1, 5))
 
 
 def test_an_untrained_network_is_the_prior_weighted_mean(network, description):
@@ -147,7 +147,7 @@ def test_standardised_inputs_are_clipped():
 
 
 def test_stacked_descriptions_are_predicted_as_each_alone(trained, evidence):
-    queries = [Query.of_population(evidence, k, 0) for k in (0, 1)]
+    queries = [ContextQuery.of_population(evidence, k, 0) for k in (0, 1)]
     described = [tensors(describe(evidence, query, np.arange(2, 5))) for query in queries]
     stacked = trained(*(torch.stack(of_two) for of_two in zip(*described, strict=True)))
     for k, of_one in enumerate(described):

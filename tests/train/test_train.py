@@ -406,15 +406,15 @@ class TestOtherErrors:
     @pytest.fixture
     def model(self, adata) -> SpaPerbModel:
         model = train_small(adata, objective="in_context")
-        assert model.transfer_
+        assert model.state.transfer is not None
         return model
 
     def test_before_training_nothing_is_lost(self, model, tmp_path):
-        before = weights(model), copy.deepcopy(model.transfer_)
+        before = weights(model), copy.deepcopy(model.state.to_plain())
         with pytest.raises(FileNotFoundError):
             model.train(2, ckpt_path=tmp_path / "none.ckpt", **QUIET)
         assert torch.equal(weights(model), before[0])
-        np.testing.assert_equal(model.transfer_, before[1])
+        np.testing.assert_equal(model.state.to_plain(), before[1])
         assert model.is_trained
         assert not model.module.training
 
@@ -424,7 +424,7 @@ class TestOtherErrors:
             model.train(3, batch_size=2, callbacks=[Fail()], **QUIET)
         assert signal.getsignal(signal.SIGINT) is before
         assert not model.module.training
-        assert not model.transfer_
+        assert model.state.transfer is None
         found = model.predict_stimulated(inplace=False)
         model._learn_contexts()
         np.testing.assert_array_equal(found, model.predict_stimulated(inplace=False))
@@ -712,12 +712,12 @@ class TestCheckpoint:
     def test_other_data_are_refused(self, path, change, others):
         self.model().train(1, batch_size=2, checkpoint=path, **QUIET)
         model = train_small(change(small_cells()), objective="in_context")
-        before = weights(model), copy.deepcopy(model.transfer_)
+        before = weights(model), copy.deepcopy(model.state.to_plain())
         n_epochs = len(model.history["train_loss"])
         with pytest.raises(ValueError, match=rf"training with other {others}\. Go on with"):
             model.train(4, ckpt_path=path, **QUIET)
         assert torch.equal(weights(model), before[0])
-        np.testing.assert_equal(model.transfer_, before[1])
+        np.testing.assert_equal(model.state.to_plain(), before[1])
         assert len(model.history["train_loss"]) == n_epochs
         assert model.is_trained
         assert not model.module.training

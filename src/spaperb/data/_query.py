@@ -1,9 +1,9 @@
-"""From cells of any AnnData to predicted expression: genes by name, chunks, noise of its own."""
+"""The query: cells of any AnnData, with genes by name, cell types and control cells by value."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,18 +15,17 @@ from spaperb._messages import format_list, warn
 from spaperb._types import Expression
 from spaperb.data._anndata import expression_matrix, missing_genes_hint
 from spaperb.data._columns import check_named_once
+from spaperb.data._conditions import control_cells
 from spaperb.data._disk import in_memory, rows_of_block
 from spaperb.data._labels import match_labels
 from spaperb.data._scale import Scale, check_scale, log_base
 from spaperb.populations import dense
 
-if TYPE_CHECKING:
-    pass
-
 MANY_BLOCKS = 5
 """So many blocks take more than a few seconds, and show a progress bar."""
 CHUNK_VALUES = 1_000_000
 """Values of cells that are made dense at a time."""
+NOT_YET = np.empty(0, dtype=np.int64)
 
 
 class Cells(NamedTuple):
@@ -43,17 +42,39 @@ class Cells(NamedTuple):
 
 
 class Query(NamedTuple):
-    """Expression of cells to predict and where the model's genes are in it."""
+    """Cells to predict, and all that is known of them.
+
+    Attributes
+    ----------
+    x
+        Expression, ``(n, n_vars)``.
+    columns
+        For every gene of the model its column in ``x``, ``(G,)``.
+    labels
+        Cell type of every cell, ``(n,)``, missing where not known; ``None`` if there are none.
+    is_control
+        Cells that are not known to be stimulated, ``(n,)``.
+    batches
+        For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without batches.
+    counts
+        Raw counts of the same cells and columns as ``x``, where they are needed.
+    first
+        Row of the first cell of ``x`` and ``counts``, which may be a part of the cells only.
+    context
+        Number of every cell's context, ``(n,)``, once these are known.
+    context_names
+        Their names, by that number.
+    """
 
     x: Expression
     columns: np.ndarray
-    """For every gene of the model its column in ``x``, ``(G,)``."""
+    labels: np.ndarray | None
+    is_control: np.ndarray
     batches: np.ndarray | None = None
-    """For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without batches."""
     counts: Expression = None
-    """Raw counts of the same cells and columns as ``x``, where they are needed."""
     first: int = 0
-    """Row of the first cell of ``x`` and ``counts``, which may be a part of the cells only."""
+    context: np.ndarray = NOT_YET
+    context_names: Sequence[Any] = ()
 
     @property
     def block_rows(self) -> int:
@@ -90,11 +111,12 @@ class Query(NamedTuple):
 def make_query(
     adata: AnnData,
     var_names: np.ndarray,
-    layer: str | None,
+    setup: Mapping[str, Any],
     trained_on: Scale,
-    batches: np.ndarray | None = None,
+    perturbations: Sequence[Any] | None = None,
+    known_batches: Sequence[Any] | None = None,
 ) -> Query:
-    """Find the model's genes in an AnnData and check that its expression fits the model's.
+    """Find the model's genes in an AnnData, what its columns say, and whether its expression fits.
 
     Parameters
     ----------
@@ -102,28 +124,51 @@ def make_query(
         Cells to predict, with at least the model's genes, in any order.
     var_names
         Gene names of the model, ``(G,)``.
-    layer
-        Layer that the model was set up with; ``None`` for ``X``.
+    setup
+        Arguments that the model's data were set up with.
     trained_on
         Scale of the training expression.
-    batches
-        For every cell the shares of the model's batches, ``(n, n_batch)``.
+    perturbations
+        Names of the model's perturbations; ``None`` where cell types and conditions have no say.
+    known_batches
+        The model's batches; ``None`` if it takes none.
 
     Raises
     ------
     ValueError
-        If genes of the model are missing, or expression is NaN, infinite, or negative where that
-        of the training cells was not. There is a warning if it is on another scale.
+        If genes of the model are missing, a column is there twice, or expression is NaN, infinite,
+        or negative where that of the training cells was not. There is a warning if it is on another
+        scale.
     """
+    for key in ("labels_key", "condition_key"):
+        check_named_once(adata, key, setup[key])
+    batches = None
+    if known_batches is not None:
+        batches = batch_shares(adata, setup["batch_key"], known_batches)
+    labels, is_control = None, np.ones(adata.n_obs, dtype=bool)
+    if perturbations is not None:
+        if (key := setup["labels_key"]) in adata.obs:
+            labels = adata.obs[key].to_numpy()
+        if (key := setup["condition_key"]) in adata.obs:
+            is_control = control_cells(adata.obs[key], setup["control"], perturbations)
+    x, columns = _expression_of(adata, var_names, setup["layer"])
+    check_scale(Scale.of(x, log_base(adata) or trained_on.base, columns), trained_on)
+    return Query(x, columns, labels, is_control, batches)
+
+
+def _expression_of(
+    adata: AnnData, var_names: np.ndarray, layer: str | None
+) -> tuple[Expression, np.ndarray]:
+    """Expression, and the columns of the model's genes in it."""
     x = expression_matrix(adata, layer, lazy=True)
     columns = adata.var_names.get_indexer(var_names)
     if (columns < 0).any():
         missing = var_names[columns < 0]
         raise ValueError(
             f"{len(missing)} of the model's {len(var_names)} genes are missing in the AnnData: "
-            f"{format_list(missing)}.{missing_genes_hint(adata, missing)} Add those that are not there "
-            "(with zeros only if they were measured and not seen), or train a model on the genes "
-            "that both have."
+            f"{format_list(missing)}.{missing_genes_hint(adata, missing)} Add those that are not "
+            "there (with zeros only if they were measured and not seen), or train a model on the "
+            "genes that both have."
         )
     if n_extra := adata.n_vars - len(var_names):
         warn(
@@ -132,8 +177,7 @@ def make_query(
         )
     if sparse.issparse(x) and x.format == "csc":
         x = x.tocsr()
-    check_scale(Scale.of(x, log_base(adata) or trained_on.base, columns), trained_on)
-    return Query(x, columns, batches)
+    return x, columns
 
 
 def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.ndarray:

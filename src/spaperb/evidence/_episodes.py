@@ -11,8 +11,8 @@ from spaperb._types import FloatArray, IntArray
 from spaperb.evidence._measured import WHOLE, Evidence
 from spaperb.evidence._relations import (
     HALF_WEIGHT,
+    ContextQuery,
     Description,
-    Query,
     describe,
     state_after,
 )
@@ -32,7 +32,7 @@ MAX_QUERY_CELLS = 200
 class Plan(NamedTuple):
     """An episode before it is described: its query, and numbers of changes kept and to predict."""
 
-    query: Query
+    query: ContextQuery
     kept: IntArray
     target: int
 
@@ -119,7 +119,7 @@ def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | Non
     asked = int(changes.perturbation[target])
     if not np.isin(changes.perturbation[kept], [asked, *evidence.parts[asked]]).any():
         return None
-    return Plan(Query.of_change(evidence, target), kept, target)
+    return Plan(ContextQuery.of_change(evidence, target), kept, target)
 
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
@@ -152,7 +152,7 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     if not chances.any():
         return None
     kept = ways[rng.choice(3, p=chances / chances.sum())]
-    return Plan(Query.of_change(evidence, target), _some(evidence, kept, rng), target)
+    return Plan(ContextQuery.of_change(evidence, target), _some(evidence, kept, rng), target)
 
 
 def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
@@ -171,7 +171,7 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     others = evidence.whole[context[evidence.whole] != context[target]]
     is_measured = rng.random() < MEASURED
     asked = int(changes.population[twins[0] if is_measured else target])
-    query = Query.of_change(evidence, target, asked, is_known=is_measured)
+    query = ContextQuery.of_change(evidence, target, asked, is_known=is_measured)
     kept = np.concatenate([_some(evidence, others, rng), twins])
     return Plan(query, kept, target)
 

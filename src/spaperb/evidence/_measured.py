@@ -391,19 +391,26 @@ class Evidence:
         finite = [d for d in distances if d < math.inf]
         return max(finite) if len(finite) >= MIN_DISTANCES else math.nan
 
-    def to_state(self) -> dict[str, Any]:
-        """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
+    def to_plain(self) -> dict[str, Any]:
+        """Arrays, lists, numbers and text that :meth:`from_plain` takes."""
         return {
             **vars(self),
+            "parts": [list(parts) for parts in self.parts],
             "populations": self.populations._asdict(),
             "changes": self.changes._asdict(),
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Evidence:
-        """Restore what :meth:`to_state` gave."""
-        populations, changes = Populations(**state["populations"]), Changes(**state["changes"])
-        return cls(**{**state, "populations": populations, "changes": changes})
+    def from_plain(cls, plain: dict[str, Any]) -> Evidence:
+        """Restore what :meth:`to_plain` gave."""
+        return cls(
+            **{
+                **plain,
+                "parts": [tuple(parts) for parts in plain["parts"]],
+                "populations": Populations(**plain["populations"]),
+                "changes": Changes(**plain["changes"]),
+            }
+        )
 
 
 def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:

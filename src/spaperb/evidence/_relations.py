@@ -62,7 +62,7 @@ NO_TARGET = -1
 """In place of the number of a perturbation that is not asked for."""
 
 
-class Query(NamedTuple):
+class ContextQuery(NamedTuple):
     """Control cells whose change is asked for, and the perturbation.
 
     Attributes
@@ -107,7 +107,7 @@ class Query(NamedTuple):
         dose: float = np.nan,
         context: int | None = None,
         alike: float = 1.0,
-    ) -> Query:
+    ) -> ContextQuery:
         """Ask for cells that may be new: their pseudobulk and components (``Evidence.project``)."""
         return cls(
             pseudobulk.mean,
@@ -125,7 +125,7 @@ class Query(NamedTuple):
     @classmethod
     def of_change(
         cls, evidence: Evidence, s: int, population: int | None = None, is_known: bool = True
-    ) -> Query:
+    ) -> ContextQuery:
         """Ask for a measured change, in its population or another one."""
         changes = evidence.changes
         if population is None:
@@ -141,7 +141,7 @@ class Query(NamedTuple):
         perturbation: int,
         dose: float = np.nan,
         is_known: bool = True,
-    ) -> Query:
+    ) -> ContextQuery:
         """Ask for a population of the evidence; ``is_known`` tells which context it is of."""
         p = evidence.populations
         return cls(
@@ -213,7 +213,7 @@ class Description(NamedTuple):
 
 
 def describe(
-    evidence: Evidence, query: Query, kept: IntArray, genes: IntArray | slice = slice(None)
+    evidence: Evidence, query: ContextQuery, kept: IntArray, genes: IntArray | slice = slice(None)
 ) -> Description:
     """Describe a query by some of the evidence, and by nothing else.
 
@@ -232,7 +232,10 @@ def describe(
 
 
 def describe_related(
-    evidence: Evidence, query: Query, relation: Relation, genes: IntArray | slice = slice(None)
+    evidence: Evidence,
+    query: ContextQuery,
+    relation: Relation,
+    genes: IntArray | slice = slice(None),
 ) -> Description:
     """Describe a query whose relations to the evidence are known."""
     changes, populations = evidence.changes, evidence.populations
@@ -290,7 +293,7 @@ def state_after(
     return after
 
 
-def relate(evidence: Evidence, query: Query, kept: IntArray) -> Relation:
+def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     """Relate pieces of evidence to a query, MAX_PIECES of them at most.
 
     The prior weight of a piece is half the share of its context's cells among the query's nearest,
@@ -404,7 +407,7 @@ def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
     return np.array([np.interp(at, np.log(levels), e) for e in np.eye(len(levels))])
 
 
-def others_here(evidence: Evidence, query: Query, kept: IntArray) -> FloatArray:
+def others_here(evidence: Evidence, query: ContextQuery, kept: IntArray) -> FloatArray:
     """Mean shift of other perturbations in the query's context, as far as it is that, ``(G,)``."""
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
     asked, perturbation = set(query.parts), evidence.changes.perturbation

@@ -1,13 +1,12 @@
-"""Model files: what ``save`` and ``export`` write, and a check of pickles before they are loaded.
+"""Model files: what ``save`` and ``export`` write.
 
-Both hold the same plain values: tensors, text, numbers, lists and dictionaries. Whatever is of
-another kind (an array, a tuple, a table) is a dictionary whose only key tells the kind: see
-``_encode``. No class of pandas or NumPy is in a file, so that no release of theirs can break it,
-and PyTorch reads it without calling anything.
+Both hold the same plain content: dictionaries and lists of text, numbers and arrays of numbers. No
+class of pandas or NumPy is in a file, so that no release of theirs can break it, and PyTorch reads
+it without calling anything.
 
-A saved model is scvi-tools' file, a pickle. An exported model is one safetensors file: its tensors
-are the networks' weights and the arrays of what training learned; its metadata holds a JSON text
-with everything else, in which a tensor is given by its name, and a checksum of both.
+A saved model is scvi-tools' file, a pickle, whose arrays are tensors. An exported model is one
+safetensors file: its tensors are the networks' weights and the content's arrays; its metadata holds
+a JSON text with everything else, in which an array is given by its name, and a checksum of both.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +27,17 @@ from safetensors.numpy import save
 from scvi.model.base import BaseModelClass
 
 from spaperb._files import NUMBERS, atomic_write, check_pickle, plain
+from spaperb.model._base import SpaPerbBase
+from spaperb.model._state import State
 
 FORMAT = 1
-"""Version of the format: a file of a higher one is refused."""
+"""Version of the content: a file of a higher one is refused."""
 WEIGHTS = "weights."
 """Prefix of the names of the networks' tensors."""
-READ_FIRST = {"registry_", "init_params_"}
-"""Attributes of a saved model that scvi-tools takes as they are in the file."""
+CONTENT = "content_"
+"""Name of the content among the attributes that scvi-tools saves."""
+ARRAY = "array"
+"""Key of a dictionary that stands for an array, and names it."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -45,11 +47,11 @@ class Exported(NamedTuple):
 
     weights: Tensors
     """State of the networks, by name."""
-    attributes: dict[str, Any]
-    """Attributes of the model that are saved, by name."""
+    content: dict[str, Any]
+    """All else, see :meth:`FilesMixin._content`."""
 
 
-class SavingMixin(BaseModelClass):
+class FilesMixin(SpaPerbBase):
     """What a model does with files."""
 
     def save(self, dir_path: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -73,18 +75,54 @@ class SavingMixin(BaseModelClass):
         TypeError
             If the registry holds other than numbers and text (dates as conditions, say).
         """
-        # scvi-tools saves what it finds on a model, so it is handed one with plain attributes.
+        # scvi-tools saves the attributes that it finds on a model, so it is handed another one.
+        content = with_arrays(self._content(), torch.tensor)
         plain_model = copy.copy(self)
-        for name, value in self._saved_attributes().items():
-            plain_model.__dict__[name] = _encode(value, lambda array, _: torch.tensor(array), name)
+        for name in filter(is_saved, vars(self)):
+            del plain_model.__dict__[name]
         var_names = self.get_var_names().tolist()
-        plain_model.__dict__["get_var_names"] = lambda **_: var_names
-        super(SavingMixin, plain_model).save(str(dir_path), *args, **kwargs)
+        plain_model.__dict__ |= {
+            "registry_": content["registry"],
+            "init_params_": content["init_params"],
+            "is_trained_": self.is_trained,
+            CONTENT: {k: v for k, v in content.items() if k not in ("registry", "init_params")},
+            "get_var_names": lambda **_: var_names,
+        }
+        super(FilesMixin, plain_model).save(str(dir_path), *args, **kwargs)
 
-    def _saved_attributes(self) -> dict[str, Any]:
-        """Attributes that are saved, those plain that scvi-tools reads before `load` can."""
-        attributes = {name: value for name, value in vars(self).items() if is_saved(name)}
-        return {k: plain(v) if k in READ_FIRST else v for k, v in attributes.items()}
+    def _content(self) -> dict[str, Any]:
+        """All that is saved beside the weights."""
+        own = {name: value for name, value in vars(self).items() if is_saved(name)}
+        registry, init_params = own.pop("registry_"), own.pop("init_params_")
+        history = {
+            name: [
+                table.index.name,
+                table.index.to_numpy(),
+                {column: table[column].to_numpy(dtype=float) for column in table},
+            ]
+            for name, table in (own.pop("history_", None) or {}).items()
+        }
+        return {
+            "format": FORMAT,
+            "version": version("spaperb"),
+            # scvi-tools takes these as they are in the file, before `load` can.
+            "registry": storable(plain(registry), "registry_"),
+            "init_params": storable(plain(init_params), "init_params_"),
+            "attributes": {name: storable(value, name) for name, value in own.items()},
+            "history": history,
+            "state": storable(self.state.to_plain(), "state"),
+        }
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        """Take what :meth:`_content` gave, but for the registry and the arguments."""
+        for name, value in content["attributes"].items():
+            if is_saved(name):
+                setattr(self, name, value)
+        self.history_ = {
+            name: pd.DataFrame(columns, index=pd.Index(index, name=of_index))
+            for name, (of_index, index, columns) in content["history"].items()
+        }
+        self.state = State.from_plain(content["state"], self.module)
 
     def export(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
@@ -111,8 +149,7 @@ class SavingMixin(BaseModelClass):
             If the registry holds other than numbers and text (dates as conditions, say).
         """
         weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
-        content = Exported(weights, self._saved_attributes())
-        write_export(Path(path), content, overwrite)
+        write_export(Path(path), Exported(weights, self._content()), overwrite)
 
     @classmethod
     def load_exported(cls, path: str | Path) -> Self:
@@ -133,22 +170,23 @@ class SavingMixin(BaseModelClass):
         """
         if Path(path).is_dir():
             raise ValueError(
-                f"{path} is a folder, and `load_exported` reads the file that `model.export` wrote. A "
-                f"folder that `model.save` wrote is read by `{cls.__name__}.load({str(path)!r}, adata)`."
+                f"{path} is a folder, and `load_exported` reads the file that `model.export` wrote. "
+                f"A folder that `model.save` wrote is read by "
+                f"`{cls.__name__}.load({str(path)!r}, adata)`."
             )
-        weights, attributes = read_export(Path(path))
+        weights, content = read_export(Path(path))
         try:
-            registry, init = attributes["registry_"], attributes["init_params_"]
+            registry, init = content["registry"], content["init_params"]
             if (found := registry["model_name"]) != cls.__name__:
                 raise ValueError(f"it holds a {found}, not a {cls.__name__}")
-            # Without memory of their own: the sizes are the file's word, and the weights have to fit them first.
+            # Without memory of their own: the sizes are the file's word, and the weights have to
+            # fit them first.
             with torch.device("meta"):
                 module_kwargs = init["kwargs"]["module_kwargs"]
                 model = cls(registry=registry, **init["non_kwargs"], **module_kwargs)
             tensors = {name: torch.tensor(array) for name, array in weights.items()}
             model.module.load_state_dict(tensors, assign=True)
-            for name in filter(is_saved, attributes):
-                setattr(model, name, attributes[name])
+            model._restore(content)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{path} does not describe a {cls.__name__}: {error}.") from error
         model.module.eval()
@@ -204,9 +242,9 @@ class SavingMixin(BaseModelClass):
             raise ValueError(
                 f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
             ) from error
-        saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"]
-        for name in saved.keys() - READ_FIRST:
-            setattr(model, name, _decode(saved[name], torch.Tensor.numpy))
+        saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"][CONTENT]
+        delattr(model, CONTENT)
+        model._restore(with_arrays(saved, torch.Tensor.numpy, torch.Tensor))
         return model
 
     @staticmethod
@@ -232,7 +270,7 @@ class SavingMixin(BaseModelClass):
 
 
 def is_saved(name: str) -> bool:
-    """Whether an attribute of a model is saved with it: by scvi-tools' custom, if its name ends in an underscore."""
+    """Whether an attribute of a model is saved with it, by scvi-tools' custom."""
     return name.endswith("_") and not name.startswith("_")
 
 
@@ -255,17 +293,15 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     TypeError
         If an attribute is of a kind that the format does not know.
     """
+    tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
+
+    def keep(array: np.ndarray) -> dict[str, str]:
+        name = f"array.{len(tensors)}"
+        tensors[name] = np.asarray(array, order="C")
+        return {ARRAY: name}
+
+    text = json.dumps(with_arrays(model.content, keep))
     with atomic_write(path, overwrite=overwrite) as whole:
-        tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
-
-        def keep(array: np.ndarray, name: str) -> str:
-            name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
-            tensors[name] = np.asarray(array, order="C")
-            return name
-
-        attributes = _encode(model.attributes, keep, "attributes")
-        content = {"format": FORMAT, "version": version("spaperb"), "attributes": attributes}
-        text = json.dumps(content)
         metadata = {"spaperb": text, "sha256": _checksum(text, tensors)}
         # Not by safetensors' own writing, whose file nobody else may read.
         whole.write_bytes(save(tensors, metadata))
@@ -301,14 +337,14 @@ def read_export(path: Path) -> Exported:
                 f"it is of format {content['format']}, written by spaperb {content['version']}, and this "
                 f"version reads up to format {FORMAT}; a newer spaperb reads it"
             )
-        attributes = _decode(content["attributes"], tensors.__getitem__)
+        content = _named(content, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} could not be read as an exported model: {error}. If it is truncated or damaged, copy or "
             "export it again."
         ) from error
     weights = {k.removeprefix(WEIGHTS): t for k, t in tensors.items() if k.startswith(WEIGHTS)}
-    return Exported(weights, attributes)
+    return Exported(weights, content)
 
 
 def _checksum(text: str, tensors: Tensors) -> str:
@@ -320,85 +356,52 @@ def _checksum(text: str, tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def _encode(value: Any, keep: Callable[[np.ndarray, str], Any], name: str) -> Any:
-    """Turn a value into what JSON knows; ``keep`` takes arrays, and says what stands for them."""
+def storable(value: Any, name: str) -> Any:
+    """Turn tuples into lists, and leave arrays of numbers.
 
-    def encode_all(values: Any) -> list[Any]:
-        return [_encode(v, keep, f"{name}.{i}") for i, v in enumerate(values)]
-
+    Raises
+    ------
+    TypeError
+        If a value is neither number nor text, nor made of them.
+    """
     match value:
-        case np.generic() if value.dtype.kind in NUMBERS:
-            return {"scalar": [value.dtype.name, _encode(value.item(), keep, name)]}
-        case float() if not math.isfinite(value):
-            return {"float": repr(value)}
+        case np.ndarray() if value.dtype.kind in NUMBERS:
+            return value
+        case np.ndarray() | np.generic():
+            return storable(value.tolist(), name)
         case str():
             return str(value)  # of NumPy's too
         case None | bool() | int() | float():
             return value
-        case np.ndarray() if value.dtype.kind in NUMBERS:
-            return {"tensor": keep(value, name)}
-        case np.ndarray() if value.dtype.kind in "OUT" and value.ndim == 1:
-            return {"array": encode_all(value.tolist())}
-        case list():
-            return encode_all(value)
-        case tuple():
-            return {"tuple": encode_all(value)}
-        case dict():
-            encoded = {k: _encode(v, keep, f"{name}.{k}") for k, v in value.items()}
-            if all(isinstance(k, str) and k not in _TAGS for k in value):
-                return {str(k): v for k, v in encoded.items()}
-            return {"dict": [[_encode(k, keep, name), v] for k, v in encoded.items()]}
-        case pd.DataFrame():
-            columns = {c: value[c].to_numpy() for c in value}
-            index = [value.index.name, value.index.to_numpy()]
-            return {"frame": [_encode(v, keep, f"{name}.frame") for v in (columns, *index)]}
-        case _:
-            raise TypeError(
-                f"{name} is a {type(value).__name__}, which a model's file cannot hold. Make it "
-                "numbers or text."
-            )
+        case dict() if all(isinstance(key, str) for key in value):
+            return {str(key): storable(v, f"{name}.{key}") for key, v in value.items()}
+        case list() | tuple():
+            return [storable(v, f"{name}.{i}") for i, v in enumerate(value)]
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, which a model's file cannot hold. Make it numbers "
+        "or text."
+    )
 
 
-def _decode(value: Any, fetch: Callable[[Any], np.ndarray]) -> Any:
-    """Turn back what :func:`_encode` made."""
+def with_arrays(value: Any, change: Callable[[Any], Any], kind: type = np.ndarray) -> Any:
+    """Change all arrays, or tensors, in dictionaries and lists."""
+    if isinstance(value, kind):
+        return change(value)
     match value:
-        case list():
-            return [_decode(v, fetch) for v in value]
-        case {"tensor": content}:
-            return fetch(content)
-        case dict() if kinds := value.keys() & _KINDS.keys():
-            (kind,) = kinds
-            return _KINDS[kind](_decode(value[kind], fetch))
         case dict():
-            return {k: _decode(v, fetch) for k, v in value.items()}
-        case _:
-            return value
+            return {key: with_arrays(v, change, kind) for key, v in value.items()}
+        case list():
+            return [with_arrays(v, change, kind) for v in value]
+    return value
 
 
-def _scalar(content: list[Any]) -> np.generic:
-    dtype = np.dtype(content[0])
-    if dtype.kind not in NUMBERS:
-        raise ValueError(f"{dtype} is no type of numbers")
-    return dtype.type(content[1])
-
-
-def _array(content: list[Any]) -> np.ndarray:
-    array = np.empty(len(content), dtype=object)
-    array[:] = content
-    return array
-
-
-def _frame(content: list[Any]) -> pd.DataFrame:
-    columns, name, index = content
-    return pd.DataFrame(columns, index=pd.Index(index, name=name))
-
-
-_KINDS: dict[str, Callable[[Any], Any]] = {
-    "scalar": _scalar,
-    "float": float,
-    "array": _array,
-    "tuple": tuple,
-    "dict": dict,
-    "frame": _frame,
-}
-_TAGS = {"tensor", *_KINDS}
+def _named(value: Any, tensors: Tensors) -> Any:
+    """Put arrays in the places of their names."""
+    match value:
+        case {"array": name}:
+            return tensors[name]
+        case dict():
+            return {key: _named(v, tensors) for key, v in value.items()}
+        case list():
+            return [_named(v, tensors) for v in value]
+    return value

@@ -7,23 +7,22 @@ context as far as they are alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy.special import ndtri
 
 from spaperb._messages import format_list, warn
 from spaperb._types import FloatArray, IntArray
 from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
-from spaperb.data import CLOSE, Target, match_labels
-from spaperb.data import Query as Cells
+from spaperb.data import CLOSE, Query, Target, match_labels
 from spaperb.evidence import (
+    ContextQuery,
     Evidence,
     Plan,
-    Query,
     describe_related,
     dose_shares,
     leave_out,
@@ -112,13 +111,6 @@ class CellChange(NamedTuple):
         return Detection.of(self.references, self.control, self.mean, self.weights)
 
 
-class Assignment(NamedTuple):
-    """Context of each cell of a query, ``codes`` ``(n,)``, and the names that belong to these."""
-
-    codes: IntArray
-    names: list[Any]
-
-
 @dataclass
 class Transfer:
     """Changes of the contexts of a query.
@@ -170,24 +162,6 @@ class Transfer:
         of_all, of_alone = (Intervals.of(some, module) for some in (held_out, alone))
         return cls(evidence, module, of_all, of_alone, evidence.usual_distance())
 
-    def to_state(self) -> dict[str, Any]:
-        """Arrays and lists that :meth:`from_state` takes, to be saved with a model."""
-        return {
-            "evidence": self.evidence.to_state(),
-            "intervals": self.intervals._asdict(),
-            "intervals_unseen_context": self.intervals_unseen_context._asdict(),
-            "usual_distance": self.usual_distance,
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any], module: InContextModule) -> Transfer:
-        """Restore what :meth:`to_state` gave."""
-        evidence = Evidence.from_state(state["evidence"])
-        of_all, of_alone = (
-            Intervals(**state[k]) for k in ("intervals", "intervals_unseen_context")
-        )
-        return cls(evidence, module, of_all, of_alone, state["usual_distance"])
-
     def change(
         self, asked: ControlCells, target: Target, v_delta: FloatArray | None = None
     ) -> CellChange:
@@ -216,7 +190,7 @@ class Transfer:
         evidence = self.evidence
         alike = 1.0 if number is None else evidence.likeness(pseudobulk, number)
         doses, shares, rest = self._doses(target)
-        query = Query.of(
+        query = ContextQuery.of(
             evidence, pseudobulk, cells, target.parts, target.number, context=number, alike=alike
         )
         queries = [query._replace(dose=dose) for dose in doses.tolist()]
@@ -252,7 +226,7 @@ class Transfer:
             self.intervals_unseen_context if self._is_alone(number, alike) else self.intervals,
         )
 
-    def _near_measured(self, mean: FloatArray, query: Query) -> FloatArray:
+    def _near_measured(self, mean: FloatArray, query: ContextQuery) -> FloatArray:
         """Change that stays near what was measured of it in the context itself.
 
         The networks shrink noise, and with it what is unlike other contexts and yet sure. So the
@@ -367,6 +341,7 @@ class Transfer:
                 population % 2 == 0,
             )
             changes[code] = self.change(asked, target, v_delta)
+        self._warn_of(changes, survey.query.context_names)
         return changes
 
     def effects(self, n_perturbations: int, dose: float | None) -> FloatArray:
@@ -392,9 +367,7 @@ class Transfer:
 
     def maker(
         self,
-        query: Cells,
-        context: Assignment,
-        is_control: npt.NDArray[np.bool_],
+        query: Query,
         rows: IntArray,
         target: Target,
         v_delta: FloatArray | None = None,
@@ -405,11 +378,7 @@ class Transfer:
         Parameters
         ----------
         query
-            The cells.
-        context
-            Context of every cell.
-        is_control
-            Cells that are not known to be stimulated, ``(n,)``.
+            The cells, with their contexts (:meth:`assign`).
         rows
             Rows to predict.
         target
@@ -419,9 +388,8 @@ class Transfer:
         **how
             Further arguments of :class:`~spaperb.cells.CellMaker`: what becomes of a cell.
         """
-        survey = Survey.of(query, populations_of(context.codes, is_control, rows))
+        survey = Survey.of(query, populations_of(query, rows))
         changes = self.changes(survey, target, v_delta)
-        self.warn_of(changes, context.names)
         of_populations = {
             p: PopulationChange(c.mean, c.references, c.weights)
             for p in survey.pseudobulks
@@ -429,33 +397,26 @@ class Transfer:
         }
         return CellMaker(survey, of_populations, **how)
 
-    def assign(self, query: Cells, labels: npt.NDArray | None) -> Assignment:
+    def assign(self, query: Query) -> Query:
         """Find the context of every cell: by its label, or without one by its nearest control cells.
 
-        Parameters
-        ----------
-        query
-            The cells.
-        labels
-            Their cell types, ``(n,)``, missing where not known; ``None`` if there are none. They are those of training if they
-            are spelled alike, whatever their type.
+        Labels are those of training if they are spelled alike, whatever their type.
         """
-        n_cells = query.x.shape[0]
-        codes, names = np.full(n_cells, -1), list(self.evidence.names)
-        if labels is not None:
-            named = pd.Series(labels, dtype=object)
-            found = list(named.dropna().unique())
+        codes, names = np.full(query.x.shape[0], -1), list(self.evidence.names)
+        if query.labels is not None:
+            labels = pd.Series(query.labels, dtype=object)
+            found = list(labels.dropna().unique())
             numbers = match_labels(found, names)
             new = [label for label in found if label not in numbers]
             self._tell_of_new(new, found)
             numbers |= {label: len(names) + i for i, label in enumerate(new)}
             names += new
-            codes = named.map(numbers).fillna(-1).to_numpy(dtype=np.int64, copy=True)
+            codes = labels.map(numbers).fillna(-1).to_numpy(dtype=np.int64, copy=True)
         unknown = np.flatnonzero(codes < 0)
         for start in range(0, len(unknown), MAX_CELLS):
             some = unknown[start : start + MAX_CELLS]
             codes[some] = self.evidence.assign(self.evidence.project(query.rows(some)))
-        return Assignment(codes, names)
+        return query._replace(context=codes, context_names=names)
 
     def _tell_of_new(self, new: list[Any], found: list[Any]) -> None:
         """Name cell types that the model does not know, each once, and say if it knows none."""
@@ -485,7 +446,7 @@ class Transfer:
                 "perturbations."
             )
 
-    def warn_of(self, changes: dict[int, CellChange], names: list[Any]) -> None:
+    def _warn_of(self, changes: dict[int, CellChange], names: Sequence[Any]) -> None:
         """Warn of contexts that are unlike anything in training, or unlike the training cells of their name."""
         if any(change.is_control for change in changes.values()) and (
             without := [names[code] for code, c in changes.items() if not c.is_control]
@@ -517,20 +478,19 @@ class Transfer:
             )
 
 
-def populations_of(codes: IntArray, is_control: npt.NDArray[np.bool_], rows: IntArray) -> IntArray:
-    """Number of each cell's population: twice its context, plus one for cells that are known not to be control.
+def populations_of(query: Query, rows: IntArray) -> IntArray:
+    """Number of each cell's population: twice its context, plus one if it is known to be stimulated.
 
     It is -1 for cells that are neither predicted nor the control cells of a context that is.
 
     Parameters
     ----------
-    codes
-        Context of every cell, ``(n,)``.
-    is_control
-        Cells that are not known to be stimulated, ``(n,)``.
+    query
+        The cells, with their contexts.
     rows
         Rows to predict.
     """
+    codes, is_control = query.context, query.is_control
     populations = 2 * codes + ~is_control
     wanted = np.isin(populations, populations[rows])
     of_wanted = is_control & np.isin(codes, codes[rows])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi.train import TrainRunner, merge_kwargs
 
@@ -94,3 +95,15 @@ def quiet_training() -> Iterator[None]:
             yield
     finally:
         logger.removeFilter(is_of_interest)
+
+
+@contextmanager
+def one_thread(*, if_: bool) -> Iterator[None]:
+    """Train with one thread: networks of a few thousand weights take longer with several."""
+    n_threads = torch.get_num_threads()
+    if if_:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from spaperb._messages import warn
 from spaperb._types import IntArray
-from spaperb.data import Query, Scale
-from spaperb.model._transfer import CellChange, some_of
+from spaperb.cells import Survey
+from spaperb.data import Query, Scale, check_column
+from spaperb.model._base import SpaPerbBase
+from spaperb.model._transfer import CellChange, populations_of, some_of
 from spaperb.populations import Pseudobulk
 
 MAX_CELLS = 10_000
@@ -22,14 +25,94 @@ PSEUDOCOUNT = 1e-6
 counts per 10,000."""
 
 
+class ResponseMixin(SpaPerbBase):
+    """Tell which genes respond."""
+
+    def predict_response(
+        self,
+        adata: AnnData | None = None,
+        perturbation: Any | None = None,
+        dose: float | None = None,
+        *,
+        groupby: str | None = None,
+        level: float = 0.9,
+    ) -> pd.DataFrame:
+        """Tell which genes change in which cells, by how much, and how sure that is.
+
+        Parameters
+        ----------
+        adata
+            Cells as for :meth:`predict_stimulated`; ``None`` for the AnnData of the model. Where the condition
+            column is there and a group has control cells, only these are taken.
+        perturbation, dose
+            As for :meth:`predict_stimulated`.
+        groupby
+            Column of ``adata.obs`` with the groups; ``None`` for the cell type's.
+        level
+            Share of genes whose mean change an interval should contain, in (0, 1).
+
+        Returns
+        -------
+        pandas.DataFrame
+            One row a group and gene, the surest changes of a group first:
+
+            - ``group``, ``gene``
+            - ``mean_control``, ``mean_change``: log-normalised units
+            - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
+              control cells would find
+            - ``log2_fold_change``: of the means, transformed back with the base of the training
+              cells, and 0.01 counts per 10,000 added to each: a millionth of the target sum that
+              these were normalised to. If genes were dropped since, that is taken for 10,000 or,
+              if larger, what the largest cell adds up to
+            - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
+              ``gseapy.prerank`` or ``decoupler``
+            - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
+              more than 0.1, express it
+            - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
+              measured, over the largest such distance of a training context; 0 where it was measured in the
+              group itself, above 1 beyond what training saw
+
+            Without ``responding`` where training expression is negative (scaled, say), and without
+            ``log2_fold_change`` where it is no logarithm; a warning says so.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not trained.
+        ValueError
+            If ``groupby`` is no column or has no value for some cell, ``level`` is not in (0, 1),
+            the objective is the published one, or :meth:`predict_stimulated` would refuse.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"`level` must be between 0 and 1; it is {level}.")
+        if self.objective == "published":
+            raise ValueError(
+                "The published objective knows no error of its predictions. Use the default, "
+                '`objective="in_context"`.'
+            )
+        target = self._target(perturbation, dose)
+        adata, query = self._query(adata, with_contexts=True)
+        groupby = groupby or self._setup["labels_key"]
+        check_column(adata, "groupby", groupby)
+        of_group = pd.Series(np.arange(adata.n_obs)).groupby(adata.obs[groupby].to_numpy()).indices
+        groups = {
+            name: rows[query.is_control[rows]] if query.is_control[rows].any() else rows
+            for name, rows in of_group.items()
+        }
+        rows = np.concatenate(list(groups.values()))
+        survey = Survey.of(query, populations_of(query, rows))
+        changes = self._learned().changes(survey, target)
+        var_names = self.get_var_names().tolist()
+        return response_table(groups, query, changes, var_names, self.state.scale, level)
+
+
 def response_table(
     groups: Mapping[Any, IntArray],
-    codes: IntArray,
     query: Query,
     changes: Mapping[int, CellChange],
     var_names: Sequence[str],
-    level: float,
     scale: Scale,
+    level: float,
 ) -> pd.DataFrame:
     """Put the changes of groups of cells into a table.
 
@@ -38,25 +121,23 @@ def response_table(
     groups
         Rows of the cells of each group. A group of several contexts has the mean of their changes and of their
         half-widths, by its share of cells.
-    codes
-        Context of every cell, ``(n,)``.
     query
-        The cells.
+        The cells, with their contexts.
     changes
         Change of each context.
     var_names
         Gene names, ``(G,)``.
-    level
-        Level of the intervals, in (0, 1).
     scale
         Scale of the training expression.
+    level
+        Confidence level of the intervals, in (0, 1).
 
     Returns
     -------
     pandas.DataFrame
         See :meth:`spaperb.SpaPerbModel.predict_response`.
     """
-    tables = []
+    tables, codes = [], query.context
     for name, rows in groups.items():
         table = sum(
             (codes[rows] == code).mean()

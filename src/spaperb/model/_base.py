@@ -1,0 +1,94 @@
+"""What all parts of the model share: what it was set up with, and what training learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
+
+from spaperb.data import (
+    Query,
+    Target,
+    check_anndata,
+    check_genes,
+    make_query,
+    perturbations_of,
+)
+from spaperb.model._state import State
+from spaperb.model._transfer import Transfer
+
+
+class SpaPerbBase(BaseModelClass):
+    """A model's objective, module and state, and the cells and perturbations that it is asked for."""
+
+    objective: str
+    module: Any
+    state: State
+
+    @property
+    def perturbations(self) -> list[Any]:
+        """Names of the perturbations that the model is trained on."""
+        return perturbations_of(self.registry).names
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> np.ndarray:
+        """Names of the genes that the model was set up with, in the networks' order.
+
+        Those of its AnnData may have been changed since.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            Ignored; scvi-tools passes it.
+        """
+        names = self.get_state_registry(REGISTRY_KEYS.X_KEY).column_names
+        return np.asarray(names).astype(str).astype(object)
+
+    @property
+    def _setup(self) -> dict[str, Any]:
+        """Arguments that the data were set up with."""
+        return self.registry["setup_args"]
+
+    def _learned(self) -> Transfer:
+        """What training learned of the contexts."""
+        raise NotImplementedError
+
+    def _target(self, perturbation: Any | None, dose: float | None) -> Target:
+        """Find what the user asks for among what the model knows."""
+        self._check_if_trained(warn=False)
+        known = perturbations_of(self.registry)
+        return known.target(perturbation, dose, self._setup["dose_key"], self.state.dose_ranges)
+
+    def _query(self, adata: AnnData | None, with_contexts: bool = False) -> tuple[AnnData, Query]:
+        """Check the cells that the networks are to see, with their contexts if these have a say."""
+        self._check_if_trained(warn=False)
+        if adata is None and (adata := self.adata) is None:
+            raise ValueError("This model was loaded without data: pass the cells, an AnnData.")
+        check_anndata(adata)
+        known_batches = None
+        if self.objective == "published" and self.module.n_batch > 1:
+            state = self.get_state_registry(REGISTRY_KEYS.BATCH_KEY)
+            known_batches = state.categorical_mapping
+        query = make_query(
+            adata,
+            np.asarray(self.get_var_names()),
+            self._setup,
+            self.state.scale,
+            self.perturbations if with_contexts else None,
+            known_batches,
+        )
+        return adata, self._learned().assign(query) if with_contexts else query
+
+    def _validate_anndata(
+        self, adata: AnnData | None = None, *args: Any, **kwargs: Any
+    ) -> AnnData:
+        """Check gene names too: scvi-tools checks only how many there are."""
+        if (checked := self.adata if adata is None else adata) is not None:
+            check_genes(checked, self.get_var_names())
+        return super()._validate_anndata(adata, *args, **kwargs)
+
+
+FIXED_ARGUMENTS = ("n_input", "composition", "dosed", "n_batch")
+"""Arguments of modules that follow from the data."""
