@@ -56,6 +56,7 @@ from spaperb.data import (
     warn_of_unusual_expression,
     warn_of_whole_names,
 )
+from spaperb.model._base import SpaPerbBase
 from spaperb.model._files import FilesMixin
 from spaperb.model._latent import LatentMixin
 from spaperb.model._prediction import PredictionMixin
@@ -103,7 +104,13 @@ CLIP = 100.0
 
 
 class SpaPerbModel(
-    PredictionMixin, ResponseMixin, LatentMixin, FilesMixin, VAEMixin, UnsupervisedTrainingMixin
+    PredictionMixin,
+    ResponseMixin,
+    LatentMixin,
+    FilesMixin,
+    VAEMixin,
+    UnsupervisedTrainingMixin,
+    SpaPerbBase,
 ):
     """Predict stimulated cells from control cells.
 
