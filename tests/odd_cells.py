@@ -1,9 +1,9 @@
 """Odd cells: Hypothesis strategies of what a user may hand in, and AnnData made of them.
 
-A `Case` says in plain values what its cells, model and prediction are like, so that Hypothesis can print and shrink it; numbers of
-expression come from its seed. `Sound` and `Few` are of simulated cells, enough of them to tell what must not go
-unnoticed. `HARMLESS` holds what may be done to cells without a difference to their prediction, `OTHER_SCALES` what
-may not.
+A `Case` says in plain values what its cells, model and prediction are like, so that Hypothesis can
+print and shrink it; numbers of expression come from its seed. `Sound` and `Few` are of simulated
+cells, enough of them to tell what must not go unnoticed. `HARMLESS` holds what may be done to
+cells without a difference to their prediction, `OTHER_SCALES` what may not.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,10 @@ SEPARATOR = "+"
 
 @dataclass(frozen=True)
 class Case:
-    """Cells to train on, a model, cells to predict, and what is asked of them; odd, but sound unless there is a flaw."""
+    """Cells to train on, a model, cells to predict, and what is asked of them.
+
+    Odd, but sound unless there is a flaw.
+    """
 
     seed: int
     cells: dict[str, Any]
@@ -245,7 +248,8 @@ SOUND = st.builds(
     Sound,
     seed=st.integers(0, 2**16),
     n_cell_types=st.integers(3, 5),
-    # 15 control cells of a type to predict or more: with fewer, noise explains almost any difference.
+    # 15 control cells of a type to predict or more: with fewer, noise explains almost any
+    # difference.
     n_cells=st.integers(30, 60),
     # With fewer genes a cell shows too few different counts to tell its scale from.
     n_genes=st.integers(60, 150),
@@ -465,7 +469,10 @@ def _columns_in_another_order(
 
 
 def _spelling(name: Any) -> Any:
-    """What names are told apart by: numbers by value, texts but for case and spaces at their ends."""
+    """What names are told apart by.
+
+    Numbers by value, texts but for case and spaces at their ends.
+    """
     try:
         return float(name)
     except ValueError:
@@ -479,7 +486,8 @@ def _typed_otherwise(key: str) -> Change:
             return other
         values = other.obs[key].astype(object)
         found = list(values.dropna().unique())
-        # Texts that are spelled alike are told apart by their exact spelling, which has to stay then.
+        # Texts that are spelled alike are told apart by their exact spelling, which has to stay
+        # then.
         known = {*names[key], *found}
         is_clear = len(set(map(_spelling, known))) == len(known)
         how = rng.choice(["object", "text", "padded", "float"] if is_clear else ["object"])

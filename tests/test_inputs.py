@@ -1,9 +1,10 @@
 """Odd cells through set-up, training, prediction and files: a right answer or a clear error, and nothing of the user's changed.
 
-The same cells in other ways have to have the same prediction, and what would make it wrong has to be told. Each is an
-attack of some kind, and a judge is handed the kinds and attacks.
+The same cells in other ways have to have the same prediction, and what would make it wrong has to
+be told. Each is an attack of some kind, and a judge is handed the kinds and attacks.
 
-`pytest tests/test_inputs.py --hypothesis-profile=nightly --hypothesis-show-statistics` tries ten times as many and counts what came of them.
+`pytest tests/test_inputs.py --hypothesis-profile=nightly --hypothesis-show-statistics` tries ten
+times as many and counts what came of them.
 """
 
 import linecache
@@ -130,8 +131,9 @@ class Reference(NamedTuple):
 Judge = Callable[[str, Callable[[], str]], None]
 """Takes the kind of an attack and what carries it out, which returns the outcome or raises.
 
-It raises ChangedError if something of the user's was changed, another AssertionError if an answer is wrong, or an error or
-warning says what is not so or does not come, and anything else that did not come from a check of the package's own."""
+It raises ChangedError if something of the user's was changed, another AssertionError if an answer
+is wrong, or an error or warning says what is not so or does not come, and anything else that did
+not come from a check of the package's own."""
 
 
 def strict(kind: str, attack: Callable[[], str]) -> None:
@@ -235,7 +237,10 @@ def _table(handed: Handed) -> str:
 def otherwise(
     adata: ad.AnnData, arguments: dict[str, Any], perturbations: list[Any]
 ) -> dict[str, Any]:
-    """Arguments of another set-up: all cells of one type, without doses, and control the other way round."""
+    """Arguments of another set-up.
+
+    All cells of one type, without doses, and control the other way round.
+    """
     adata.obs["one type"] = "all cells"
     return {
         **arguments,
@@ -375,7 +380,8 @@ def _predicted(case: Sound, predicted: list[Reference]) -> str:
         model.train(max_epochs=1, batch_size=64 if is_published else 1, **QUIET)
         asked = {"seed": case.seed, "indices": None}
         layer = model.predict_stimulated(query, **asked, inplace=False)
-    # Cells of the same populations: nothing is to be warned of. But some chance samples are unlike the others.
+    # Cells of the same populations: nothing is to be warned of. But some chance samples are unlike
+    # the others.
     for text in (str(w.message) for w in found if w.filename.startswith(PACKAGE)):
         assert UNLIKE in text, f"This is not so: {text}"
         for name in re.findall(r"(type_\d) \(\d+%\)", text):
@@ -494,7 +500,8 @@ def harmful(reference: Reference) -> dict[str, Callable[[], str]]:
         other.obs[TYPE] = other.obs[TYPE].astype(object).map(turned)
 
     def too_alike() -> str:
-        # By their single cells, which the model does not look at: most are as near to the other type.
+        # By their single cells, which the model does not look at: most are as near to the other
+        # type.
         return "not to be told: the types are too alike"
 
     attacks["genes renamed"] = changed("genes are missing", rename_some_genes)
@@ -591,7 +598,8 @@ def _few(case: Few) -> str:
         truth = dense(cells.X[hidden]).mean(0, dtype=float)
         return float(((predicted.mean(0, dtype=float) - truth) ** 2).mean())
 
-    # By chance some cells are unlike the others, three of them too; what is promised is the error to expect.
+    # By chance some cells are unlike the others, three of them too; what is promised is the error
+    # to expect.
     with_few = np.mean(
         [squared_error(rng.permutation(hidden)[: case.n_kept]) for _ in range(N_DRAWN)]
     )
@@ -735,7 +743,10 @@ def check_prediction(handed: Handed, query: ad.AnnData) -> np.ndarray:
 
 
 def _order(handed: Handed) -> np.ndarray:
-    """An order of the cells that must not matter: a cell's noise depends on its row, or on its place among those of its type."""
+    """An order of the cells that must not matter.
+
+    A cell's noise depends on its row, or on its place among those of its type.
+    """
     case, _, model, query, asked = handed
     order = np.random.default_rng(case.seed).permutation(query.n_obs)
     if model.objective == "in_context" and TYPE in query.obs and query.obs[TYPE].notna().all():

@@ -1,4 +1,7 @@
-"""The tutorials: each runs from top to bottom, and what it shows was made by running it on real cells."""
+"""The tutorials.
+
+Each runs from top to bottom, and what it shows was made by running it on real cells.
+"""
 
 from pathlib import Path
 

@@ -21,14 +21,18 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
 
 
 def shown(value: object) -> str:
-    """Return a value as it is written in Python: text in quotes, a number of NumPy as any other."""
+    """Return a value as it is written in Python.
+
+    Text in quotes, a number of NumPy as any other.
+    """
     return repr(value.item() if isinstance(value, np.number | np.bool | np.str_) else value)
 
 
 def format_list(values: Iterable[Any]) -> str:
     """Values in words, the first of them if there are many.
 
-    Text stands as it is, unless it could be taken for a value of another kind (``"0"``, ``"True"``).
+    Text stands as it is, unless it could be taken for a value of another kind (``"0"``,
+    ``"True"``).
     """
     values = list(values)
     is_plain = all(isinstance(value, str) and not _is_ambiguous(value) for value in values)

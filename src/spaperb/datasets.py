@@ -35,14 +35,13 @@ def simulated(
     A cell of type :math:`t` from donor :math:`d` expresses gene :math:`g` in proportion to
     :math:`\exp(\beta_g + \tau_{tg} + \delta_{dg} + c\,\rho_{tg})`, with :math:`c = 1` if it is
     stimulated, else 0. The response :math:`\rho_{tg} = \sqrt{s}\,u_g + \sqrt{l}\,v_{l(t)g} +
-    \sqrt{1-s-l}\,w_{tg}` is partly shared by all types, partly by the types of a lineage, and partly
-    a type's own, and zero outside the responding genes;
-    both signs occur (induced and repressed genes). Counts are Poisson draws around the proportions,
-    times the cell's library size, times gamma noise; each is then lost with probability
-    ``dropout``.
+    \sqrt{1-s-l}\,w_{tg}` is partly shared by all types, partly by the types of a lineage, and
+    partly a type's own, and zero outside the responding genes; both signs occur (induced and
+    repressed genes). Counts are Poisson draws around the proportions, times the cell's library
+    size, times gamma noise; each is then lost with probability ``dropout``.
 
-    With ``doses`` the cells of each type and condition get them in turn, and the response is scaled by the Hill function
-    :math:`d^h / (d^h + k^h)` of the dose :math:`d`.
+    With ``doses`` the cells of each type and condition get them in turn, and the response is
+    scaled by the Hill function :math:`d^h / (d^h + k^h)` of the dose :math:`d`.
 
     Parameters
     ----------
@@ -63,8 +62,8 @@ def simulated(
     shared_response
         Share :math:`s` of the response's variance that all cell types have in common, in [0, 1].
     lineage_response
-        Share :math:`l` that the types of a lineage have in common, so that the response can be told
-        from what a type is, in [0, 1 - s].
+        Share :math:`l` that the types of a lineage have in common, so that the response can be
+        told from what a type is, in [0, 1 - s].
     response_scale
         Standard deviation of the response in natural-log units; 0 for no response at all.
     library_size
@@ -87,11 +86,12 @@ def simulated(
 
         - ``X``: log-normalised expression (10,000 counts a cell, ``log1p``), CSR float32
         - ``layers["counts"]``: counts, CSR float32
-        - ``layers["true_control"]``, ``layers["true_stimulated"]``: the answer for every cell, whatever
-          its condition: ``log1p`` of its expected counts per 10,000 without and with the stimulus,
-          before any sampling noise
-        - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``; with doses ``dose``, 0 for
-          control cells, whose ``true_stimulated`` is of the dose that their turn would have given them
+        - ``layers["true_control"]``, ``layers["true_stimulated"]``: the answer for every cell,
+          whatever its condition: ``log1p`` of its expected counts per 10,000 without and with the
+          stimulus, before any sampling noise
+        - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``; with doses
+          ``dose``, 0 for control cells, whose ``true_stimulated`` is of the dose that their turn
+          would have given them
         - ``var["responds"]``: whether the gene responds
     """
     rng = np.random.default_rng(seed)

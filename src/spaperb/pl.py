@@ -1,7 +1,7 @@
 """Plots of predicted and real cells. Each takes arrays and tables, and returns matplotlib Axes.
 
-Without ``ax`` a plot opens a figure of its own, with matplotlib's settings, which are scanpy's after
-:func:`scanpy.set_figure_params`. Colours are told apart by colour-blind readers too.
+Without ``ax`` a plot opens a figure of its own, with matplotlib's settings, which are scanpy's
+after :func:`scanpy.set_figure_params`. Colours are told apart by colour-blind readers too.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def mean_change(
 ) -> Axes:
     """Plot each gene's predicted mean change against its real mean change.
 
-    The 100 top differentially expressed genes (Wilcoxon, real against control) are coloured, and the
-    first of them labelled.
+    The 100 top differentially expressed genes (Wilcoxon, real against control) are coloured, and
+    the first of them labelled.
 
     Parameters
     ----------
@@ -158,8 +158,9 @@ def response(
 ) -> Axes:
     """Plot each gene's predicted mean change against how sure it is, like a volcano plot.
 
-    Sure is the absolute score: the change over half the width of its interval. Above 1, the dashed line, the interval leaves out 0
-    and the gene is coloured. The surest genes are labelled and show their interval.
+    Sure is the absolute score: the change over half the width of its interval. Above 1, the dashed
+    line, the interval leaves out 0 and the gene is coloured. The surest genes are labelled and
+    show their interval.
 
     Parameters
     ----------
@@ -226,8 +227,9 @@ def benchmark(
 ) -> Axes:
     """Draw a heat map of methods by contexts, between floor (0) and ceiling (1).
 
-    Each cell shows the median over seeds; methods are sorted by their mean over contexts, which is the
-    last column. Values below the floor are marked in another colour, failed folds are left white.
+    Each cell shows the median over seeds; methods are sorted by their mean over contexts, which is
+    the last column. Values below the floor are marked in another colour, failed folds are left
+    white.
 
     Parameters
     ----------
@@ -293,8 +295,8 @@ def umap(
 ) -> Axes:
     """Embed populations of cells together and colour them by population.
 
-    The embedding is scanpy's: 50 principal components, 15 neighbours, UMAP; with fewer cells fewer of
-    both.
+    The embedding is scanpy's: 50 principal components, 15 neighbours, UMAP; with fewer cells fewer
+    of both.
 
     Parameters
     ----------
@@ -365,13 +367,14 @@ def latent(
 ) -> Axes:
     """Draw control cells in the latent space, and where the stimulus takes each group: from its mean along its mean shift.
 
-    On the first two principal components of the cells before and after their shift. More than seven groups share colours, and are
-    named where their arrows end too.
+    On the first two principal components of the cells before and after their shift. More than
+    seven groups share colours, and are named where their arrows end too.
 
     Parameters
     ----------
     z
-        Latent vectors of control cells, ``(n, L)``: :meth:`~spaperb.SpaPerbModel.get_latent_representation`.
+        Latent vectors of control cells, ``(n, L)``:
+        :meth:`~spaperb.SpaPerbModel.get_latent_representation`.
     z_delta
         Latent shift of each, Z_delta, ``(n, L)``: ``adata.obsm["X_spaperb_delta"]``.
     groups
@@ -438,7 +441,8 @@ def history(
     history
         ``model.history``.
     term
-        ``"loss"``, ``"reconstruction_loss"``, ``"latent_loss"``, ``"kl_local"`` or another logged one.
+        ``"loss"``, ``"reconstruction_loss"``, ``"latent_loss"``, ``"kl_local"`` or another logged
+        one.
     title
         Title of the plot.
     ax
@@ -481,7 +485,8 @@ def _label(
     texts = [ax.text(x[i], y[i], names[i], fontsize=8) for i in chosen]
     if texts:
         line = {"arrowstyle": "-", "linewidth": 0.5}
-        # By default labels move for half a second, so that a picture would depend on how busy the machine is.
+        # By default labels move for half a second, so that a picture would depend on how busy the
+        # machine is.
         adjust_text(texts, x=x, y=y, ax=ax, arrowprops=line, iter_lim=MOST_MOVES)
 
 

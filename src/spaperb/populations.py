@@ -1,7 +1,7 @@
 """What is computed of a population of cells by genes: moments, ranks, components, distances.
 
-Populations may be dense or sparse and of any precision. Sums run in double precision and over blocks, so that
-memory stays small next to the arrays themselves.
+Populations may be dense or sparse and of any precision. Sums run in double precision and over
+blocks, so that memory stays small next to the arrays themselves.
 """
 
 from __future__ import annotations
@@ -54,7 +54,10 @@ def zero_fraction(x: Expression) -> FloatArray:
 
 
 def scale_of(x: npt.NDArray, counts: npt.NDArray) -> FloatArray:
-    """What each cell's counts were multiplied by before ``log1p``, ``(n,)``; 1 for cells without counts."""
+    """What each cell's counts were multiplied by before ``log1p``, ``(n,)``.
+
+    1 for cells without counts.
+    """
     totals = counts.sum(axis=1)
     return np.where(totals > 0, np.expm1(x).sum(axis=1) / np.maximum(totals, 1), 1.0)
 
@@ -80,7 +83,8 @@ def dispersion(counts: npt.NDArray, size: FloatArray) -> FloatArray:
 class Pseudobulk(NamedTuple):
     """Moments of one population: ``mean``, ``variance`` and ``detection``, each ``(G,)``, and ``n``.
 
-    Detection is the fraction of cells in which a gene is not 0. With raw counts there is their ``dispersion`` too.
+    Detection is the fraction of cells in which a gene is not 0. With raw counts there is their
+    ``dispersion`` too.
     """
 
     mean: FloatArray

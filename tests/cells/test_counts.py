@@ -1,4 +1,7 @@
-"""Sampled counts: the mean asked for, the distribution of stimulated counts, and cells that stay themselves."""
+"""Sampled counts.
+
+The mean asked for, the distribution of stimulated counts, and cells that stay themselves.
+"""
 
 import anndata as ad
 import numpy as np

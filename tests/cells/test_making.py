@@ -1,4 +1,7 @@
-"""The mean over a population's predicted cells is the predicted mean: of the worst gene, at any size."""
+"""The mean over a population's predicted cells is the predicted mean.
+
+Of the worst gene, at any size.
+"""
 
 import numpy as np
 import pytest
@@ -14,7 +17,10 @@ GENES = 40
 
 
 def cells_of(n: int, seed: int):
-    """Counts of cells whose genes are silent in all cells, in some, or in none; and log-normalised."""
+    """Counts of cells whose genes are silent in all cells, in some, or in none.
+
+    And log-normalised.
+    """
     rng = np.random.default_rng(seed)
     rates = rng.gamma(0.4, 2.0, GENES) * (rng.random(GENES) > 0.1)
     counts = rng.poisson(rates * rng.gamma(3, 1 / 3, (n, GENES))).astype(float)
@@ -78,7 +84,10 @@ def test_as_many_cells_express_a_gene_as_are_to():
 
 
 def error_of_counts(n: int, size: float, seed: int) -> float:
-    """Error of the worst gene's mean, in steps: the change of a mean by one count more in a silent cell."""
+    """Error of the worst gene's mean, in steps.
+
+    The change of a mean by one count more in a silent cell.
+    """
     x, counts = cells_of(n, seed)
     change = size * np.random.default_rng(seed).standard_normal(GENES)
     drawn = make(x, change, "counts", counts=counts, seed=seed)

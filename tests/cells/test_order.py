@@ -31,7 +31,8 @@ def test_orders_are_random(n):
     assert len(times) == min(n, len(times))
     if n <= 50:
         assert stats.chisquare(times).pvalue > 1e-4
-    # genes go together no more than independent permutations do, whose correlations have variance 1 / (n - 1)
+    # genes go together no more than independent permutations do, whose correlations have variance
+    # 1 / (n - 1)
     correlation = np.corrcoef(numbers.T)[np.triu_indices(4000, 1)] if n > 2 else numbers[0] * 4 - 2
     assert abs(np.mean(correlation)) < 0.02
     if n > 2:

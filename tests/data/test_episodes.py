@@ -1,4 +1,7 @@
-"""Minibatches of episodes: a function of seed, epoch and step, and nothing held out is learned from."""
+"""Minibatches of episodes.
+
+A function of seed, epoch and step, and nothing held out is learned from.
+"""
 
 import pickle
 from types import SimpleNamespace
@@ -374,7 +377,10 @@ def test_leaving_a_perturbation_out_takes_all_of_its_doses():
 
 
 def test_a_perturbation_that_nothing_else_tells_of_is_not_held_out():
-    """Each was measured in one context alone: nobody could ask for it elsewhere and be answered."""
+    """Each was measured in one context alone.
+
+    Nobody could ask for it elsewhere and be answered.
+    """
     evidence = doses_of(1, 4)
     assert len(evidence.whole) == 8
     assert all(leave_out(evidence, int(s), False) is None for s in evidence.whole)

@@ -1,4 +1,7 @@
-"""What scale expression is on: never a wrong notice, none missed, and fold changes on any scale."""
+"""What scale expression is on.
+
+Never a wrong notice, none missed, and fold changes on any scale.
+"""
 
 import json
 import math

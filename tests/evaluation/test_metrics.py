@@ -135,7 +135,8 @@ class TestAgainstIndependentSources:
         )
         p, s = project(PREDICTED, REAL)
         theirs = pertpy.tl.Distance("edistance", obsm_key="X_pca")(p, s)
-        # They divide the sums within a population by n (n - 1), we by n^2: the distance itself is ours.
+        # They divide the sums within a population by n (n - 1), we by n^2: the distance itself is
+        # ours.
         n, m = len(p), len(s)
         bias = cdist(p, p, "sqeuclidean").mean() / (n - 1) + cdist(s, s, "sqeuclidean").mean() / (
             m - 1

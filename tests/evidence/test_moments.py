@@ -38,7 +38,10 @@ def test_cells_that_are_all_the_same(value, convert):
 
 
 def test_equally_near_cells_of_low_rank():
-    """Whole numbers of few genes: many cells are the same, and fewer components than genes say all."""
+    """Whole numbers of few genes.
+
+    Many cells are the same, and fewer components than genes say all.
+    """
     adata = small_cells(n_genes=8)
     x = (adata.X.toarray() > 1).astype(np.float32)
     x[:, 4:] = 0
@@ -67,7 +70,10 @@ def test_shifts_and_their_sampling_variance(one_unpaired):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
 def test_sampling_variance_of_few_cells_is_that_of_drawing_them_again(n):
-    """Against the spread of shifts of many draws; some of these cells do not show a gene at all."""
+    """Against the spread of shifts of many draws.
+
+    Some of these cells do not show a gene at all.
+    """
     cells = datasets.simulated(n_cell_types=4, n_cells=300, n_genes=200)
     x, arms, labels, names = context_arrays(cells)
     rng = np.random.default_rng(0)

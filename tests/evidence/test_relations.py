@@ -221,7 +221,8 @@ def test_the_pieces_with_the_greatest_weights_are_kept(monkeypatch):
 
 
 def test_of_each_part_as_many_pieces_are_kept():
-    # One part was measured a hundred times, so that each piece of it weighs little, and one ten times.
+    # One part was measured a hundred times, so that each piece of it weighs little, and one ten
+    # times.
     target = np.repeat([0, 1, NO_TARGET], [100, 10, 20])
     log_prior = np.random.default_rng(0).normal(size=130) - np.log(
         np.repeat([100, 10, 1], [100, 10, 20])

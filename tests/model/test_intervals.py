@@ -452,7 +452,10 @@ def combinations_of(n_types, seed):
 
 
 def test_intervals_of_combinations_whose_parts_were_measured():
-    """Learned from measured combinations; tighter than those of a change of which nothing is known."""
+    """Learned from measured combinations.
+
+    Tighter than those of a change of which nothing is known.
+    """
     coverage, ratios = [], []
     cells = combinations_of(3, seed=0)
     hidden = ["A+B", "C+D", "E+F"]

@@ -147,7 +147,8 @@ class TestTraining:
     def test_compiled(self, adata, objective):
         SpaPerbModel.setup_anndata(adata)
         model = SpaPerbModel(adata, **SMALL[objective])
-        # The eager backend checks that the module can be captured, without a compiler on the machine.
+        # The eager backend checks that the module can be captured, without a compiler on the
+        # machine.
         plan_kwargs = {"compile": True, "compile_kwargs": {"backend": "eager"}}
         model.train(max_epochs=1, plan_kwargs=plan_kwargs, **QUIET)
         assert model.is_trained

@@ -1,4 +1,7 @@
-"""Several perturbations, combinations, doses and batches: names, and the model from set-up to prediction."""
+"""Several perturbations, combinations, doses and batches.
+
+Names, and the model from set-up to prediction.
+"""
 
 import warnings
 
@@ -262,7 +265,8 @@ class TestPrediction:
         alone = sum(change(model, known, name, detection=False) for name in ("A", "C"))
         together = change(model, known, "A+C", detection=False)
         assert 0 < together[20:30].mean() < 0.9 * alone[20:30].mean()
-        # in a type that training did not see, what perturbations have in common is that of near types
+        # in a type that training did not see, what perturbations have in common is that of near
+        # types
         bare = ad.AnnData(
             known.X, obs=pd.DataFrame({"cell_type": "new"}, known.obs_names), var=known.var
         )
@@ -276,7 +280,8 @@ class TestPrediction:
         with pytest.warns(UserWarning, match="too few to train on"):
             model = fit(line)
         known = control_of(line)
-        # A has 40 cells and is kept, B ten and is shrunk: chance explains much of what ten cells say
+        # A has 40 cells and is kept, B ten and is shrunk: chance explains much of what ten cells
+        # say
         for name, genes, least in (("A", slice(0, 10), 0.75), ("B", slice(10, 20), 0.2)):
             truth = np.zeros(line.n_vars)
             truth[genes] = 1.05

@@ -222,7 +222,7 @@ class TestACellTypeIsItsCells:
 
     def test_the_first_cells_do_not_stand_for_all(self, split, monkeypatch):
         monkeypatch.setattr("spaperb.model._transfer.MAX_CELLS", 20)
-        monkeypatch.setattr("spaperb.model._table.MAX_CELLS", 20)
+        monkeypatch.setattr("spaperb.model._response.MAX_CELLS", 20)
         with pytest.warns(UserWarning, match="type_0"):
             model = train(split[0].copy())
         control = split[1].copy()

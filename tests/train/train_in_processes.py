@@ -1,4 +1,7 @@
-"""Train in one or several processes and write what came out, a file a process: a script of test_distributed.py."""
+"""Train in one or several processes and write what came out, a file a process.
+
+A script of test_distributed.py.
+"""
 
 import json
 import os

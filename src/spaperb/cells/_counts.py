@@ -1,16 +1,17 @@
 """Counts of stimulated cells, drawn from those of control cells so that each cell stays itself.
 
-With the size factor l_c of a cell (its library over the mean library), a gene's rate p in cells of a context, and the dispersion
-theta, counts are negative binomial, x_c ~ NB(mean l_c p, theta): a Poisson draw around a gamma-distributed rate. The stimulus
-takes the rate from p_0 to p_1. A control cell of x counts tells of its own rate, so that its stimulated counts are
+With the size factor l_c of a cell (its library over the mean library), a gene's rate p in cells of
+a context, and the dispersion theta, counts are negative binomial, x_c ~ NB(mean l_c p, theta): a
+Poisson draw around a gamma-distributed rate. The stimulus takes the rate from p_0 to p_1. A
+control cell of x counts tells of its own rate, so that its stimulated counts are
 
     p_1 <= p_0:   y | x ~ Binomial(x, p_1 / p_0)
     p_1 >  p_0:   y | x = x + NB(mean l_c (p_1 - p_0) (theta + x) / (theta + l_c p_0), theta + x)
 
-which are NB(mean l_c p_1, theta) over all cells: what the cell expresses it goes on to express, and genes that vary together go on
-to. p_1 is where the mean of log1p of the re-normalised y is the predicted one, as near as whole
-counts can come to it. Which values are drawn is decided by numbers that are spread evenly over the
-cells (:mod:`spaperb.cells._order`).
+which are NB(mean l_c p_1, theta) over all cells: what the cell expresses it goes on to express,
+and genes that vary together go on to. p_1 is where the mean of log1p of the re-normalised y is the
+predicted one, as near as whole counts can come to it. Which values are drawn is decided by numbers
+that are spread evenly over the cells (:mod:`spaperb.cells._order`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ N_HALVINGS = 18
 """They leave rates that differ by 1 in 10,000."""
 LEAST_RATE, MOST_FOLD = 1e-6, 300.0
 NUDGE = 1.2
-"""Factor on both sides of a rate that the slope of the mean is taken between: wide for its steps."""
+"""Factor on both sides of a rate that the slope of the mean is taken between.
+
+Wide for its steps.
+"""
 CLOSE = 1e-5
 """A mean of less is that of cells without a count."""
 
@@ -37,8 +41,9 @@ CLOSE = 1e-5
 class Sample(NamedTuple):
     """Control cells that rates are found on.
 
-    ``x`` and ``counts``, log-normalised and raw, ``(n, G)``; numbers of each cell and gene on (0, 1), ``order``, ``(n, G)``; and
-    the rates of the population that they are of, ``before``, ``(G,)``.
+    ``x`` and ``counts``, log-normalised and raw, ``(n, G)``; numbers of each cell and gene on (0,
+    1), ``order``, ``(n, G)``; and the rates of the population that they are of, ``before``,
+    ``(G,)``.
     """
 
     x: npt.NDArray
@@ -106,7 +111,8 @@ class CountChange:
         by
             What is to be added to the mean of each gene.
         low, high
-            Rates that are known to be too low and too high, ``(G,)``; 0 and infinite where none is.
+            Rates that are known to be too low and too high, ``(G,)``; 0 and infinite where none
+            is.
         sample
             Cells to take the slope from.
         """

@@ -1,18 +1,18 @@
 """Cells whose mean changes as predicted, and whose zeros and variance stay those of real cells.
 
-A constant added to every cell puts a value into every silent gene, and clipping at 0 loses part of every
-decrease. Here a change of the mean m = q l, with the detection q (the fraction of cells that express a gene)
-and the level l (its mean among those), is split into more or fewer cells that express the gene and more or
-less in each::
+A constant added to every cell puts a value into every silent gene, and clipping at 0 loses part of
+every decrease. Here a change of the mean m = q l, with the detection q (the fraction of cells that
+express a gene) and the level l (its mean among those), is split into more or fewer cells that
+express the gene and more or less in each::
 
     m1 = max(m0 + change, 0)      l1 between l0 (all change in detection) and m1 / q0 (all in level)
     q1 = m1 / l1
 
-l1 is the level of the stimulated cells of similar training contexts, as far as it lies between these two. Of
-the silent cells the fraction (q1 - q0) / (1 - q0) turns on, of the expressing ones q1 / q0 stays on. Which ones
-is decided by numbers that are spread evenly over the cells rather than drawn
-(:mod:`spaperb.cells._order`), and what they still miss of m1 is made up for by a factor, so that
-the mean of the cells is m1.
+l1 is the level of the stimulated cells of similar training contexts, as far as it lies between
+these two. Of the silent cells the fraction (q1 - q0) / (1 - q0) turns on, of the expressing ones
+q1 / q0 stays on. Which ones is decided by numbers that are spread evenly over the cells rather
+than drawn (:mod:`spaperb.cells._order`), and what they still miss of m1 is made up for by a
+factor, so that the mean of the cells is m1.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Detection:
     def responding(self, control: Pseudobulk) -> FloatArray:
         """Fraction of cells whose expression of each gene changes, ``(G,)``.
 
-        Cells that begin to express it, cells that cease to, and, if their level changes by more than 0.1 in
-        log-normalised units, all that go on.
+        Cells that begin to express it, cells that cease to, and, if their level changes by more
+        than 0.1 in log-normalised units, all that go on.
         """
         q0 = control.detection
         l0 = _ratio(control.mean, q0, 0.0)

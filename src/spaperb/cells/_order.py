@@ -40,11 +40,13 @@ def order_of(ranks: Ranks, sizes: Ranks, seed: int, draw: int) -> FloatArray:
     Parameters
     ----------
     ranks
-        Rank of each cell among the silent, or among the expressing, cells of each gene, ``(n, G)``.
+        Rank of each cell among the silent, or among the expressing, cells of each gene, ``(n,
+        G)``.
     sizes
         How many there are of these, ``(n, G)``.
     seed, draw
-        What the orders follow from. One order serves the silent and the expressing cells of a gene.
+        What the orders follow from. One order serves the silent and the expressing cells of a
+        gene.
     """
     rng = np.random.default_rng([seed, draw])
     keys = rng.integers(0, 2**32, (N_ROUNDS, 2, ranks.shape[1]), dtype=np.uint32)
@@ -53,7 +55,8 @@ def order_of(ranks: Ranks, sizes: Ranks, seed: int, draw: int) -> FloatArray:
     mask = (np.uint32(1) << bits) - np.uint32(1)
     shift = (bits + np.uint32(1)) >> np.uint32(1)
     places = _mixed(ranks, keys, mask, shift)
-    # Places beyond the last are mixed again until they are none: a permutation of those that are left.
+    # Places beyond the last are mixed again until they are none: a permutation of those that are
+    # left.
     beyond = np.nonzero((places >= sizes) & (sizes > 0))
     while len(beyond[0]):
         some = places[beyond], keys[..., beyond[1]], mask[beyond], shift[beyond]
@@ -79,7 +82,10 @@ def _sizes(is_on: npt.NDArray[np.bool_], n_on: Ranks, n: int) -> Ranks:
 
 
 def _mixed(x: Ranks, keys: Ranks, mask: Ranks, shift: Ranks) -> Ranks:
-    """Permute the numbers up to ``mask``: multiply by an odd number, add, fold the high bits down."""
+    """Permute the numbers up to ``mask``.
+
+    Multiply by an odd number, add, fold the high bits down.
+    """
     for factor, addend in keys:
         x = (x * (factor | np.uint32(1)) + addend) & mask
         x = x ^ (x >> shift)

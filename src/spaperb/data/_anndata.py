@@ -64,8 +64,8 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
     Raises
     ------
     ValueError
-        If there are no cells or genes, gene names repeat, there is no ``X`` or no such layer, or the
-        matrix is neither in memory (or mapped into it) nor, if that will do, on disk.
+        If there are no cells or genes, gene names repeat, there is no ``X`` or no such layer, or
+        the matrix is neither in memory (or mapped into it) nor, if that will do, on disk.
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
@@ -133,7 +133,10 @@ def check_genes(adata: AnnData, expected: Sequence[Any] | npt.NDArray) -> None:
 
 
 def missing_genes_hint(adata: AnnData, missing: npt.NDArray) -> str:
-    """Tell what to call if genes seem to be in an AnnData under other names; else an empty text."""
+    """Tell what to call if genes seem to be in an AnnData under other names.
+
+    Else an empty text.
+    """
 
     def n_found(names: Iterable[str], spelled: Callable[[str], str] = str) -> int:
         there = {spelled(name) for name in names}

@@ -38,7 +38,8 @@ def control_cells(
     found = list(conditions.dropna().unique())
     if not found:
         return np.ones(len(conditions), dtype=bool)
-    # Among all values, so that a perturbation that is spelled like the control is not taken for it.
+    # Among all values, so that a perturbation that is spelled like the control is not taken for
+    # it.
     numbers = match_labels(found, [control, *perturbations])
     if of_control := [label for label, number in numbers.items() if number == 0]:
         return conditions.isin(of_control).to_numpy(dtype=bool)

@@ -1,8 +1,8 @@
 """Expression that stays on disk: mapped into memory for training, read block by block for prediction.
 
-Training draws its pairs from all cells, in an order that no file has, so it needs any row at any time: a memory
-map gives it, and the operating system keeps what fits. Prediction goes through the cells in their order: dask reads a block,
-predicts it and lets it go.
+Training draws its pairs from all cells, in an order that no file has, so it needs any row at any
+time: a memory map gives it, and the operating system keeps what fits. Prediction goes through the
+cells in their order: dask reads a block, predicts it and lets it go.
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ if TYPE_CHECKING:
 COPIED_VALUES = 4_000_000
 """Values copied at a time."""
 BLOCK_VALUES = 20_000_000
-"""Values of a block of a dask array, dense: 80 MB. Smaller blocks than a zarr store's make it write its own again and again."""
+"""Values of a block of a dask array, dense.
+
+80 MB. Smaller blocks than a zarr store's make it write its own again and again.
+"""
 
 
 def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
     """Read an AnnData whose expression stays on disk.
 
-    ``X`` and the layers are memory maps, NumPy arrays or SciPy CSR matrices, from which any row can be read
-    without the others. A dense matrix of an uncompressed h5ad file is mapped where it is. All others come in compressed or
-    separate pieces and are first copied to a scratch file, which goes away with the AnnData. What is not expression is read into memory;
-    ``raw`` is left out.
+    ``X`` and the layers are memory maps, NumPy arrays or SciPy CSR matrices, from which any row
+    can be read without the others. A dense matrix of an uncompressed h5ad file is mapped where it
+    is. All others come in compressed or separate pieces and are first copied to a scratch file,
+    which goes away with the AnnData. What is not expression is read into memory; ``raw`` is left
+    out.
 
     Parameters
     ----------
@@ -52,7 +56,8 @@ def read_mapped(path: str | Path, scratch: str | Path | None = None) -> AnnData:
     Returns
     -------
     anndata.AnnData
-        AnnData that trains and is predicted like any other; it must not be written to the file it comes from.
+        AnnData that trains and is predicted like any other; it must not be written to the file it
+        comes from.
 
     Raises
     ------
@@ -156,7 +161,10 @@ def _map(array: Any, dtype: npt.DTypeLike, path: Path, scratch: str | Path | Non
 
 
 def _for_any_row(array: np.memmap) -> np.memmap:
-    """Keep the system from reading on where a row ends: its 128 kB are ten times what a cell takes, and are read in vain."""
+    """Keep the system from reading on where a row ends.
+
+    Its 128 kB are ten times what a cell takes, and are read in vain.
+    """
     mapping: Any = array.base
     if hasattr(mmap, "MADV_RANDOM"):
         mapping.madvise(mmap.MADV_RANDOM)

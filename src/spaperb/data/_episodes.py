@@ -207,7 +207,8 @@ class EpisodeSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = 0 if self.fixed else self.epoch
-        # Where set_epoch is never called (a distributed sampler around this one) passes differ too.
+        # Where set_epoch is never called (a distributed sampler around this one) passes differ
+        # too.
         self.epoch += 1
         for step in range(self.n_batches):
             yield epoch, step

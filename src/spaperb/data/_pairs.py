@@ -1,8 +1,8 @@
 """Which stimulated cell partners which control cell.
 
-The published text pairs cells and does not say how. Here cells are partners only inside a *stratum*:
-one cell type, one perturbation and, where a batch is registered, one batch. Perturbations share the control
-cells of their type and batch.
+The published text pairs cells and does not say how. Here cells are partners only inside a
+*stratum*: one cell type, one perturbation and, where a batch is registered, one batch.
+Perturbations share the control cells of their type and batch.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ class Stratum(NamedTuple):
 def split_strata(indices: IntArray, arms: IntArray, labels: IntArray) -> list[Stratum]:
     """Sort cells into strata, leaving out strata without a cell in one of the arms.
 
-    A cell type (and batch) with n control cells and n_p cells of perturbation p, one or several, gives
-    max(n, sum n_p) pairs. They go to the perturbations in proportion to the square root of n_p: a
-    rare perturbation is seen more often than in proportion to its cells, and no cell of it as
-    often as if all perturbations were seen alike.
+    A cell type (and batch) with n control cells and n_p cells of perturbation p, one or several,
+    gives max(n, sum n_p) pairs. They go to the perturbations in proportion to the square root of
+    n_p: a rare perturbation is seen more often than in proportion to its cells, and no cell of it
+    as often as if all perturbations were seen alike.
 
     Parameters
     ----------
     indices
         Cells to sort, positions in ``arms`` and ``labels``.
     arms
-        For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation, ``(n_obs,)``.
+        For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
+        ``(n_obs,)``.
     labels
         For every cell the number of its cell type (and batch).
     """
@@ -67,8 +68,9 @@ def split_strata(indices: IntArray, arms: IntArray, labels: IntArray) -> list[St
 def random_pairs(strata: list[Stratum], rng: np.random.Generator) -> IntArray:
     """Draw random pairs within each stratum.
 
-    Both arms are run through in random order, again and again if need be, so that no cell is used twice
-    before all were used once. With one perturbation every cell of the larger arm is used once.
+    Both arms are run through in random order, again and again if need be, so that no cell is used
+    twice before all were used once. With one perturbation every cell of the larger arm is used
+    once.
 
     Parameters
     ----------

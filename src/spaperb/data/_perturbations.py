@@ -1,4 +1,7 @@
-"""What the values of a condition column mean: the control, perturbations, combinations of perturbations."""
+"""What the values of a condition column mean.
+
+The control, perturbations, combinations of perturbations.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ CLOSE = 1e-6
 class Target(NamedTuple):
     """A perturbation to predict: its ``name``, what it is made of, and its ``dose`` or ``None``.
 
-    ``number`` is its number among the perturbations of the training data, ``None`` for a combination
-    that is not among them; ``parts`` are the numbers of the perturbations that it combines, itself if
-    it is single.
+    ``number`` is its number among the perturbations of the training data, ``None`` for a
+    combination that is not among them; ``parts`` are the numbers of the perturbations that it
+    combines, itself if it is single.
     """
 
     name: str
@@ -42,9 +45,9 @@ class Target(NamedTuple):
 class Perturbations:
     """The perturbations of a condition column, P of them.
 
-    A value that holds the separator is a *combination* if each of its parts is a perturbation of its own;
-    the order of the parts has no meaning. Parts that name the control drop out, so that ``"A+control"``
-    is ``"A"``. Any other value is one perturbation, whatever characters it holds.
+    A value that holds the separator is a *combination* if each of its parts is a perturbation of
+    its own; the order of the parts has no meaning. Parts that name the control drop out, so that
+    ``"A+control"`` is ``"A"``. Any other value is one perturbation, whatever characters it holds.
 
     Attributes
     ----------
@@ -53,8 +56,8 @@ class Perturbations:
     parts
         For each perturbation the numbers of those that it combines, its own if it is single.
     arms
-        What each value of the column makes of a cell: CONTROL, 1 + the number of its perturbation, or
-        NEITHER.
+        What each value of the column makes of a cell: CONTROL, 1 + the number of its perturbation,
+        or NEITHER.
     separator
         What joins the parts of a combination's name; ``None`` if there are no combinations.
     control
@@ -187,8 +190,8 @@ class Perturbations:
         Raises
         ------
         ValueError
-            If there are several perturbations and none is named, the named one is unknown, or the dose does
-            not fit the model.
+            If there are several perturbations and none is named, the named one is unknown, or the
+            dose does not fit the model.
         """
         if name is None:
             if len(self.names) > 1:

@@ -55,7 +55,8 @@ class Query(NamedTuple):
     is_control
         Cells that are not known to be stimulated, ``(n,)``.
     batches
-        For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without batches.
+        For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without
+        batches.
     counts
         Raw counts of the same cells and columns as ``x``, where they are needed.
     first
@@ -137,8 +138,8 @@ def make_query(
     ------
     ValueError
         If genes of the model are missing, a column is there twice, or expression is NaN, infinite,
-        or negative where that of the training cells was not. There is a warning if it is on another
-        scale.
+        or negative where that of the training cells was not. There is a warning if it is on
+        another scale.
     """
     for key in ("labels_key", "condition_key"):
         check_named_once(adata, key, setup[key])

@@ -158,7 +158,10 @@ class Scale:
 
     @property
     def is_of_all_genes(self) -> bool:
-        """Whether no genes were dropped since the normalisation: all cells have about one total."""
+        """Whether no genes were dropped since the normalisation.
+
+        All cells have about one total.
+        """
         return self.least_total > NO_GENES_DROPPED * self.most_total
 
     @property
@@ -269,8 +272,8 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
     Raises
     ------
     ValueError
-        If the layer is missing, holds anything but counts, or has nothing to do with expression, or
-        expression is no natural logarithm.
+        If the layer is missing, holds anything but counts, or has nothing to do with expression,
+        or expression is no natural logarithm.
     """
     counts = expression_matrix(adata, counts_layer, lazy=isinstance(x, DaskArray))
     if not Scale.of(counts).counts:

@@ -65,7 +65,8 @@ class PairedBatchSampler(Sampler[IntArray]):
 
     def __iter__(self) -> Iterator[IntArray]:
         rng = np.random.default_rng([self.seed, 0 if self.fixed else self.epoch])
-        # Where set_epoch is never called (a distributed sampler around this one) passes still differ.
+        # Where set_epoch is never called (a distributed sampler around this one) passes still
+        # differ.
         self.epoch += 1
         pairs = random_pairs(self.strata, rng)
         if not self.fixed:
@@ -294,8 +295,9 @@ def stratified_split(
 ) -> list[IntArray]:
     """Split positions into training, validation and test within each label.
 
-    Each label keeps at least one cell for training; the rest is rounded to the nearest number. Labels so small
-    that all of their cells would be for training give one now and then, as often as is their share.
+    Each label keeps at least one cell for training; the rest is rounded to the nearest number.
+    Labels so small that all of their cells would be for training give one now and then, as often
+    as is their share.
 
     Parameters
     ----------
@@ -308,7 +310,8 @@ def stratified_split(
     rng
         Source of randomness; ``None`` splits in the cells' order.
     strata
-        Stratum of every cell, ``(n_obs,)``: labels of one give cells together. ``None``: each label is one.
+        Stratum of every cell, ``(n_obs,)``: labels of one give cells together. ``None``: each
+        label is one.
 
     Returns
     -------

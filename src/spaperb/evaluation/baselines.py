@@ -1,10 +1,11 @@
 """Predictions that need no network, for a model to be measured against.
 
-Each is a *method*: ``fit(adata, ...)`` on training cells, then ``predict(adata_control)``, which returns
-the predicted expression of those control cells, ``(n, G)``. Contexts are the values of one obs column,
-the one that a benchmark holds out (cell types, donors, ...). A context's *shift* is the mean of its
-stimulated cells minus the mean of its control cells; contexts without cells in both conditions have
-none. Predictions are clipped at 0 where the training cells hold no negative value.
+Each is a *method*: ``fit(adata, ...)`` on training cells, then ``predict(adata_control)``, which
+returns the predicted expression of those control cells, ``(n, G)``. Contexts are the values of one
+obs column, the one that a benchmark holds out (cell types, donors, ...). A context's *shift* is
+the mean of its stimulated cells minus the mean of its control cells; contexts without cells in
+both conditions have none. Predictions are clipped at 0 where the training cells hold no negative
+value.
 """
 
 from __future__ import annotations
@@ -294,7 +295,8 @@ class _Noise(NamedTuple):
     """How a gene's variance goes with its mean, for contexts too small to tell.
 
     Few cells happen not to show many genes at all, and these are not certain. Their variance is
-    drawn to ``ratio``, ``(G,)``, times the mean or, where expression may be negative, to ``ratio``.
+    drawn to ``ratio``, ``(G,)``, times the mean or, where expression may be negative, to
+    ``ratio``.
     """
 
     ratio: FloatArray

@@ -5,10 +5,11 @@ A *method* is any object with two calls::
     fit(adata, *, held_out, condition_key, control, stimulated, labels_key, seed)
     predict(adata_control) -> array (n_control_cells, n_genes)
 
-``fit`` gets the training cells and, as keywords, the names of their obs columns and a seed; take what you
-need and the rest as ``**setup``. The hidden cells never reach a method: what it gets is a new AnnData,
-copied from the other cells alone. Everything in :data:`spaperb.evaluation.baselines.BASELINES` is a method, and
-:class:`SpaPerb` makes one of the model.
+``fit`` gets the training cells and, as keywords, the names of their obs columns and a seed; take
+what you need and the rest as ``**setup``. The hidden cells never reach a method: what it gets is a
+new AnnData, copied from the other cells alone. Everything in
+:data:`spaperb.evaluation.baselines.BASELINES` is a method, and :class:`SpaPerb` makes one of the
+model.
 """
 
 from __future__ import annotations
@@ -192,8 +193,8 @@ def benchmark(
     control
         Value of control cells in that column.
     stimulated
-        Value of stimulated cells; ``None`` if there is only one beside the control. Cells with further
-        values stay in the training cells.
+        Value of stimulated cells; ``None`` if there is only one beside the control. Cells with
+        further values stay in the training cells.
     labels_key
         Column of ``adata.obs`` with the cell type.
     contexts
@@ -217,10 +218,10 @@ def benchmark(
     Returns
     -------
     pandas.DataFrame
-        One row for each context, method, seed and metric: ``context``, ``method``, ``seed``, ``metric``,
-        ``value``, ``floor``, ``ceiling``, ``scaled`` (0 at the floor, 1 at the ceiling),
-        ``n_control``, ``n_stimulated``, ``seconds`` (training and prediction), ``error``. A fold that
-        failed has its error, and NaN for values.
+        One row for each context, method, seed and metric: ``context``, ``method``, ``seed``,
+        ``metric``, ``value``, ``floor``, ``ceiling``, ``scaled`` (0 at the floor, 1 at the
+        ceiling), ``n_control``, ``n_stimulated``, ``seconds`` (training and prediction),
+        ``error``. A fold that failed has its error, and NaN for values.
 
     Raises
     ------
@@ -278,9 +279,9 @@ def summary(results: pd.DataFrame, value: str = "value") -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        For each method and metric ``mean``; ``spread``, the standard deviation over seeds of the mean
-        over contexts (NaN with one seed); ``worst`` and ``best``, the lowest and the highest of the
-        contexts' medians; ``n_failed``, the folds that failed, which the means leave out.
+        For each method and metric ``mean``; ``spread``, the standard deviation over seeds of the
+        mean over contexts (NaN with one seed); ``worst`` and ``best``, the lowest and the highest
+        of the contexts' medians; ``n_failed``, the folds that failed, which the means leave out.
     """
     keys = ["method", "metric"]
     by_context = results.groupby([*keys, "context"], sort=False)[value].median()

@@ -1,11 +1,12 @@
 """How close predicted cells come to real ones, for any model.
 
-Every score is a function of plain arrays, cells by genes: ``predicted`` and ``real`` stimulated cells and
-``control`` cells, all log-normalised. Arrays may be dense or sparse, of any precision; sums run in
-double precision and over blocks, so that memory stays small next to the arrays themselves.
+Every score is a function of plain arrays, cells by genes: ``predicted`` and ``real`` stimulated
+cells and ``control`` cells, all log-normalised. Arrays may be dense or sparse, of any precision;
+sums run in double precision and over blocks, so that memory stays small next to the arrays
+themselves.
 
-:func:`evaluate` computes all of them, between a floor ("no change": the control cells as they are) and a
-ceiling (one random half of the real cells scored against the other half).
+:func:`evaluate` computes all of them, between a floor ("no change": the control cells as they are)
+and a ceiling (one random half of the real cells scored against the other half).
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def pearson_delta(
     Returns
     -------
     float
-        Correlation of mean(predicted) - mean(control) with mean(real) - mean(control), in [-1, 1]; 0
-        where one of the changes is the same for every gene, as for "no change".
+        Correlation of mean(predicted) - mean(control) with mean(real) - mean(control), in [-1, 1];
+        0 where one of the changes is the same for every gene, as for "no change".
     """
     mean_control = mean_expression(control)
     chosen = slice(None) if genes is None else genes
@@ -149,8 +150,9 @@ def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
 def mmd(predicted: npt.NDArray, real: npt.NDArray, control: npt.NDArray) -> float:
     """Squared maximum mean discrepancy with an RBF kernel, ``E k(P,P') + E k(S,S') - 2 E k(P,S)``.
 
-    The kernel is ``exp(-|a - b|^2 / (2 h^2))``, averaged over the bandwidths m / 2, m and 2 m, where m
-    is the median distance between real and control cells: the same kernel for every method.
+    The kernel is ``exp(-|a - b|^2 / (2 h^2))``, averaged over the bandwidths m / 2, m and 2 m,
+    where m is the median distance between real and control cells: the same kernel for every
+    method.
 
     Parameters
     ----------
@@ -330,8 +332,8 @@ def score(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations: :func:`~spaperb.populations.fit_projection` of the training
-        cells.
+        Components for the distances between populations:
+        :func:`~spaperb.populations.fit_projection` of the training cells.
     """
     return _Judge.of(real, control, projection).scores(predicted)
 
@@ -375,8 +377,9 @@ def evaluate(
     control
         Control cells, ``(n_control, G)``.
     projection
-        Components for the distances between populations: :func:`~spaperb.populations.fit_projection` of the training
-        cells. Components of the few cells that are judged here can turn the order of two predictions around.
+        Components for the distances between populations:
+        :func:`~spaperb.populations.fit_projection` of the training cells. Components of the few
+        cells that are judged here can turn the order of two predictions around.
     n_splits
         Number of random splits of the real cells for the ceiling.
     seed
@@ -385,8 +388,8 @@ def evaluate(
     Returns
     -------
     pandas.DataFrame
-        One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0 at the
-        floor and 1 at the ceiling.
+        One row a metric: ``metric``, ``value``, ``floor``, ``ceiling``, and ``scaled``, which is 0
+        at the floor and 1 at the ceiling.
 
     Raises
     ------
@@ -417,8 +420,8 @@ def scaled(table: pd.DataFrame) -> pd.Series:
     Returns
     -------
     pandas.Series
-        0 at the floor and 1 at the ceiling; NaN where both are the same, and for ``variance_ratio``,
-        whose best value, 1, is at neither end.
+        0 at the floor and 1 at the ceiling; NaN where both are the same, and for
+        ``variance_ratio``, whose best value, 1, is at neither end.
     """
     gap = table["ceiling"] - table["floor"]
     has_scale = (gap.abs() > 1e-12) & table["metric"].map(

@@ -205,9 +205,10 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     """Hold each measured change out of one fold, with all that was measured in its context.
 
     With several perturbations each is held out alone, at all of its doses. What nothing else tells
-    of is never held out. With fewer than three contexts (or changes) to hold out there are no folds:
-    what is left would not be worth learning from. Two or more are left in each fold; one fold holds
-    half of them out. Where there are more folds than contexts, the last ones are as the first.
+    of is never held out. With fewer than three contexts (or changes) to hold out there are no
+    folds: what is left would not be worth learning from. Two or more are left in each fold; one
+    fold holds half of them out. Where there are more folds than contexts, the last ones are as the
+    first.
     """
     whole = evidence.whole
     is_single = len(np.unique(evidence.changes.perturbation)) == 1

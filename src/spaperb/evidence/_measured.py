@@ -95,7 +95,8 @@ class Changes(NamedTuple):
     shift, error
         Mean of stimulated minus mean of control cells, and its standard error, ``(S, G)``.
     mean, variance, detection, mean_error
-        Mean, variance, detection of the stimulated cells, and the mean's standard error, ``(S, G)``.
+        Mean, variance, detection of the stimulated cells, and the mean's standard error, ``(S,
+        G)``.
     dispersion
         Dispersion of their counts, ``(S, G)``; NaN without counts.
     """
@@ -192,7 +193,8 @@ class Evidence:
         counts
             Raw counts, ``(n, G)``.
         parts
-            For each perturbation the numbers of those that it combines; ``None`` if all are single.
+            For each perturbation the numbers of those that it combines; ``None`` if all are
+            single.
         seed
             Seed of the halves.
         unit
@@ -328,8 +330,8 @@ class Evidence:
     def likeness(self, pseudobulk: Pseudobulk, k: int) -> float:
         """How far control cells are those of context ``k``, in [0, 1].
 
-        1 where sampling noise explains all that their means differ by, 0 where they are as far from
-        it as the nearest other context, or farther.
+        1 where sampling noise explains all that their means differ by, 0 where they are as far
+        from it as the nearest other context, or farther.
 
         Parameters
         ----------

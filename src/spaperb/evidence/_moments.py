@@ -79,10 +79,10 @@ class Measured(NamedTuple):
 class Noise(NamedTuple):
     """How the variance of a gene's cells goes with their mean.
 
-    The variance of n cells is shrunk towards ``ratio`` times their mean, and that mean towards that
-    of the control cells: as if PRIOR_CELLS more cells had been seen. Few cells happen not to show
-    many genes at all, and these are not certain. Where expression is negative, variance has nothing
-    to do with the mean, and ``ratio`` is the variance itself.
+    The variance of n cells is shrunk towards ``ratio`` times their mean, and that mean towards
+    that of the control cells: as if PRIOR_CELLS more cells had been seen. Few cells happen not to
+    show many genes at all, and these are not certain. Where expression is negative, variance has
+    nothing to do with the mean, and ``ratio`` is the variance itself.
     """
 
     ratio: FloatArray
@@ -136,7 +136,8 @@ class Measuring:
     x
         Log-normalised expression, ``(n, G)``.
     arms
-        For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation, ``(n,)``.
+        For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation,
+        ``(n,)``.
     labels
         For every cell the number of its context, ``(n,)``.
     batches
@@ -184,7 +185,10 @@ class Measuring:
         return np.flatnonzero((self.labels == code) & (self.arms == CONTROL))
 
     def pseudobulk(self, rows: IntArray) -> Pseudobulk:
-        """Pseudobulk of control cells, measured once: without batches a context is its only batch."""
+        """Pseudobulk of control cells, measured once.
+
+        Without batches a context is its only batch.
+        """
         key = int(rows[0]), len(rows)
         if key not in self._pseudobulks:
             self._pseudobulks[key] = Pseudobulk.of(self.x[rows])

@@ -108,7 +108,10 @@ class ContextQuery(NamedTuple):
         context: int | None = None,
         alike: float = 1.0,
     ) -> ContextQuery:
-        """Ask for cells that may be new: their pseudobulk and components (``Evidence.project``)."""
+        """Ask for cells that may be new.
+
+        Their pseudobulk and components (``Evidence.project``).
+        """
         return cls(
             pseudobulk.mean,
             pseudobulk.detection,

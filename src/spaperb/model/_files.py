@@ -5,8 +5,9 @@ class of pandas or NumPy is in a file, so that no release of theirs can break it
 it without calling anything.
 
 A saved model is scvi-tools' file, a pickle, whose arrays are tensors. An exported model is one
-safetensors file: its tensors are the networks' weights and the content's arrays; its metadata holds
-a JSON text with everything else, in which an array is given by its name, and a checksum of both.
+safetensors file: its tensors are the networks' weights and the content's arrays; its metadata
+holds a JSON text with everything else, in which an array is given by its name, and a checksum of
+both.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class FilesMixin(SpaPerbBase):
             If the registry holds other than numbers and text (dates as conditions, say).
         """
         # scvi-tools saves the attributes that it finds on a model, so it is handed another one.
-        content = with_arrays(self._content(), torch.tensor)
+        content = with_arrays(self._content(), lambda array, _: torch.tensor(array))
         plain_model = copy.copy(self)
         for name in filter(is_saved, vars(self)):
             del plain_model.__dict__[name]
@@ -128,11 +129,11 @@ class FilesMixin(SpaPerbBase):
         """Write the model to a file to be shared, which :meth:`load_exported` reads anywhere.
 
         It holds the networks, what training measured in the contexts, the registry, the names of
-        genes, cell types and perturbations, and the history: all that predicting takes. Of cells it
-        holds no names, but with the in-context objective
-        the mean of each cell type, and up to 30 principal components of up to 1,000 control cells a type with their loadings, from which
-        expression can be computed back in part (in whole where cells are few).
-        It is one safetensors file, with a JSON text in its metadata, and reading it runs nothing.
+        genes, cell types and perturbations, and the history: all that predicting takes. Of cells
+        it holds no names, but with the in-context objective the mean of each cell type, and up to
+        30 principal components of up to 1,000 control cells a type with their loadings, from which
+        expression can be computed back in part (in whole where cells are few). It is one
+        safetensors file, with a JSON text in its metadata, and reading it runs nothing.
 
         Parameters
         ----------
@@ -165,8 +166,8 @@ class FilesMixin(SpaPerbBase):
         FileNotFoundError
             If there is no file.
         ValueError
-            If the path is a folder, or the file is no exported model of this class, was damaged or changed since it was written, or was written by a later version with
-            another format.
+            If the path is a folder, or the file is no exported model of this class, was damaged or
+            changed since it was written, or was written by a later version with another format.
         """
         if Path(path).is_dir():
             raise ValueError(
@@ -213,8 +214,8 @@ class FilesMixin(SpaPerbBase):
         ------
         ValueError
             If the path is a file, there is no model file, it cannot be read, it holds more than
-            data, it holds another model, the genes of ``adata`` are not those of the model in their order, or ``adata.X``
-            is sparse and without a value.
+            data, it holds another model, the genes of ``adata`` are not those of the model in
+            their order, or ``adata.X`` is sparse and without a value.
         """
         if Path(dir_path).is_file():
             raise ValueError(
@@ -244,7 +245,7 @@ class FilesMixin(SpaPerbBase):
             ) from error
         saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"][CONTENT]
         delattr(model, CONTENT)
-        model._restore(with_arrays(saved, torch.Tensor.numpy, torch.Tensor))
+        model._restore(with_arrays(saved, lambda tensor, _: tensor.numpy(), torch.Tensor))
         return model
 
     @staticmethod
@@ -295,8 +296,7 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     """
     tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
 
-    def keep(array: np.ndarray) -> dict[str, str]:
-        name = f"array.{len(tensors)}"
+    def keep(array: np.ndarray, name: str) -> dict[str, str]:
         tensors[name] = np.asarray(array, order="C")
         return {ARRAY: name}
 
@@ -383,15 +383,17 @@ def storable(value: Any, name: str) -> Any:
     )
 
 
-def with_arrays(value: Any, change: Callable[[Any], Any], kind: type = np.ndarray) -> Any:
-    """Change all arrays, or tensors, in dictionaries and lists."""
+def with_arrays(
+    value: Any, change: Callable[[Any, str], Any], kind: type = np.ndarray, name: str = "content"
+) -> Any:
+    """Change all arrays, or tensors, in dictionaries and lists, given with their paths."""
     if isinstance(value, kind):
-        return change(value)
+        return change(value, name)
     match value:
         case dict():
-            return {key: with_arrays(v, change, kind) for key, v in value.items()}
+            return {k: with_arrays(v, change, kind, f"{name}.{k}") for k, v in value.items()}
         case list():
-            return [with_arrays(v, change, kind) for v in value]
+            return [with_arrays(v, change, kind, f"{name}.{i}") for i, v in enumerate(value)]
     return value
 
 

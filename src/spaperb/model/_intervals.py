@@ -1,25 +1,25 @@
 """How far a predicted change may be off: intervals from changes that were held out of training.
 
 Each network predicts, mixed with the pretrained ones, the measured changes that it did not learn
-from. With the errors e_sg of the genes that some cell expresses, the sampling variances v_sg of the
-measured changes, and the error scale sigma_sg of the networks::
+from. With the errors e_sg of the genes that some cell expresses, the sampling variances v_sg of
+the measured changes, and the error scale sigma_sg of the networks::
 
     u_sg^2 = v_sg + sigma_sg^2,    q(c) = quantile of |e_sg| / u_sg at the level,
 
-in each tenth of the genes by their scale c. The interval of a new change is its mean +- q u, where v
-is that of an experiment with as many stimulated cells as there are control cells. Where nothing was
-held out, q is that of the normal distribution. With several perturbations held-out changes are
-predicted twice: from all other evidence, and without what was measured in their contexts, for queries
-in whose context nothing was measured. A context that is farther from the training contexts than any of these is from the others
-gets an interval that is wider in proportion.
+in each tenth of the genes by their scale c. The interval of a new change is its mean +- q u, where
+v is that of an experiment with as many stimulated cells as there are control cells. Where nothing
+was held out, q is that of the normal distribution. With several perturbations held-out changes are
+predicted twice: from all other evidence, and without what was measured in their contexts, for
+queries in whose context nothing was measured. A context that is farther from the training contexts
+than any of these is from the others gets an interval that is wider in proportion.
 
 References
 ----------
 Lei et al. (2018), Distribution-free predictive inference for regression, Journal of the American
 Statistical Association 113, 1094-1111.
 
-Vovk (2012), Conditional validity of inductive conformal predictors, Proceedings of Machine Learning
-Research 25, 475-490.
+Vovk (2012), Conditional validity of inductive conformal predictors, Proceedings of Machine
+Learning Research 25, 475-490.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Intervals(NamedTuple):
     Attributes
     ----------
     scales
-        Median scale c of the genes of each stratum, ``(n_strata,)``; empty if nothing was held out.
+        Median scale c of the genes of each stratum, ``(n_strata,)``; empty if nothing was held
+        out.
     ratios
         Quantiles of ``|e| / u`` in each, ``(n_strata, 201)``.
     """

@@ -62,8 +62,8 @@ class LatentMixin(SpaPerbBase):
         Returns
         -------
         numpy.ndarray or tuple of numpy.ndarray
-            Latent vectors ``(n_cells, n_latent)`` in the order of ``indices``; with ``return_dist``
-            the posterior's mean and variance, of that shape each.
+            Latent vectors ``(n_cells, n_latent)`` in the order of ``indices``; with
+            ``return_dist`` the posterior's mean and variance, of that shape each.
 
         Raises
         ------
@@ -151,17 +151,26 @@ class LatentMixin(SpaPerbBase):
         return pd.DataFrame(rows, index=pd.Index(known.names, name="perturbation"))
 
     def get_elbo(self, *args: Any, **kwargs: Any) -> float:
-        """Evidence lower bound of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        """Evidence lower bound of cells, of a published model.
+
+        See :class:`scvi.model.base.VAEMixin`.
+        """
         self._check_published("get_elbo")
         return super().get_elbo(*args, **kwargs)
 
     def get_reconstruction_error(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Reconstruction error of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        """Reconstruction error of cells, of a published model.
+
+        See :class:`scvi.model.base.VAEMixin`.
+        """
         self._check_published("get_reconstruction_error")
         return super().get_reconstruction_error(*args, **kwargs)
 
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:
-        """Marginal likelihood of cells, of a published model; see :class:`scvi.model.base.VAEMixin`."""
+        """Marginal likelihood of cells, of a published model.
+
+        See :class:`scvi.model.base.VAEMixin`.
+        """
         self._check_published("get_marginal_ll")
         return super().get_marginal_ll(*args, **kwargs)
 

@@ -1,4 +1,7 @@
-"""SpaPerbModel: set-up, networks and training. What it does then is in the mixins beside this file."""
+"""SpaPerbModel.
+
+Set-up, networks and training. What it does then is in the mixins beside this file.
+"""
 
 from __future__ import annotations
 
@@ -118,8 +121,8 @@ class SpaPerbModel(
     predicts what the control cells of another would look like after the stimulus.
 
     The default objective learns in context: networks that all genes share attend over the changes
-    that were measured (:class:`~spaperb.module.InContextModule`). They come pretrained, so that few
-    measured contexts will do, even one. ``objective="published"`` is the model of the paper.
+    that were measured (:class:`~spaperb.module.InContextModule`). They come pretrained, so that
+    few measured contexts will do, even one. ``objective="published"`` is the model of the paper.
 
     Parameters
     ----------
@@ -130,9 +133,9 @@ class SpaPerbModel(
     objective
         ``"in_context"`` or ``"published"``.
     pretrained
-        Whether the in-context networks start from the weights that come with the package, or a file
-        of such weights. Training goes on from them, and a share of each prediction stays theirs,
-        about half.
+        Whether the in-context networks start from the weights that come with the package, or a
+        file of such weights. Training goes on from them, and a share of each prediction stays
+        theirs, about half.
     **module_kwargs
         Further arguments of :class:`~spaperb.module.InContextModule` or of
         :class:`~spaperb.module.PublishedModule`. Pretrained networks have the sizes of their file.
@@ -272,8 +275,8 @@ class SpaPerbModel(
             Value of control cells in that column.
         stimulated
             Value of stimulated cells, or several; ``None`` takes every other value. Each is a
-            perturbation of its own. Cells with further values take no part in training, and neither
-            do perturbations without control cells of their cell type (and batch).
+            perturbation of its own. Cells with further values take no part in training, and
+            neither do perturbations without control cells of their cell type (and batch).
         labels_key
             Column of ``adata.obs`` with the cell type; only cells of one type are paired.
         %(param_layer)s
@@ -281,24 +284,25 @@ class SpaPerbModel(
             Column of ``adata.obs`` with the batch: only cells of one batch are paired, and changes
             are measured within batches. The published networks know the batch.
         dose_key
-            Column of ``adata.obs`` with the dose of each stimulated cell, a number of at least 0 in
-            any unit. The parts of a combination have the cell's dose each. Stimulated cells at a
-            dose of 0 are not measured where the perturbation has other doses.
+            Column of ``adata.obs`` with the dose of each stimulated cell, a number of at least 0
+            in any unit. The parts of a combination have the cell's dose each. Stimulated cells at
+            a dose of 0 are not measured where the perturbation has other doses.
         combination_separator
             What joins the parts of a combination, as in ``"A+B"``. A value that holds it is a
-            combination if each part is also a perturbation of its own; parts that name the control drop
-            out. ``None`` takes each value for a perturbation of its own.
+            combination if each part is also a perturbation of its own; parts that name the control
+            drop out. ``None`` takes each value for a perturbation of its own.
         counts_layer
-            Layer with the raw counts that expression comes from, if stimulated counts are to be drawn
-            (``predict_stimulated(sample=True)``).
+            Layer with the raw counts that expression comes from, if stimulated counts are to be
+            drawn (``predict_stimulated(sample=True)``).
 
         Raises
         ------
         ValueError
-            If ``adata`` is a view, a column is absent, has missing values or values of several kinds, the control or a stimulated value does
-            not occur, there is only one condition, no cell type (in one batch) has both, doses are
-            missing, negative or not numbers, counts are none or not those of expression, expression is empty, NaN, infinite or not in memory, or
-            gene names repeat. ``adata`` is unchanged then.
+            If ``adata`` is a view, a column is absent, has missing values or values of several
+            kinds, the control or a stimulated value does not occur, there is only one condition,
+            no cell type (in one batch) has both, doses are missing, negative or not numbers,
+            counts are none or not those of expression, expression is empty, NaN, infinite or not
+            in memory, or gene names repeat. ``adata`` is unchanged then.
 
         Notes
         -----
@@ -366,18 +370,19 @@ class SpaPerbModel(
     ) -> None:
         """Train the model.
 
-        Ctrl-C ends training after the current minibatch and leaves a model that can be used; a second one ends all at
-        once. A loss that is NaN or infinite ends it with an error, and the model has the weights of the last good epoch.
+        Ctrl-C ends training after the current minibatch and leaves a model that can be used; a
+        second one ends all at once. A loss that is NaN or infinite ends it with an error, and the
+        model has the weights of the last good epoch.
 
         Cells are split into those for training, those for validation and those for testing. Those
-        for testing (where ``train_size`` and ``validation_size`` add up to less than 1, or the third
-        part of ``external_indexing``) are looked at by nothing; ``test_indices`` tells them. The
-        others are measured for the in-context objective, which learns from episodes: a measured
-        change is left out and predicted from the rest. Each of its networks leaves some contexts
-        out altogether, which validation and intervals are of. From pretrained weights it does not
-        train on fewer than three contexts (with several perturbations, measured changes): the
-        pretrained networks predict then. The published networks learn from pairs of training cells,
-        and early stopping watches those of validation.
+        for testing (where ``train_size`` and ``validation_size`` add up to less than 1, or the
+        third part of ``external_indexing``) are looked at by nothing; ``test_indices`` tells them.
+        The others are measured for the in-context objective, which learns from episodes: a
+        measured change is left out and predicted from the rest. Each of its networks leaves some
+        contexts out altogether, which validation and intervals are of. From pretrained weights it
+        does not train on fewer than three contexts (with several perturbations, measured changes):
+        the pretrained networks predict then. The published networks learn from pairs of training
+        cells, and early stopping watches those of validation.
 
         It trains on the set-up that the model was made from, whatever the AnnData was set up for
         since.
@@ -385,26 +390,28 @@ class SpaPerbModel(
         Parameters
         ----------
         max_epochs
-            Epochs at most. By default 25 of ten minibatches of episodes; 0 leaves pretrained networks
-            as they are, and only measures. For the published objective scvi-tools' rule, 400 for up
-            to 20,000 cells and fewer for more, in each of which each cell of a type's larger
-            condition is visited once.
+            Epochs at most. By default 25 of ten minibatches of episodes; 0 leaves pretrained
+            networks as they are, and only measures. For the published objective scvi-tools' rule,
+            400 for up to 20,000 cells and fewer for more, in each of which each cell of a type's
+            larger condition is visited once.
         batch_size
             Episodes of each network in a minibatch, 4 by default; for the published objective
             pairs, 256 by default and at least 2.
         early_stopping
-            Whether to stop when validation stops to improve: on held-out episodes, or on pairs of a
-            tenth of the cells, the same at each epoch; cells that were left out are never looked at.
-            scvi-tools waits 45 epochs for an improvement (``early_stopping_patience``), which are
-            more than the in-context objective has by default.
+            Whether to stop when validation stops to improve: on held-out episodes, or on pairs of
+            a tenth of the cells, the same at each epoch; cells that were left out are never looked
+            at. scvi-tools waits 45 epochs for an improvement (``early_stopping_patience``), which
+            are more than the in-context objective has by default.
         early_stopping_monitor
             The logged quantity to watch.
         checkpoint
-            File to save the state of training to after each epoch, replacing that of the epoch before.
+            File to save the state of training to after each epoch, replacing that of the epoch
+            before.
         ckpt_path
-            Such a file, to go on from. A new model of the same AnnData and settings, trained with the same arguments, ends
-            as training without the interruption would have: on a CPU with the same weights to the last bit. The file holds
-            the split of the cells, the seed of the pairs, early stopping and the random state; ``history`` begins anew.
+            Such a file, to go on from. A new model of the same AnnData and settings, trained with
+            the same arguments, ends as training without the interruption would have: on a CPU with
+            the same weights to the last bit. The file holds the split of the cells, the seed of
+            the pairs, early stopping and the random state; ``history`` begins anew.
         **kwargs
             Further arguments of :meth:`scvi.model.base.UnsupervisedTrainingMixin.train`:
             ``accelerator``, ``devices``, ``train_size``, ``validation_size``, ``plan_kwargs`` (see
@@ -415,13 +422,13 @@ class SpaPerbModel(
         Raises
         ------
         ValueError
-            If the model has no data, or data that changed since they were set up, ``max_epochs`` is
-            below 1 or no whole number, there is nothing to make episodes of, there are fewer than two pairs in a minibatch, a perturbation has all of its
-            pairs left out of training, or early stopping has no validation pairs to watch, or the
-            checkpoint is of training with other cells, genes or settings or of more epochs, is
-            damaged, or holds more than data (it is a pickle, which could run code, and is looked
-            through first).
-            The model is then as it was before.
+            If the model has no data, or data that changed since they were set up, ``max_epochs``
+            is below 1 or no whole number, there is nothing to make episodes of, there are fewer
+            than two pairs in a minibatch, a perturbation has all of its pairs left out of
+            training, or early stopping has no validation pairs to watch, or the checkpoint is of
+            training with other cells, genes or settings or of more epochs, is damaged, or holds
+            more than data (it is a pickle, which could run code, and is looked through first). The
+            model is then as it was before.
         FloatingPointError
             If the loss or a weight became NaN or infinite.
         OSError
@@ -551,7 +558,10 @@ class SpaPerbModel(
         return self.state.transfer
 
     def _learned(self) -> Transfer:
-        """What training learned of the contexts; of a model saved before its end it is learned now."""
+        """What training learned of the contexts.
+
+        Of a model saved before its end it is learned now.
+        """
         if self.state.transfer is None and self.adata is not None:
             self._check_data()
         return self._learn() if self.state.transfer is None else self.state.transfer

@@ -154,8 +154,9 @@ def _in_blocks(
 ) -> dict[str, np.ndarray]:
     """Call a network with cells.
 
-    On a processor in blocks of one size, each cell at the place in its block that its row gives it, so that
-    neither the size of a chunk nor the choice of the other cells shows in a last digit.
+    On a processor in blocks of one size, each cell at the place in its block that its row gives
+    it, so that neither the size of a chunk nor the choice of the other cells shows in a last
+    digit.
     """
     if device.type == "cpu":
         size, place = BLOCK, rows % BLOCK

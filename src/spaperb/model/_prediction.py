@@ -85,8 +85,8 @@ class PredictionMixin(SpaPerbBase):
             Name of the perturbation, needed if the model knows several. A combination of known
             perturbations, ``"A+B"``, need not be in the training data.
         dose
-            Dose, needed if the model was set up with ``dose_key``. Doses that are not in the training
-            data lie between those that are; outside of their range there is a warning.
+            Dose, needed if the model was set up with ``dose_key``. Doses that are not in the
+            training data lie between those that are; outside of their range there is a warning.
         indices
             Positions or boolean mask of the cells to predict; ``None`` for all.
         batch_size
@@ -107,11 +107,13 @@ class PredictionMixin(SpaPerbBase):
             Expression with negative values has no zeros to predict and always gets the latter.
         sample
             Whether to draw raw counts rather than to predict log-normalised expression
-            (:mod:`spaperb.cells`), from the control cells' own counts. Needs the in-context objective, a model set up with
-            ``counts_layer``, and that layer in ``adata``. Normalise the layer by the control cells' size factors.
+            (:mod:`spaperb.cells`), from the control cells' own counts. Needs the in-context
+            objective, a model set up with ``counts_layer``, and that layer in ``adata``. Normalise
+            the layer by the control cells' size factors.
         key_added
-            Name of the layer, which ends with ``"_counts"`` if they are sampled. By default ``"spaperb_stimulated"``; if the model knows several
-            perturbations ``"spaperb_<perturbation>"``, and with doses ``"spaperb_<perturbation>_<dose>"``.
+            Name of the layer, which ends with ``"_counts"`` if they are sampled. By default
+            ``"spaperb_stimulated"``; if the model knows several perturbations
+            ``"spaperb_<perturbation>"``, and with doses ``"spaperb_<perturbation>_<dose>"``.
         latent
             Whether to keep the latent vectors too.
         inplace
@@ -121,20 +123,21 @@ class PredictionMixin(SpaPerbBase):
         -------
         None, numpy.ndarray or dask.array.Array
             ``None``, or if ``inplace=False`` an array ``(n_obs, n_vars)``, float32: predicted
-            log-normalised expression, NaN for cells not selected and for genes that the model does not
-            know. It is never negative if the training data held no negative value. Where expression is on
-            disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`), it is a dask array that predicts a block when it is asked
-            for one, to be written with ``adata.write_zarr``.
+            log-normalised expression, NaN for cells not selected and for genes that the model does
+            not know. It is never negative if the training data held no negative value. Where
+            expression is on disk (a dask array, a backed AnnData, or :func:`spaperb.read_mapped`),
+            it is a dask array that predicts a block when it is asked for one, to be written with
+            ``adata.write_zarr``.
 
         Raises
         ------
         RuntimeError
             If the model is not trained.
         ValueError
-            If there is no AnnData, the perturbation is unknown or a dose is missing, negative or not
-            known to the model, counts cannot be sampled, genes of the model are missing, the layer that the model was
-            set up with is missing, latent vectors are wanted of cells on disk, or expression is NaN, infinite, or negative where the
-            training data were not.
+            If there is no AnnData, the perturbation is unknown or a dose is missing, negative or
+            not known to the model, counts cannot be sampled, genes of the model are missing, the
+            layer that the model was set up with is missing, latent vectors are wanted of cells on
+            disk, or expression is NaN, infinite, or negative where the training data were not.
         IndexError
             If ``indices`` do not fit ``adata``.
 
@@ -325,7 +328,8 @@ def predict_lazily(predict: PredictRows, query: Query, rows: np.ndarray) -> dask
     Returns
     -------
     dask.array.Array
-        Predicted expression of all genes of the query, ``(n_obs, n_vars)``, float32, NaN where not known.
+        Predicted expression of all genes of the query, ``(n_obs, n_vars)``, float32, NaN where not
+        known.
     """
     from dask import array as da
 

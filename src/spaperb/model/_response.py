@@ -42,8 +42,8 @@ class ResponseMixin(SpaPerbBase):
         Parameters
         ----------
         adata
-            Cells as for :meth:`predict_stimulated`; ``None`` for the AnnData of the model. Where the condition
-            column is there and a group has control cells, only these are taken.
+            Cells as for :meth:`predict_stimulated`; ``None`` for the AnnData of the model. Where
+            the condition column is there and a group has control cells, only these are taken.
         perturbation, dose
             As for :meth:`predict_stimulated`.
         groupby
@@ -58,19 +58,19 @@ class ResponseMixin(SpaPerbBase):
 
             - ``group``, ``gene``
             - ``mean_control``, ``mean_change``: log-normalised units
-            - ``lower``, ``upper``: interval of the mean change that an experiment with as many stimulated as there are
-              control cells would find
+            - ``lower``, ``upper``: interval of the mean change that an experiment with as many
+              stimulated as there are control cells would find
             - ``log2_fold_change``: of the means, transformed back with the base of the training
               cells, and 0.01 counts per 10,000 added to each: a millionth of the target sum that
               these were normalised to. If genes were dropped since, that is taken for 10,000 or,
               if larger, what the largest cell adds up to
-            - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval leaves out 0. For
-              ``gseapy.prerank`` or ``decoupler``
-            - ``responding``: fraction of cells that begin or cease to express the gene or, if their level changes by
-              more than 0.1, express it
-            - ``distance``: how far the group's control cells are from training contexts in which the perturbation was
-              measured, over the largest such distance of a training context; 0 where it was measured in the
-              group itself, above 1 beyond what training saw
+            - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval
+              leaves out 0. For ``gseapy.prerank`` or ``decoupler``
+            - ``responding``: fraction of cells that begin or cease to express the gene or, if
+              their level changes by more than 0.1, express it
+            - ``distance``: how far the group's control cells are from training contexts in which
+              the perturbation was measured, over the largest such distance of a training context;
+              0 where it was measured in the group itself, above 1 beyond what training saw
 
             Without ``responding`` where training expression is negative (scaled, say), and without
             ``log2_fold_change`` where it is no logarithm; a warning says so.
@@ -119,8 +119,8 @@ def response_table(
     Parameters
     ----------
     groups
-        Rows of the cells of each group. A group of several contexts has the mean of their changes and of their
-        half-widths, by its share of cells.
+        Rows of the cells of each group. A group of several contexts has the mean of their changes
+        and of their half-widths, by its share of cells.
     query
         The cells, with their contexts.
     changes

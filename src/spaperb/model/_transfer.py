@@ -140,7 +140,10 @@ class Transfer:
 
     @classmethod
     def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
-        """Learn from changes that were held out: the share of training, and how large errors are."""
+        """Learn from changes that were held out.
+
+        The share of training, and how large errors are.
+        """
 
         def hold_out(f: int, plan: Plan) -> HeldOut:
             episode = make_episode(evidence, plan)
@@ -174,8 +177,8 @@ class Transfer:
         target
             The perturbation.
         v_delta
-            Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean of
-            all.
+            Draws of V_delta, ``(n_draws, G)``, whose mean change is taken; ``None`` for the mean
+            of all.
         """
         change = (self._attended if self._is_learned(target) else self._added)(asked, target)
         if v_delta is None:

@@ -1,8 +1,9 @@
 """Settings chosen by how well they predict training contexts that were left out, with scvi-tools' autotune on Ray.
 
-The loss of validation pairs says how well cells of known contexts are predicted; what counts is a context whose response was never
-measured. So each training context's response is hidden in turn from a model with the settings of the trial, as
-:func:`spaperb.evaluation.benchmark.benchmark` does, and the score is a mean over contexts.
+The loss of validation pairs says how well cells of known contexts are predicted; what counts is a
+context whose response was never measured. So each training context's response is hidden in turn
+from a model with the settings of the trial, as :func:`spaperb.evaluation.benchmark.benchmark`
+does, and the score is a mean over contexts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ SCORE = "leave_one_context_out"
 class TunableSpaPerbModel(SpaPerbModel):
     """A model whose training first scores its own settings on left-out training contexts.
 
-    The score is the ``pearson_delta`` of :mod:`spaperb.evaluation.metrics`, a mean over the cell types with ten cells
-    or more in both conditions, and reported as ``"leave_one_context_out"``. A trial costs one training for
-    each cell type and one more. Batches and doses take no part in the score.
+    The score is the ``pearson_delta`` of :mod:`spaperb.evaluation.metrics`, a mean over the cell
+    types with ten cells or more in both conditions, and reported as ``"leave_one_context_out"``. A
+    trial costs one training for each cell type and one more. Batches and doses take no part in the
+    score.
 
     Examples
     --------

@@ -52,13 +52,14 @@ class InContextModule(BaseModuleClass):
         L_noise          = mean_g log v + (change - Delta)^2 / v,    v = sigma^2 + se^2
         Loss = 100 L_latent + 100 L_reconstruction + 0.5 L_noise
 
-    The unit is the mean square of the data set's changes. L_noise is minus twice the log-likelihood
-    of the measured change; it teaches sigma alone, and takes the place of the text's L_KL, since
-    Z_ctrl is no random draw here.
+    The unit is the mean square of the data set's changes. L_noise is minus twice the
+    log-likelihood of the measured change; it teaches sigma alone, and takes the place of the
+    text's L_KL, since Z_ctrl is no random draw here.
 
     Each of several networks learns from episodes of its own, without a share of the measured
     changes that is held out of it. It starts from pretrained weights, with inputs standardised as
-    these data are. Their mean predicts, together with that of the pretrained networks as they were::
+    these data are. Their mean predicts, together with that of the pretrained networks as they
+    were::
 
         change = (1 - share) change_pretrained + share change_trained
 
@@ -209,7 +210,8 @@ class InContextModule(BaseModuleClass):
         Parameters
         ----------
         tensors
-            Episodes: their descriptions, ``after``, ``target``, ``error``, ``weight`` and ``unit``.
+            Episodes: their descriptions, ``after``, ``target``, ``error``, ``weight`` and
+            ``unit``.
         inference_outputs
             Output of :meth:`inference`.
         generative_outputs

@@ -40,8 +40,8 @@ class PublishedModule(BaseModuleClass):
     Every term is a mean over features and over pairs, so that the three weights are on one scale.
     L_KL is the mean of the control cell's and the stimulated cell's divergence.
 
-    **Several perturbations.** Perturbations differ by their embedding e, the sum over the parts of a
-    combination, each scaled by a learned monotone function of the dose (see
+    **Several perturbations.** Perturbations differ by their embedding e, the sum over the parts of
+    a combination, each scaled by a learned monotone function of the dose (see
     :class:`~spaperb.nn.PerturbationEmbedding`); with one perturbation and no doses there is none::
 
         Z_delta = E_delta(V_delta, e)    e = sum over parts p of s_p(dose) e_p

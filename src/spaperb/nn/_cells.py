@@ -1,4 +1,7 @@
-"""The networks: encoder E, delta encoder E_delta, decoder D, and the embedding of perturbations."""
+"""The networks.
+
+Encoder E, delta encoder E_delta, decoder D, and the embedding of perturbations.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ LEAST_DOSE = 1e-30
 class Dropout(nn.Dropout):
     """PyTorch's dropout, with a mask that a CPU draws four times as fast.
 
-    On a CPU PyTorch takes 64 random bits for each unit's fate, one unit after the other, a sixth of all training time here. This
-    takes 16, so that the rate is exact to 1 / 131,072. Elsewhere it is PyTorch's own.
+    On a CPU PyTorch takes 64 random bits for each unit's fate, one unit after the other, a sixth
+    of all training time here. This takes 16, so that the rate is exact to 1 / 131,072. Elsewhere
+    it is PyTorch's own.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -106,8 +110,8 @@ class Encoder(nn.Module):
 class PerturbationEmbedding(nn.Module):
     """What a perturbation is to the delta encoder: the sum of its parts' vectors, e = sum_p s_p(d) e_p.
 
-    s_p is 1 without doses; with them it is the Hill function of the dose d, which rises from 0 at no
-    dose to 1, with the half-effective dose k_p and the steepness h_p learned::
+    s_p is 1 without doses; with them it is the Hill function of the dose d, which rises from 0 at
+    no dose to 1, with the half-effective dose k_p and the steepness h_p learned::
 
         s_p(d) = d^h_p / (d^h_p + k_p^h_p) = sigmoid(h_p (log d - log k_p))
 

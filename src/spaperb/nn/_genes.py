@@ -106,8 +106,8 @@ def zero_linear(n_input: int) -> nn.Linear:
 class EvidenceEncoder(nn.Module):
     """H: a piece of evidence on a gene, how it relates to the query, and Z_ctrl, to h.
 
-    The first layer comes in three parts, so that what is the same for all genes, or for all pieces,
-    is computed once.
+    The first layer comes in three parts, so that what is the same for all genes, or for all
+    pieces, is computed once.
     """
 
     def __init__(self, n_latent: int, n_hidden: int):
@@ -195,8 +195,8 @@ class InContextNetwork(nn.Module):
         """Z_ctrl, the attention a, and what it gathers, sum_s a_sg h_sg.
 
         The arguments are of a :class:`spaperb.evidence.Description`; several of one shape may be
-        stacked along leading axes. Pieces with a log prior of minus infinity are padding and change
-        nothing.
+        stacked along leading axes. Pieces with a log prior of minus infinity are padding and
+        change nothing.
         """
         z_ctrl = self.encode(state)
         h = self.evidence_encoder(self.of_pieces(pieces), self.of_relations(relations), z_ctrl)

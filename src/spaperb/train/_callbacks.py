@@ -108,11 +108,12 @@ class StopOnNonFinite(lightning.Callback):
 class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrupt"]):
     """End training after the current minibatch at Ctrl-C, as if that had been its last; a second Ctrl-C ends all at once.
 
-    Lightning alone would leave the interpreter, and the model untrained. Training runs within it as a context, which gives Ctrl-C back
-    however training ends: after an error Lightning calls no ``teardown``, and puts back the handler that it found, which is this one.
+    Lightning alone would leave the interpreter, and the model untrained. Training runs within it
+    as a context, which gives Ctrl-C back however training ends: after an error Lightning calls no
+    ``teardown``, and puts back the handler that it found, which is this one.
 
-    Only Python's own Ctrl-C is taken over. Where it is ignored (a shell starts background jobs so) or
-    belongs to another library, it stays so.
+    Only Python's own Ctrl-C is taken over. Where it is ignored (a shell starts background jobs so)
+    or belongs to another library, it stays so.
     """
 
     def __init__(self) -> None:

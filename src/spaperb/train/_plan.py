@@ -1,4 +1,7 @@
-"""How training runs: optimiser defaults, pairs into the module's loss, checkpoints, and an end at Ctrl-C or NaN."""
+"""How training runs.
+
+Optimiser defaults, pairs into the module's loss, checkpoints, and an end at Ctrl-C or NaN.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,10 @@ class SpaPerbTrainingPlan(TrainingPlan):
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        """What training has in common with any that goes on from its checkpoints: digests of the data, and the settings of the model."""
+        """What training has in common with any that goes on from its checkpoints.
+
+        Digests of the data, and the settings of the model.
+        """
         splitter: PairedDataSplitter = self.trainer.datamodule
         manager = splitter.adata_manager
         cells: list[npt.ArrayLike] = [manager.adata.obs_names, splitter.arms, splitter.labels]
@@ -152,8 +158,8 @@ class SpaPerbTrainingPlan(TrainingPlan):
         Raises
         ------
         ValueError
-            If the checkpoint holds no state of this class's training, or that of other training or of more epochs. Nothing was
-            taken from it then.
+            If the checkpoint holds no state of this class's training, or that of other training or
+            of more epochs. Nothing was taken from it then.
         """
         if "spaperb" not in checkpoint or "optimizer_states" not in checkpoint:
             raise ValueError(
@@ -246,7 +252,10 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm: Lightning does not where low precision meets a fused optimiser."""
+        """Clip the gradient's norm.
+
+        Lightning does not where low precision meets a fused optimiser.
+        """
         if gradient_clip_val is None or gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(
                 optimizer, gradient_clip_val, gradient_clip_algorithm
@@ -267,7 +276,10 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
-    """States of PyTorch's generators by kind of device: the processor, and what training runs on."""
+    """States of PyTorch's generators by kind of device.
+
+    The processor, and what training runs on.
+    """
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = getattr(torch, device.type).get_rng_state()

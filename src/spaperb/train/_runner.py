@@ -23,7 +23,8 @@ class SpaPerbTrainRunner(TrainRunner):
     Parameters
     ----------
     *args, **kwargs
-        As for :class:`scvi.train.TrainRunner`. What ``ckpt_path`` names is looked through before Lightning unpickles it.
+        As for :class:`scvi.train.TrainRunner`. What ``ckpt_path`` names is looked through before
+        Lightning unpickles it.
     checkpoint
         File for the state of training; ``None`` for none.
     """
@@ -40,7 +41,8 @@ class SpaPerbTrainRunner(TrainRunner):
             check_pickle(Path(self.ckpt_path))
         if checkpoint is not None:
             check_writable(Path(checkpoint))
-            # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its own.
+            # Not handed to scvi-tools' trainer, which takes no checkpoint callbacks without its
+            # own.
             self.trainer.callbacks.append(SaveTraining(Path(checkpoint)))
 
 
@@ -62,7 +64,8 @@ class SaveTraining(Checkpoint):
         """Save it, unless the epoch was cut short by Ctrl-C."""
         if not trainer.is_last_batch:
             return
-        # Lightning's own writing moves a file from the folder of temporary files, which is no single step between disks.
+        # Lightning's own writing moves a file from the folder of temporary files, which is no
+        # single step between disks.
         writer = atomic_write(self.path, overwrite=True)
         with writer if trainer.is_global_zero else nullcontext(self.path) as path:
             trainer.save_checkpoint(path, weights_only=False)
@@ -72,9 +75,9 @@ class SaveTraining(Checkpoint):
 def quiet_training() -> Iterator[None]:
     """Leave the progress bar and what the user must know of what a training prints.
 
-    Lightning also tells of the machine, of its other products and of how a training ended as planned.
-    What its callbacks and the user's say stays, and so does all of it for those who set the level of
-    its logger.
+    Lightning also tells of the machine, of its other products and of how a training ended as
+    planned. What its callbacks and the user's say stays, and so does all of it for those who set
+    the level of its logger.
     """
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     is_left_alone = logger.level != logging.NOTSET or logger.isEnabledFor(logging.DEBUG)
