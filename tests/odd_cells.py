@@ -71,7 +71,8 @@ def mostly(*usual: Any, odd: tuple, share: int = 3) -> st.SearchStrategy:
 
 
 ODD_NAMES = (
-    "", " ", "a/b", "a_b", "nan", "None", "1", "1.0", "-0", "True", "é", "e\u0301", "細胞", "ß", "A+", "+B", "+", "A+B", "A+A",
+    "", " ", "a/b", "a_b", "nan", "None", "1", "1.0", "-0", "True", "é", "e\u0301", "細胞",
+    "ß", "A+", "+B", "+", "A+B", "A+A",
     "control+", "spaperb", "_scvi_labels", "a\nb", "\\", "'", '"', "{}", "%s", "a" * 200,
 )  # fmt: skip
 # HDF5 and fixed-width NumPy strings end at a zero, and files take no lone surrogates.
@@ -94,13 +95,20 @@ CELLS = st.fixed_dictionaries(
         "design": mostly("balanced", odd=("random", "a type without stimulated cells")),
         "values": mostly(
             "normalised",
-            odd=("up to a million", "every scale", "zeros", "constant", "one cell for all", "negative", "counts", "one value"),
+            odd=(
+                "up to a million", "every scale", "zeros", "constant", "one cell for all",
+                "negative",
+                "counts", "one value",
+            ),
             share=2,
         ),
-        "dtype": mostly("f4", "f8", odd=("f2", "g", ">f4", "i1", "i4", "i8", "u1", "u2", "u4", "u8", "?")),
+        "dtype": mostly(
+            "f4", "f8", odd=("f2", "g", ">f4", "i1", "i4", "i8", "u1", "u2", "u4", "u8", "?")
+        ),
         "storage": st.sampled_from(
             [
-                "c", "f", "strided", "readonly", "csr_matrix", "csc_matrix", "csr_array", "csc_array",
+                "c", "f", "strided", "readonly", "csr_matrix", "csc_matrix", "csr_array",
+                "csc_array",
                 "unsorted", "duplicates", "explicit zeros", "long indices",
             ]
         ),
@@ -552,7 +560,7 @@ def viewed(adata: ad.AnnData, depth: int) -> ad.AnnData:
 
 
 def rearranged(adata: ad.AnnData, cells: np.ndarray, genes: np.ndarray) -> ad.AnnData:
-    """The same cells in another order, of genes too, and stored, named and labelled in another way."""
+    """The same cells in another order, of genes too, stored and named in another way."""
     other = adata[cells][:, genes].copy()
     store_otherwise(other)
     for key in {CONDITION, TYPE, BATCH}.intersection(other.obs):
@@ -567,7 +575,7 @@ def rearranged(adata: ad.AnnData, cells: np.ndarray, genes: np.ndarray) -> ad.An
 
 
 def renamed(adata: ad.AnnData, train: ad.AnnData) -> ad.AnnData:
-    """The same cells with other names of the training types, in the same order, and one that no cell has."""
+    """The same cells with other names of the training types, in the same order."""
     known = train.obs[TYPE].astype("category").cat.categories
     names = {name: f"type {i}" for i, name in enumerate(known)}
     other = adata.copy()

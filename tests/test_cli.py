@@ -476,7 +476,8 @@ class TestBenchmark:
 
         monkeypatch.setattr("spaperb.SpaPerbModel.predict_stimulated", fail)
         code = main(
-            ["benchmark", file, "--methods", "spaperb_in_context", "no_change", "--seeds", "0", "--min-cells",
+            ["benchmark", file, "--methods", "spaperb_in_context", "no_change", "--seeds", "0",
+             "--min-cells",
              "20", "--max-epochs", "1", "--held-out", "cell_type", "--output", "bench"]
         )  # fmt: skip
         assert code == 0

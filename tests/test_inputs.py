@@ -1,4 +1,4 @@
-"""Odd cells through set-up, training, prediction and files: a right answer or a clear error, and nothing of the user's changed.
+"""Odd cells through set-up, training, prediction and files: a right answer or a clear error.
 
 The same cells in other ways have to have the same prediction, and what would make it wrong has to
 be told. Each is an attack of some kind, and a judge is handed the kinds and attacks.
@@ -64,7 +64,7 @@ MOST_HARM, N_DRAWN = 1.2, 3
 """Error of predictions with few measured cells, drawn so often, over that without any."""
 N_HARMLESS = 5
 TOLD_APART = 0.9
-"""Share of cells that are nearer to their own type than to another, if the two can be told apart."""
+"""Share of cells that are nearer to their own type than to another."""
 CHANCE, N_PERMUTED = 0.05, 500
 """Cells are not unlike others if so many permutations of them all are."""
 UNLIKE = "unlike the training cells of the same name"
@@ -760,7 +760,7 @@ def _order(handed: Handed) -> np.ndarray:
 
 
 def check_table(handed: Handed) -> None:
-    """Check the response table against the cells, and the prediction where that adds the same change to each."""
+    """Check the response table against the cells and the prediction."""
     case, _, model, before, asked = handed
     query = before.copy()
     groupby = case.groupby or TYPE
@@ -952,16 +952,23 @@ REFUSALS: dict[str, tuple[str, Callable[[Handed], bool]]] = {
     "not numbers": ("must be numbers", lambda h: h.case.cells["dtype"] in ("c8", "O")),
     "missing values": (
         "has no value for",
-        lambda h: h.case.flaw == "missing values" or (h.query is not None and h.query.obs[h.case.groupby or TYPE].isna().any()),
+        lambda h: h.case.flaw == "missing values"
+        or (h.query is not None and h.query.obs[h.case.groupby or TYPE].isna().any()),
     ),
     "an absent condition": (
         r"No cell has .* \(`(control|stimulated)`\)",
         lambda h: not set(h.case.columns["conditions"]) <= set(h.train.obs[CONDITION].astype(object)),
     ),
-    "one condition": ("All .* cells have the condition", lambda h: h.train.obs[CONDITION].astype(object).nunique() == 1),
+    "one condition": (
+        "All .* cells have the condition",
+        lambda h: h.train.obs[CONDITION].astype(object).nunique() == 1,
+    ),
     "nothing to pair": ("nothing to pair", lambda h: _strata(h).empty),
     "few pairs": ("training needs at least 2", _has_few_pairs),
-    "nothing to stop early by": ("Early stopping watches", lambda h: h.case.flaw == "early stopping"),
+    "nothing to stop early by": (
+        "Early stopping watches",
+        lambda h: h.case.flaw == "early stopping",
+    ),
     "odd doses": ("`dose_key`", _has_odd_doses),
     "no counts": (
         "must hold raw counts|is not log1p of the counts",
@@ -973,27 +980,42 @@ REFUSALS: dict[str, tuple[str, Callable[[Handed], bool]]] = {
     ),
     "no control cells": (
         "No cell has the control value",
-        lambda h: not (_query_conditions(h) & {h.case.columns["conditions"][0]}) and len(_query_conditions(h)) > 1,
+        lambda h: not (_query_conditions(h) & {h.case.columns["conditions"][0]})
+        and len(_query_conditions(h)) > 1,
     ),
-    "several perturbations": ("Pass one of them, or a combination", lambda h: len(h.model.perturbations) > 1),
+    "several perturbations": (
+        "Pass one of them, or a combination",
+        lambda h: len(h.model.perturbations) > 1,
+    ),
     "an unknown perturbation": (
         "is not a perturbation that the model",
         lambda h: h.asked["perturbation"] not in h.model.perturbations,
     ),
     "no dose": ("pass `dose=`", lambda h: h.asked["dose"] is None),
     "a dose for a model without": ("takes no `dose`", lambda h: h.case.columns["doses"] is None),
-    "missing genes": ("genes are missing", lambda h: len(set(h.train.var_names) - set(h.query.var_names)) > 0),
+    "missing genes": (
+        "genes are missing",
+        lambda h: len(set(h.train.var_names) - set(h.query.var_names)) > 0,
+    ),
     "negative values": (
         "holds negative values, and the model",
-        lambda h: (_expression(h.query, h.case) < 0).any() and not (_expression(h.train, h.case) < 0).any(),
+        lambda h: (_expression(h.query, h.case) < 0).any()
+        and not (_expression(h.train, h.case) < 0).any(),
     ),
     "counts of a model without": (
         "Counts are drawn by a model",
-        lambda h: h.model.objective == "published" or setup_arguments(h.case)["counts_layer"] is None,
+        lambda h: h.model.objective == "published"
+        or setup_arguments(h.case)["counts_layer"] is None,
     ),
     "counts drawn twice": ("Counts are drawn once", lambda h: h.asked["n_samples"] > 1),
-    "latent vectors of cells on disk": ("Latent vectors are computed at once", lambda h: h.case.query["storage"] == "dask"),
+    "latent vectors of cells on disk": (
+        "Latent vectors are computed at once",
+        lambda h: h.case.query["storage"] == "dask",
+    ),
     "no groups": ("There is no column", lambda h: (h.case.groupby or TYPE) not in h.query.obs),
-    "intervals without the response": ("knows no error of its predictions", lambda h: h.model.objective == "published"),
+    "intervals without the response": (
+        "knows no error of its predictions",
+        lambda h: h.model.objective == "published",
+    ),
     "few changes": ("The networks learn from measured changes, at least 2", _has_few_changes),
 }  # fmt: skip

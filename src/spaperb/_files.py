@@ -315,13 +315,15 @@ def check_pickle(path: Path) -> None:
         pickle.UnpicklingError,
     ) as error:
         raise ValueError(
-            f"{path} could not be read: {error}. If it is truncated or damaged, copy or save it again."
+            f"{path} could not be read: {error}. If it is truncated or damaged, copy or save it "
+            "again."
         ) from error
     if names:
         raise ValueError(
-            f"{path} holds more than data: it calls {format_list(sorted(names))}, and loading it could "
-            "run that. What spaperb saves calls nothing; a model of another package is loaded by "
-            "that one. Models are shared as exports (`model.export`), which cannot hold code."
+            f"{path} holds more than data: it calls {format_list(sorted(names))}, and loading it "
+            "could run that. What spaperb saves calls nothing; a model of another package is "
+            "loaded by that one. Models are shared as exports (`model.export`), which cannot hold "
+            "code."
         )
 
 

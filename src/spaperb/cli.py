@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
             default=output,
             required=output is None,
             metavar="OUT",
-            help=f"file to write, .h5ad or .zarr: the cells, with their prediction as layer {LAYER!r}",
+            help=f"file to write, .h5ad or .zarr: the cells and their prediction, layer {LAYER!r}",
         )
         command.add_argument(
             "--objective",
@@ -348,7 +348,8 @@ def _leave(result: str, suffix: str, write: Callable[[Path], None], output: Path
         except OSError:
             continue
         return f"The {result} is in {path}."
-    return f"The {result} could not be written to {format_list(map(str, folders))} either, and is lost."
+    found = format_list(map(str, folders))
+    return f"The {result} could not be written to {found} either, and is lost."
 
 
 def _scores(
@@ -443,8 +444,8 @@ def _of_type(
         found = adata.obs[key][control | stimulated].astype(str).value_counts()
         raise CommandError(
             f"--hide {shown(hide)}: {(of_type & control).sum()} control and "
-            f"{(of_type & stimulated).sum()} stimulated cells have this value in obs[{key!r}], and "
-            f"both are needed. The values are: {format_list(found.index)}."
+            f"{(of_type & stimulated).sum()} stimulated cells have this value in obs[{key!r}], "
+            f"and both are needed. The values are: {format_list(found.index)}."
         )
     return of_type
 

@@ -255,7 +255,8 @@ def benchmark(
     if table.empty:
         known = sorted(results.loc[results["scaled"].notna(), "metric"].unique())
         raise ValueError(
-            f"There are no scaled values of {metric!r}; there are of: {', '.join(known) or 'none'}."
+            f"There are no scaled values of {metric!r}; there are of: "
+            f"{', '.join(known) or 'none'}."
         )
     table = table.assign(mean=table.mean(axis=1)).sort_values("mean", ascending=False)
     n_methods, n_columns = table.shape
@@ -319,8 +320,8 @@ def umap(
     """
     if len(populations) > len(PALETTE):
         raise ValueError(
-            f"There are {len(populations)} populations, and colours of {len(PALETTE)} can be told apart. Leave some out, or use "
-            "scanpy.pl.umap."
+            f"There are {len(populations)} populations, and colours of {len(PALETTE)} can be told "
+            "apart. Leave some out, or use scanpy.pl.umap."
         )
     if (n_cells := sum(x.shape[0] for x in populations.values())) < 3:
         raise ValueError(f"A UMAP takes at least 3 cells, and there are {n_cells} in all.")
@@ -365,7 +366,7 @@ def latent(
     ax: Axes | None = None,
     save: str | Path | None = None,
 ) -> Axes:
-    """Draw control cells in the latent space, and where the stimulus takes each group: from its mean along its mean shift.
+    """Draw control cells in the latent space, and where the stimulus takes each group.
 
     On the first two principal components of the cells before and after their shift. More than
     seven groups share colours, and are named where their arrows end too.
@@ -394,8 +395,8 @@ def latent(
     z, z_delta, groups = np.asarray(z), np.asarray(z_delta), np.asarray(groups, dtype=str)
     if not (z.shape == z_delta.shape and len(groups) == len(z)):
         raise ValueError(
-            f"`z`, `z_delta` and `groups` must be of the same cells; they are of shapes {z.shape}, {z_delta.shape} and "
-            f"{groups.shape}."
+            "`z`, `z_delta` and `groups` must be of the same cells; they are of shapes "
+            f"{z.shape}, {z_delta.shape} and {groups.shape}."
         )
     ax = _axes(ax, 6, 4.5)
     pca = PCA(2, random_state=0).fit(np.concatenate([z, z + z_delta]))
@@ -457,7 +458,8 @@ def history(
     """
     if not history:
         raise ValueError(
-            "The history is empty: no epoch was trained, or none was left to train after a checkpoint."
+            "The history is empty: no epoch was trained, or none was left to train after a "
+            "checkpoint."
         )
     names = {"training": f"{term}_train", "validation": f"{term}_validation"}
     if term == "loss":

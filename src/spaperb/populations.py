@@ -81,10 +81,10 @@ def dispersion(counts: npt.NDArray, size: FloatArray) -> FloatArray:
 
 
 class Pseudobulk(NamedTuple):
-    """Moments of one population: ``mean``, ``variance`` and ``detection``, each ``(G,)``, and ``n``.
+    """Moments of one population of ``n`` cells.
 
-    Detection is the fraction of cells in which a gene is not 0. With raw counts there is their
-    ``dispersion`` too.
+    They are ``mean``, ``variance`` and ``detection``, each ``(G,)``. Detection is the fraction of
+    cells in which a gene is not 0. With raw counts there is their ``dispersion`` too.
     """
 
     mean: FloatArray

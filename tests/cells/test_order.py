@@ -1,4 +1,4 @@
-"""Each gene has an order of its own, every place is taken once, and pairs of genes are independent."""
+"""Each gene has an order of its own, in which every place is taken once."""
 
 import numpy as np
 import pytest

@@ -111,7 +111,7 @@ def test_nearest_cells_are_repeated_where_they_are_few(split):
 
 @pytest.fixture(scope="module")
 def by_lineage():
-    """Cells whose response depends on the type, without the stimulated ones of type_0, and these."""
+    """Cells without the stimulated ones of type_0, and these."""
     adata = datasets.simulated(n_cells=50, n_genes=200, shared_response=0.3, lineage_response=0.6)
     of_type = adata.obs["cell_type"] == "type_0"
     hidden = of_type & (adata.obs["condition"] == "stimulated")

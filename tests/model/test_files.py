@@ -444,7 +444,7 @@ class TestPickles:
 
 
 def test_hub_by_a_folder(trained, query, tmp_path):
-    """What scvi-tools' hub uploads is a folder with the model, metadata and a card, and what it downloads is that folder."""
+    """scvi-tools' hub uploads and downloads a folder with the model, metadata and a card."""
     hub = pytest.importorskip("huggingface_hub", reason="scvi-tools' hub needs huggingface_hub")
     from scvi.hub import HubMetadata, HubModel
 

@@ -1,4 +1,4 @@
-"""The same seed gives the same numbers on a processor, to the last bit, however they are computed."""
+"""The same seed gives the same numbers on a processor, to the last bit."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -337,7 +337,7 @@ def test_a_trained_model_goes_on_in_training_mode(adata):
 
 
 class LetLoose(lightning.Callback):
-    """Raise the learning rate beyond all bounds in the third epoch, and keep the weights from before."""
+    """Raise the learning rate beyond bounds in the third epoch; keep the weights from before."""
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 2:

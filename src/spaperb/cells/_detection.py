@@ -5,7 +5,7 @@ every decrease. Here a change of the mean m = q l, with the detection q (the fra
 express a gene) and the level l (its mean among those), is split into more or fewer cells that
 express the gene and more or less in each::
 
-    m1 = max(m0 + change, 0)      l1 between l0 (all change in detection) and m1 / q0 (all in level)
+    m1 = max(m0 + change, 0)     l1 between l0 (all change in detection) and m1 / q0 (all in level)
     q1 = m1 / l1
 
 l1 is the level of the stimulated cells of similar training contexts, as far as it lies between
@@ -29,7 +29,7 @@ from spaperb.populations import Pseudobulk
 LEVEL_CHANGE = 0.1
 """Smaller changes of level, in log-normalised units, do not make a cell a responding one."""
 BACKGROUND = 0.02
-"""Weight of all contexts together when levels are averaged, for genes that the near ones never express."""
+"""Weight of all contexts together in a mean level, for genes that the near ones never express."""
 NEGLIGIBLE = 5e-4
 """A mean of less may be that of no cell at all."""
 
@@ -116,7 +116,7 @@ class Detection:
         )
 
     def settle(self, mean: FloatArray) -> None:
-        """Take note of the mean that :meth:`apply` gives all cells, ``(G,)``, and make it exact."""
+        """Make the mean that :meth:`apply` gives all cells, ``(G,)``, the predicted one."""
         self.exact = _ratio(self.mean, mean, 1.0).astype(np.float32)
 
     def responding(self, control: Pseudobulk) -> FloatArray:

@@ -121,7 +121,7 @@ class CellMaker:
             self._detections[p].settle(mean)
 
     def _settle_counts(self) -> None:
-        """Find the rates of each population on some of its cells, and move them by what these give all cells."""
+        """Find the rates of each population on some cells, and correct them on all."""
         sizes = {p: self.survey.pseudobulks[p].n for p in self.changes}
         n_sampled = {p: n if n <= MAX_SOLVED else N_SOLVED for p, n in sizes.items()}
         batch = np.cumsum(list(n_sampled.values())) // MAX_HELD
@@ -159,7 +159,7 @@ class CellMaker:
     def _means(
         self, make: Callable[[Cells, Part], npt.NDArray], populations: Collection[int]
     ) -> dict[int, FloatArray]:
-        """Mean over all cells of some populations of what is made of them, exactly, in any order of cells."""
+        """Mean of the cells made of some populations, the same in any order of cells."""
         sums = {p: np.zeros(len(self.survey.query.columns)) for p in populations}
         for cells, part in self._parts("Settling means", populations):
             made = make(cells, part).astype(np.float64)
@@ -200,7 +200,7 @@ class CellMaker:
 
 
 def _counts_of(cells: Cells, part: Part) -> tuple[npt.NDArray, FloatArray, FloatArray]:
-    """Raw counts of cells, ``(n, G)``, their size factors and what normalisation multiplied them by, ``(n,)``."""
+    """Raw counts ``(n, G)``, size factors and what counts were multiplied by, ``(n,)`` each."""
     if cells.counts is None:
         raise ValueError("Counts are drawn from cells that come with counts.")
     raw = cells.counts[part.within]

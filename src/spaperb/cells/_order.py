@@ -66,13 +66,13 @@ def order_of(ranks: Ranks, sizes: Ranks, seed: int, draw: int) -> FloatArray:
 
 
 def ranks_of(is_on: npt.NDArray[np.bool_]) -> tuple[Ranks, Ranks]:
-    """Rank of each cell among the silent, or the expressing, cells of each gene, and how many there are, ``(n, G)``."""
+    """Rank of each cell among its gene's silent or expressing cells, and their number."""
     on = np.cumsum(is_on, axis=0, dtype=np.uint32)
     return _ranks(is_on, on, np.arange(len(on), dtype=np.uint32)), _sizes(is_on, on[-1], len(on))
 
 
 def _ranks(is_on: npt.NDArray[np.bool_], on: Ranks, places: Ranks) -> Ranks:
-    """Ranks, from the numbers of expressing cells so far, and each cell's place among all cells."""
+    """Ranks, from the expressing cells so far and each cell's place among all."""
     # An expressing cell is counted in `on` itself.
     return np.where(is_on, on - np.uint32(1), places[:, None] - on)
 

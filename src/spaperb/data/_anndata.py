@@ -85,9 +85,10 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
     x = adata.X if layer is None else adata.layers[layer]
     if x is None:
         raise ValueError(
-            "adata.X is None, and expression is taken from there unless `setup_anndata(layer=...)` "
-            "names a layer. Set the data up with the layer that holds it, or put it into X: "
-            f"`adata.X = adata.layers[...]`. The layers are: {format_list(layers)}."
+            "adata.X is None, and expression is taken from there unless "
+            "`setup_anndata(layer=...)` names a layer. Set the data up with the layer that holds "
+            "it, or put it into X: `adata.X = adata.layers[...]`. The layers are: "
+            f"{format_list(layers)}."
         )
     is_backed = adata.isbacked and layer is None
     if lazy and is_backed:
@@ -100,8 +101,9 @@ def expression_matrix(adata: AnnData, layer: str | None, lazy: bool = False) -> 
             f"backed by the file {adata.filename}" if is_backed else f"of type {type(x).__name__}"
         )
         raise ValueError(
-            f"{name} is {found}; a NumPy array or a SciPy CSR or CSC matrix is needed. Load it with "
-            "`adata = adata.to_memory()`, or leave it on disk with `adata = spaperb.read_mapped(path)`."
+            f"{name} is {found}; a NumPy array or a SciPy CSR or CSC matrix is needed. Load it "
+            "with `adata = adata.to_memory()`, or leave it on disk with `adata = "
+            "spaperb.read_mapped(path)`."
         )
     return x
 
@@ -110,8 +112,8 @@ def check_no_view(adata: AnnData) -> None:
     """Check that fields can be written to an AnnData, and that it keeps them."""
     if adata.is_view:
         raise ValueError(
-            f"The AnnData is a view of another one ({adata.n_obs} of its cells), and a model needs data of its own. "
-            "Make a copy: `adata = adata.copy()`."
+            f"The AnnData is a view of another one ({adata.n_obs} of its cells), and a model "
+            "needs data of its own. Make a copy: `adata = adata.copy()`."
         )
 
 
@@ -171,8 +173,8 @@ def missing_genes_hint(adata: AnnData, missing: npt.NDArray) -> str:
         kinds = ("symbols", "Ensembl identifiers")
         return (
             f" The model's genes are {kinds[is_id]}, those of the AnnData {kinds[is_found_id]} "
-            f"({format_list(adata.var_names[:3])}, say): name them as the model does, by the annotation "
-            "that the cells were counted with."
+            f"({format_list(adata.var_names[:3])}, say): name them as the model does, by the "
+            "annotation that the cells were counted with."
         )
     return ""
 

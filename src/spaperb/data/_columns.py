@@ -14,7 +14,8 @@ def check_column(adata: AnnData, argument: str, key: str) -> None:
     if n_missing := int(adata.obs[key].isna().sum()):
         raise ValueError(
             f"adata.obs[{key!r}] (`{argument}`) has no value for {n_missing} of {adata.n_obs} "
-            f"cells. Fill them in, or leave these cells out: adata[adata.obs[{key!r}].notna()].copy()."
+            "cells. Fill them in, or leave these cells out: "
+            f"adata[adata.obs[{key!r}].notna()].copy()."
         )
 
 
@@ -37,9 +38,9 @@ def check_named_once(adata: AnnData, argument: str, key: str) -> None:
 
 
 def check_categories(adata: AnnData, argument: str, key: str) -> None:
-    """Check that an obs column exists, has a value for every cell, and that its values can be categories of a model.
+    """Check that an obs column exists, is complete, and holds values of one kind.
 
-    These are sorted, which takes values of one kind.
+    Categories are sorted, which takes values of one kind.
     """
     check_column(adata, argument, key)
     categories = adata.obs[key].astype("category").cat.categories.to_numpy()
@@ -48,8 +49,9 @@ def check_categories(adata: AnnData, argument: str, key: str) -> None:
     except TypeError as error:
         kinds = sorted({type(category).__name__ for category in categories})
         raise ValueError(
-            f"adata.obs[{key!r}] (`{argument}`) holds values of several kinds, which have no order: {', '.join(kinds)}. "
-            f"Make them one, `adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`, say."
+            f"adata.obs[{key!r}] (`{argument}`) holds values of several kinds, which have no "
+            f"order: {', '.join(kinds)}. Make them one, `adata.obs[{key!r}] = "
+            f"adata.obs[{key!r}].astype(str)`, say."
         ) from error
 
 

@@ -46,16 +46,16 @@ def control_cells(
     column = f"adata.obs[{conditions.name!r}]"
     if len(found) > 1:
         raise ValueError(
-            f"No cell has the control value {shown(control)} in {column}, so control cells can't be "
-            f"told from others; the values are: {format_list(found)}. Rename the one of control cells, or, "
-            f"if all are control cells, pass them without the column: adata.obs.drop(columns="
-            f"{conditions.name!r})."
+            f"No cell has the control value {shown(control)} in {column}, so control cells can't "
+            f"be told from others; the values are: {format_list(found)}. Rename the one of "
+            "control cells, or, if all are control cells, pass them without the column: "
+            f"adata.obs.drop(columns={conditions.name!r})."
         )
     (value,) = found
     if value in numbers:
         warn(
-            f"All cells have the condition {shown(value)} in {column}. The change is added to what "
-            "they are, as if they were control cells, and no data speak for that."
+            f"All cells have the condition {shown(value)} in {column}. The change is added to "
+            "what they are, as if they were control cells, and no data speak for that."
         )
     else:
         warn(
@@ -74,8 +74,8 @@ def check_conditions(
     for argument, value in values:
         if value not in found:
             raise ValueError(
-                f"No cell has {shown(value)} (`{argument}`) in adata.obs[{condition_key!r}]. The values "
-                f"are: {format_list(found)}. Pass one of them as `{argument}=`."
+                f"No cell has {shown(value)} (`{argument}`) in adata.obs[{condition_key!r}]. The "
+                f"values are: {format_list(found)}. Pass one of them as `{argument}=`."
             )
     if stimulated is not None and not len(stimulated):
         raise ValueError("`stimulated` is empty. Name perturbations, or leave it out to take all.")
@@ -117,7 +117,7 @@ def perturbations_with_pairs(
     labels_key: str,
     batch_key: str | None,
 ) -> list[Any]:
-    """Values of stimulated cells that have control cells of their cell type (and batch) to be paired with.
+    """Perturbations with control cells of their cell type (and batch) to be paired with.
 
     Warns of those that have none; raises if that is all of them.
     """
@@ -144,8 +144,8 @@ def perturbations_with_pairs(
         )
     if excluded := [value for value in names if value not in paired]:
         warn(
-            f"These perturbations have no control cells of their cell type{where} to be paired with "
-            f"and are left out: {format_list(excluded)}."
+            f"These perturbations have no control cells of their cell type{where} to be paired "
+            f"with and are left out: {format_list(excluded)}."
         )
     return paired
 
@@ -158,8 +158,8 @@ def check_doses(
     doses = adata.obs[dose_key]
     if not pd.api.types.is_numeric_dtype(doses) or pd.api.types.is_bool_dtype(doses):
         raise ValueError(
-            f"adata.obs[{dose_key!r}] (`dose_key`) must hold numbers; it has the type {doses.dtype}, "
-            f"with values like {format_list(doses.unique()[:3])}. Convert it with "
+            f"adata.obs[{dose_key!r}] (`dose_key`) must hold numbers; it has the type "
+            f"{doses.dtype}, with values like {format_list(doses.unique()[:3])}. Convert it with "
             f"`adata.obs[{dose_key!r}] = adata.obs[{dose_key!r}].astype(float)`."
         )
     is_stimulated = adata.obs[condition_key].isin(stimulated).to_numpy()
@@ -167,7 +167,7 @@ def check_doses(
     missing, wrong = np.isnan(of_stimulated), (of_stimulated < 0) | np.isinf(of_stimulated)
     if missing.any() or wrong.any():
         raise ValueError(
-            f"adata.obs[{dose_key!r}] (`dose_key`) needs a dose of at least 0 for every stimulated "
-            f"cell: {missing.sum()} of {is_stimulated.sum()} have none, and {wrong.sum()} a negative or "
-            "infinite one. Fill them in, or leave these cells out."
+            f"adata.obs[{dose_key!r}] (`dose_key`) needs a dose of at least 0 for every "
+            f"stimulated cell: {missing.sum()} of {is_stimulated.sum()} have none, and "
+            f"{wrong.sum()} a negative or infinite one. Fill them in, or leave these cells out."
         )

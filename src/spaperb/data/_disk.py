@@ -1,4 +1,4 @@
-"""Expression that stays on disk: mapped into memory for training, read block by block for prediction.
+"""Expression that stays on disk.
 
 Training draws its pairs from all cells, in an order that no file has, so it needs any row at any
 time: a memory map gives it, and the operating system keeps what fits. Prediction goes through the
@@ -131,8 +131,8 @@ def _mapped(name: str, elem: Any, path: Path, scratch: str | Path | None) -> Exp
         return _map(elem, elem.dtype, path, scratch)
     if encoding != "csr_matrix":
         raise ValueError(
-            f"{name} in {path} is a {encoding}, from which single cells cannot be read. Write it as CSR: "
-            "`adata.X = adata.X.tocsr()`, `adata.write_h5ad(path)`."
+            f"{name} in {path} is a {encoding}, from which single cells cannot be read. Write it "
+            "as CSR: `adata.X = adata.X.tocsr()`, `adata.write_h5ad(path)`."
         )
     shape = tuple(elem.attrs["shape"])
     n_values = elem["data"].shape[0]

@@ -110,7 +110,8 @@ class EpisodeSplitter(StratifiedSplitter):
     ):
         if kwargs.get("batch_size", 1) < 1:
             raise ValueError(
-                f"`batch_size` counts episodes and must be at least 1; it is {kwargs['batch_size']}."
+                "`batch_size` counts episodes and must be at least 1; it is "
+                f"{kwargs['batch_size']}."
             )
         super().__init__(adata_manager, **kwargs)
         self.n_networks, self.pretrained = n_networks, pretrained
@@ -131,9 +132,9 @@ class EpisodeSplitter(StratifiedSplitter):
                 self.trainer.fit_loop.max_epochs = 0
                 names = [self.evidence.names[k] for k in np.unique(self.evidence.context)]
                 warn(
-                    f"Changes were measured in {len(names)} context(s), {format_list(names)}: too few to "
-                    "train on. All predictions rest on what was measured there, and on the pretrained "
-                    "networks as they are."
+                    f"Changes were measured in {len(names)} context(s), {format_list(names)}: too "
+                    "few to train on. All predictions rest on what was measured there, and on the "
+                    "pretrained networks as they are."
                 )
         elif n_changes < MIN_CHANGES:
             raise ValueError(
@@ -158,7 +159,7 @@ class EpisodeSplitter(StratifiedSplitter):
         self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
 
     def constants(self) -> list[Constants]:
-        """Mean and deviation of the inputs of some episodes of each network, the same each time."""
+        """Mean and deviation of the inputs of some episodes, of each network."""
 
         def of_network(evidence: Evidence) -> Constants:
             rng = np.random.default_rng(0)

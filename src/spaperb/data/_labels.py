@@ -14,7 +14,7 @@ WHOLE = re.compile(r"-?\d+\.0")
 
 
 def match_labels(labels: Iterable[Hashable], known: Sequence[Any]) -> dict[Any, int]:
-    """Find labels among those of training: the same value, or the only ones that are spelled alike.
+    """Find labels among those of training, by value or by spelling.
 
     The numbers 1 and 1.0 and the texts ``"1"`` and ``"1.0"`` are spelled alike, and so are texts
     that differ by spaces at their ends or by case. Columns change in these ways when they are

@@ -35,7 +35,7 @@ class Target(NamedTuple):
     dose: float | None = None
 
     def dose_range(self, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        """Range of the doses that it, or all of its parts, were measured at, from that of each perturbation."""
+        """Doses that it, or all of its parts, were measured at."""
         of = self.parts if self.number is None else (self.number,)
         low, high = zip(*(ranges[p] for p in of), strict=True)
         return max(low), min(high)
@@ -196,8 +196,8 @@ class Perturbations:
         if name is None:
             if len(self.names) > 1:
                 raise ValueError(
-                    f"The model knows {len(self.names)} perturbations: {format_list(self.names)}. Pass one "
-                    "of them, or a combination, as `perturbation=`."
+                    f"The model knows {len(self.names)} perturbations: {format_list(self.names)}. "
+                    "Pass one of them, or a combination, as `perturbation=`."
                 )
             name = self.names[0]
         target = self.find(name)
@@ -217,14 +217,15 @@ class Perturbations:
             measured = f"The parts of {target.name} were measured at doses: {', '.join(of_parts)}"
         if dose is None:
             raise ValueError(
-                f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. {measured}."
+                f"The model was set up with doses (`dose_key={dose_key!r}`): pass `dose=`. "
+                f"{measured}."
             )
         if not (isinstance(dose, Real) and 0 <= dose < math.inf):
             raise ValueError(f"`dose` must be a number of at least 0; it is {shown(dose)}.")
         if not low * (1 - CLOSE) <= dose <= high * (1 + CLOSE):
             warn(
-                f"{measured}; what is predicted for {dose:g} is a guess: below that range the response "
-                "falls to nothing, above it stays."
+                f"{measured}; what is predicted for {dose:g} is a guess: below that range the "
+                "response falls to nothing, above it stays."
             )
         return target._replace(dose=float(dose))
 
@@ -233,10 +234,10 @@ def warn_of_whole_names(perturbations: Perturbations) -> None:
     """Warn once of names that look like combinations and are none."""
     if perturbations.whole:
         warn(
-            f"These names hold the separator {perturbations.separator!r}, but not each of their parts is a "
-            "perturbation of its own, so each is taken for one perturbation, not for a combination: "
-            f"{format_list(perturbations.whole)}. If the separator is there by accident, pass "
-            "`combination_separator=None`."
+            f"These names hold the separator {perturbations.separator!r}, but not each of their "
+            "parts is a perturbation of its own, so each is taken for one perturbation, not for a "
+            f"combination: {format_list(perturbations.whole)}. If the separator is there by "
+            "accident, pass `combination_separator=None`."
         )
 
 

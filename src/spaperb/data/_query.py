@@ -182,7 +182,7 @@ def _expression_of(
 
 
 def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.ndarray:
-    """For every cell the shares of the model's batches: one-hot, or all alike for a batch that it does not know.
+    """Shares of the model's batches in every cell: one-hot, or all alike for an unknown batch.
 
     So a cell of an unknown batch, or of none, is taken for one of the average training batch.
 
@@ -204,8 +204,9 @@ def batch_shares(adata: AnnData, batch_key: str, known: Sequence[Any]) -> np.nda
         if new := [batch for batch in found if batch not in numbers]:
             none = "none" if len(new) == len(found) else f"{len(numbers)}"
             warn(
-                f"The model knows {none} of the {len(found)} batches in adata.obs[{batch_key!r}]. It takes cells of these for cells of an "
-                f"average batch: {format_list(new)}. Batches of training: {format_list(known)}."
+                f"The model knows {none} of the {len(found)} batches in adata.obs[{batch_key!r}]. "
+                f"It takes cells of these for cells of an average batch: {format_list(new)}. "
+                f"Batches of training: {format_list(known)}."
             )
         codes = batches.map(numbers).fillna(-1).to_numpy(dtype=np.int64)
         shares[codes >= 0] = np.eye(len(known), dtype=np.float32)[codes[codes >= 0]]
@@ -235,15 +236,15 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
     is_mask = pd.api.types.is_bool_dtype(selected)
     if len(selected) and not (is_mask or pd.api.types.is_integer_dtype(selected)):
         raise ValueError(
-            f"`indices` must be positions (whole numbers) or a boolean mask; it has {selected.dtype} "
-            f"values: {format_list(selected[:3])}. Names of cells become positions by "
-            "`adata.obs_names.get_indexer(names)`, other numbers by `.astype(int)`."
+            "`indices` must be positions (whole numbers) or a boolean mask; it has "
+            f"{selected.dtype} values: {format_list(selected[:3])}. Names of cells become "
+            "positions by `adata.obs_names.get_indexer(names)`, other numbers by `.astype(int)`."
         )
     rows = selected.to_numpy(dtype=bool if is_mask else int)
     if not is_mask and len(rows) == n_obs > 2 and set(rows) <= {0, 1}:
         raise ValueError(
             f"`indices` holds {n_obs} numbers, as many as there are cells, all of them 0 or 1: a "
-            "mask, it seems, and as positions these would be the first two cells only. Pass a mask "
-            "as `mask.astype(bool)`, positions each once."
+            "mask, it seems, and as positions these would be the first two cells only. Pass a "
+            "mask as `mask.astype(bool)`, positions each once."
         )
     return np.arange(n_obs)[rows]

@@ -18,7 +18,7 @@ DOSE_KEY = "dose"
 
 
 def condition_arms(adata_manager: AnnDataManager) -> IntArray:
-    """For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation, ``(n_obs,)``."""
+    """Arm of every cell: CONTROL, NEITHER, or STIMULATED plus its perturbation, ``(n_obs,)``."""
     arms = perturbations_of(adata_manager.registry).arms
     return arms[registered_codes(adata_manager, CONDITION_KEY)]
 

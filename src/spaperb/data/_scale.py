@@ -48,17 +48,17 @@ MOST_COUNTS = 1e7
 SAME_TOTAL, FEWEST_CELLS = 0.01, 10
 """Totals are the same if nine of ten are within this share of the median, in so many cells."""
 NO_GENES_DROPPED = 0.9
-"""Least total over the largest, above which at most genes that hardly any cell expresses are gone."""
+"""Least over largest total, above which at most rarely expressed genes were dropped."""
 USUAL_TARGET_SUM = 1e4
 LARGEST_MULTIPLE, NEAR_MULTIPLE, FEWEST_MULTIPLES = 200, 0.02, 4
 """Multiples up to which single precision is exact enough, how far one may be from a whole number,
 and how many different ones make a cell worth looking at."""
 ONE_COUNT, UNEVEN = 1e-3, 1.8
 """Counts were not normalised if nine of ten cells' smallest values are within this of 1, and the
-totals of the middle eight of ten differ by this factor: by 2.1 or more in all of eight data sets."""
+totals of the middle eight of ten differ by this factor (2.1 or more in all of eight data sets)."""
 FAR = 3.0
-"""A query whose median total is so many times beyond all totals of the training cells is on another
-scale. Of nine data sets with 500 genes or more, whatever cell type was left out of training,
+"""A query whose median total is as many times beyond all totals of training is on another scale.
+ Of nine data sets with 500 genes or more, whatever cell type was left out of training,
 none was farther from the other cells than by a factor of 2.7."""
 
 ROWS_AT_ONCE = 4096
@@ -202,8 +202,8 @@ def log_base(adata: AnnData) -> float | None:
         number = math.nan
     if not 1 < number < math.inf:
         raise ValueError(
-            f"adata.uns['log1p']['base'] is {base!r}, which is no base of logarithms. Put the base "
-            "there that expression was log-transformed with, `None` for the natural one: "
+            f"adata.uns['log1p']['base'] is {base!r}, which is no base of logarithms. Put the "
+            "base there that expression was log-transformed with, `None` for the natural one: "
             "adata.uns['log1p'] = {'base': None}."
         )
     return number
@@ -267,7 +267,7 @@ def check_scale(found: Scale, trained_on: Scale) -> None:
 
 
 def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression:
-    """Return the layer with raw counts, from which expression must come by a factor for each cell and ``log1p``.
+    """Return the layer with raw counts, if expression comes from it.
 
     Raises
     ------
@@ -278,15 +278,15 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
     counts = expression_matrix(adata, counts_layer, lazy=isinstance(x, DaskArray))
     if not Scale.of(counts).counts:
         raise ValueError(
-            f"adata.layers[{counts_layer!r}] (`counts_layer`) must hold raw counts, whole numbers of at least 0, "
-            "and holds other values or nothing but 0."
+            f"adata.layers[{counts_layer!r}] (`counts_layer`) must hold raw counts, whole numbers "
+            "of at least 0, and holds other values or nothing but 0."
         )
     base = log_base(adata) or math.e
     if not math.isclose(base, math.e):
         raise ValueError(
-            "Counts are drawn for natural logarithms, and expression is to base "
-            f"{_name(base)} (adata.uns['log1p']['base']). Normalise it with {NORMALISE_ADVICE}, or "
-            "leave out `counts_layer`."
+            f"Counts are drawn for natural logarithms, and expression is to base {_name(base)} "
+            f"(adata.uns['log1p']['base']). Normalise it with {NORMALISE_ADVICE}, or leave out "
+            "`counts_layer`."
         )
     some = np.linspace(0, adata.n_obs - 1, min(adata.n_obs, N_CHECKED)).astype(int)
     raw, some_x = (dense(in_memory(matrix[some])) for matrix in (counts, x))
@@ -301,8 +301,9 @@ def check_counts(adata: AnnData, counts_layer: str, x: Expression) -> Expression
         and np.allclose(scaled, factors, rtol=0.01, atol=0.01 * max(factors.max(), 1e-9))
     ):
         raise ValueError(
-            f"Expression is not log1p of the counts in adata.layers[{counts_layer!r}] (`counts_layer`) times a factor for each "
-            f"cell, so counts cannot be drawn. Normalise it with {NORMALISE_ADVICE}."
+            f"Expression is not log1p of the counts in adata.layers[{counts_layer!r}] "
+            "(`counts_layer`) times a factor for each cell, so counts cannot be drawn. Normalise "
+            f"it with {NORMALISE_ADVICE}."
         )
     return counts
 
@@ -339,7 +340,7 @@ def _is_normalised(values: FloatArray, ends: npt.NDArray) -> bool:
 
 
 def _has_its_depth(values: FloatArray, ends: npt.NDArray) -> bool:
-    """Whether cells of normalised values, or of counts, have the totals that they were measured with."""
+    """Whether cells have the totals that they were measured with."""
     cells = [cell for cell in np.split(values, ends) if cell.size]
     if len(cells) < FEWEST_CELLS:
         return False
@@ -402,8 +403,8 @@ def _advice(scale: Scale) -> str:
     base = next(b for b in COMMON_BASES if scale.looks == _log_normalised_to(b))
     noted = None if base == math.e else base
     return (
-        f"By adata.uns['log1p']['base'] (or without it) the base would be {_name(scale.base)}. Put "
-        f"the right one there: adata.uns['log1p'] = {{'base': {noted}}}."
+        f"By adata.uns['log1p']['base'] (or without it) the base would be {_name(scale.base)}. "
+        f"Put the right one there: adata.uns['log1p'] = {{'base': {noted}}}."
     )
 
 
@@ -419,8 +420,8 @@ def _advice_for_query(trained_on: Scale) -> str:
     base = "" if is_natural else f", base={_name(trained_on.base)}"
     return (
         "Normalise their counts as those of the training cells, with the same target sum over the "
-        f"same genes and the same base: sc.pp.normalize_total(adata, target_sum={target}) and then "
-        f"sc.pp.log1p(adata{base})."
+        f"same genes and the same base: sc.pp.normalize_total(adata, target_sum={target}) and "
+        f"then sc.pp.log1p(adata{base})."
     )
 
 

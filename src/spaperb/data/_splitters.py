@@ -132,7 +132,7 @@ class StratifiedSplitter(DataSplitter):
             adata_manager,
             load_sparse_tensor=load_sparse_tensor,
             external_indexing=external_indexing,
-            drop_last=True,  # silences a warning about small last minibatches, which these never are
+            drop_last=True,  # silences a warning about small last minibatches
         )
         self.batch_size = batch_size
         self.data_loader_kwargs = {
@@ -186,9 +186,9 @@ class StratifiedSplitter(DataSplitter):
         if left_out := self._perturbations(all_strata) - learned:
             raise ValueError(
                 "All pairs of these perturbations are left for validation or testing: "
-                f"{format_list([names[p] for p in sorted(left_out)])}. The model would know their names "
-                "and nothing else. Leave them out when setting up (`stimulated=` names the others) "
-                "or give some of their cells to training."
+                f"{format_list([names[p] for p in sorted(left_out)])}. The model would know their "
+                "names and nothing else. Leave them out when setting up (`stimulated=` names the "
+                "others) or give some of their cells to training."
             )
 
     def _warn_of_one_armed_types(self) -> None:
@@ -244,17 +244,18 @@ class PairedDataSplitter(StratifiedSplitter):
         strata = split_strata(np.asarray(self.train_idx), self.arms, self.labels)
         if (n_pairs := sum(stratum.n_pairs for stratum in strata)) < MIN_PAIRS:
             raise ValueError(
-                f"The training cells give {n_pairs} pairs of a control and a stimulated cell of one "
-                f"cell type (and batch, where one is registered), and training needs at least "
-                f"{MIN_PAIRS}. Add cells, raise `train_size`, or check the condition, cell type and "
-                "batch columns."
+                f"The training cells give {n_pairs} pairs of a control and a stimulated cell of "
+                "one cell type (and batch, where one is registered), and training needs at least "
+                f"{MIN_PAIRS}. Add cells, raise `train_size`, or check the condition, cell type "
+                "and batch columns."
             )
         self._check_perturbations(self._perturbations(strata))
         stops_early = self.trainer is not None and self.trainer.early_stopping_callback is not None
         if stops_early and self.val_dataloader() is None:
             raise ValueError(
                 "Early stopping watches the validation pairs, and the validation cells give fewer "
-                f"than {MIN_PAIRS} pairs. Pass `early_stopping=False`, lower `train_size`, or add cells."
+                f"than {MIN_PAIRS} pairs. Pass `early_stopping=False`, lower `train_size`, or add "
+                "cells."
             )
         self._warn_of_one_armed_types()
 

@@ -129,8 +129,8 @@ class ContextShifts:
         ]
         if not usable:
             raise ValueError(
-                f"No value of obs[{context_key!r}] has control and stimulated cells: there is no shift "
-                "to learn."
+                f"No value of obs[{context_key!r}] has control and stimulated cells: there is no "
+                "shift to learn."
             )
         self.contexts = contexts[usable]
         self.control_means = np.array(
@@ -154,7 +154,7 @@ class ContextShifts:
         return self.weights(x) @ self.shifts
 
     def weights(self, x: FloatArray) -> FloatArray:
-        """Weights of the contexts' shifts, ``(n_contexts,)``, or for each cell of ``x`` its own."""
+        """Weights of the contexts' shifts, ``(n_contexts,)``, or a row for each cell of ``x``."""
         raise NotImplementedError
 
     def similarity(self, x: FloatArray) -> FloatArray:
@@ -193,7 +193,7 @@ class NearestShift(ContextShifts):
 
 
 class SimilarityShift(ContextShifts):
-    """Every cell gets the mean of the shifts, weighted by a softmax of the pseudobulks' correlations.
+    """Every cell gets the mean of the shifts, weighted by correlation.
 
     Parameters
     ----------

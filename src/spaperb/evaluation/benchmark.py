@@ -235,9 +235,9 @@ def benchmark(
     if chooses and not is_log_normalised(expression_matrix(adata, None)):
         raise ValueError(
             "`n_top_genes` chooses genes by log-normalised expression, and X holds other values: "
-            f"counts, negative ones (as after scaling) or some above {MOST_LOG}. Put log-normalised "
-            "expression into X (from raw, say: `adata.X = adata.raw[:, adata.var_names].X`), or "
-            "choose the genes before and leave `n_top_genes` out."
+            f"counts, negative ones (as after scaling) or some above {MOST_LOG}. Put "
+            "log-normalised expression into X (from raw, say: `adata.X = adata.raw[:, "
+            "adata.var_names].X`), or choose the genes before and leave `n_top_genes` out."
         )
     if taken := {FLOOR, CEILING} & set(methods):
         raise ValueError(
@@ -365,8 +365,8 @@ def _contexts(
     too_small = [context for context in contexts if min(counts.get(context, (0, 0))) < needed]
     if too_small or not contexts:
         raise ValueError(
-            f"A context needs at least {needed} control and {needed} stimulated cells to be hidden, "
-            f"and {format_list(too_small) if too_small else 'every context'} in "
+            f"A context needs at least {needed} control and {needed} stimulated cells to be "
+            f"hidden, and {format_list(too_small) if too_small else 'every context'} in "
             f"obs[{task.held_out!r}] has fewer. Control and stimulated cells: {found}."
         )
     return list(contexts)
@@ -415,8 +415,8 @@ def _predict(method: Method, fold: Fold, task: Task, seed: int) -> np.ndarray:
         raise ValueError(f"predicted {(~np.isfinite(predicted)).sum()} NaN or infinite values")
     if fold.train.X.min() >= 0 and predicted.min() < 0:
         raise ValueError(
-            f"predicted {(predicted < 0).sum()} negative values, down to {predicted.min():.3g}, for "
-            "data that have none"
+            f"predicted {(predicted < 0).sum()} negative values, down to {predicted.min():.3g}, "
+            "for data that have none"
         )
     return predicted
 

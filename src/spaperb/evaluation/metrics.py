@@ -96,7 +96,7 @@ def r2_mean(predicted: Expression, real: Expression) -> float:
 
 
 def r2_var(predicted: Expression, real: Expression) -> float:
-    """Squared Pearson correlation over genes of the predicted with the real variances, in [0, 1]."""
+    """Squared correlation over genes of predicted and real variances, in [0, 1]."""
     return _correlation(variance(predicted), variance(real)) ** 2
 
 
@@ -129,7 +129,7 @@ def energy_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
 
 
 def e_distance(predicted: npt.NDArray, real: npt.NDArray) -> float:
-    """The field's "E-distance", ``2 |mean(P) - mean(S)|^2``: the energy distance with squared norms.
+    """The field's "E-distance": the energy distance with squared norms.
 
     With squared Euclidean norms the variances cancel, and only the means are compared.
 
@@ -259,7 +259,7 @@ def coverage(
 
 
 def classifier_auc(predicted: npt.NDArray, real: npt.NDArray, seed: int = 0) -> float:
-    """How well a classifier tells predicted from real cells, area under the ROC curve: 0.5 not at all, 1 always.
+    """How well a classifier tells predicted from real cells: 0.5 not at all, 1 always.
 
     Logistic regression on standardised components, in five-fold cross-validation.
 
@@ -345,7 +345,7 @@ def ceiling(
     n_splits: int = N_SPLITS,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Score one random half of the real cells against the other: the mean over ``n_splits`` splits.
+    """Score one random half of the real cells against the other.
 
     No prediction can be expected to do better than real cells of the same number.
     """

@@ -107,7 +107,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
 
 
 def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | None:
-    """Leave out all that was measured in a change's context, or its perturbation there at any dose.
+    """Leave out what was measured in a change's context, or its perturbation there.
 
     ``None`` if nothing of its perturbation, or of its parts, is left.
     """

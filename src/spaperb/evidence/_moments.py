@@ -195,7 +195,7 @@ class Measuring:
         return self._pseudobulks[key]
 
     def _paired(self, stimulated: IntArray) -> dict[int, dict[int, IntArray]]:
-        """Stimulated cells of each paired context, by batch, of batches that have control cells."""
+        """Stimulated cells of each context, by batch, where there are control cells too."""
         by_context: dict[int, dict[int, IntArray]] = {}
         for group, rows in _groups(self.labels[stimulated], self.batches[stimulated]):
             if group in self.control:

@@ -22,7 +22,7 @@ from spaperb.model._transfer import Transfer
 
 
 class SpaPerbBase(BaseModelClass):
-    """A model's objective, module and state, and the cells and perturbations that it is asked for."""
+    """A model's objective, module and state, and what it is asked for."""
 
     objective: str
     module: Any
@@ -62,7 +62,7 @@ class SpaPerbBase(BaseModelClass):
         return known.target(perturbation, dose, self._setup["dose_key"], self.state.dose_ranges)
 
     def _query(self, adata: AnnData | None, with_contexts: bool = False) -> tuple[AnnData, Query]:
-        """Check the cells that the networks are to see, with their contexts if these have a say."""
+        """Check the cells to predict, and find their contexts if these have a say."""
         self._check_if_trained(warn=False)
         if adata is None and (adata := self.adata) is None:
             raise ValueError("This model was loaded without data: pass the cells, an AnnData.")

@@ -154,7 +154,9 @@ class FilesMixin(SpaPerbBase):
 
     @classmethod
     def load_exported(cls, path: str | Path) -> Self:
-        """Load a model written by :meth:`export`, without data: to predict new cells on the CPU (else see ``to_device``).
+        """Load a model written by :meth:`export`, to predict new cells.
+
+        It has no data, and is on the CPU (else see ``to_device``).
 
         Parameters
         ----------
@@ -171,8 +173,8 @@ class FilesMixin(SpaPerbBase):
         """
         if Path(path).is_dir():
             raise ValueError(
-                f"{path} is a folder, and `load_exported` reads the file that `model.export` wrote. "
-                f"A folder that `model.save` wrote is read by "
+                f"{path} is a folder, and `load_exported` reads the file that `model.export` "
+                "wrote. A folder that `model.save` wrote is read by "
                 f"`{cls.__name__}.load({str(path)!r}, adata)`."
             )
         weights, content = read_export(Path(path))
@@ -219,13 +221,15 @@ class FilesMixin(SpaPerbBase):
         """
         if Path(dir_path).is_file():
             raise ValueError(
-                f"{dir_path} is a file, and `load` reads the folder that `model.save` wrote. A file "
-                f"that `model.export` wrote is read by `{cls.__name__}.load_exported({str(dir_path)!r})`."
+                f"{dir_path} is a file, and `load` reads the folder that `model.save` wrote. A "
+                "file that `model.export` wrote is read by "
+                f"`{cls.__name__}.load_exported({str(dir_path)!r})`."
             )
         path = Path(dir_path) / f"{prefix or ''}model.pt"
         if kwargs.get("backup_url") is not None:
             raise ValueError(
-                "`backup_url` is not supported: a file that comes from there would be unpickled unseen. Download it, then load it."
+                "`backup_url` is not supported: a file that comes from there would be unpickled "
+                "unseen. Download it, then load it."
             )
         if path.is_file():
             check_pickle(path)
@@ -234,8 +238,9 @@ class FilesMixin(SpaPerbBase):
         except ValueError as error:
             if "minified" in str(error):
                 raise ValueError(
-                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose expression was taken out. Load "
-                    "with `adata=False` to predict other cells, or with a dense X: adata.X = adata.X.toarray()."
+                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose "
+                    "expression was taken out. Load with `adata=False` to predict other cells, or "
+                    "with a dense X: adata.X = adata.X.toarray()."
                 ) from error
             if "different class" not in str(error):
                 raise
@@ -334,14 +339,14 @@ def read_export(path: Path) -> Exported:
         content = json.loads(text)
         if content["format"] > FORMAT:
             raise ValueError(
-                f"it is of format {content['format']}, written by spaperb {content['version']}, and this "
-                f"version reads up to format {FORMAT}; a newer spaperb reads it"
+                f"it is of format {content['format']}, written by spaperb {content['version']}, "
+                f"and this version reads up to format {FORMAT}; a newer spaperb reads it"
             )
         content = _named(content, tensors)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} could not be read as an exported model: {error}. If it is truncated or damaged, copy or "
-            "export it again."
+            f"{path} could not be read as an exported model: {error}. If it is truncated or "
+            "damaged, copy or export it again."
         ) from error
     weights = {k.removeprefix(WEIGHTS): t for k, t in tensors.items() if k.startswith(WEIGHTS)}
     return Exported(weights, content)

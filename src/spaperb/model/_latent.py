@@ -179,6 +179,6 @@ class LatentMixin(SpaPerbBase):
         if self.objective == "in_context":
             raise ValueError(
                 f"`{method}` is of networks that encode cells, and the in-context networks encode "
-                'genes. Use `objective="published"`; how well held-out changes are predicted is in '
-                "`history`."
+                'genes. Use `objective="published"`; how well held-out changes are predicted is '
+                "in `history`."
             )

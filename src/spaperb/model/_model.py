@@ -542,15 +542,15 @@ class SpaPerbModel(
         """Measure the contexts of the training data, and learn how far predictions may be off."""
         if self.adata is None:
             raise RuntimeError(
-                "This model was saved before its training ended (a checkpoint, say), without what it "
-                "learns of the contexts then. Load it with the training AnnData, "
+                "This model was saved before its training ended (a checkpoint, say), without what "
+                "it learns of the contexts then. Load it with the training AnnData, "
                 "`SpaPerbModel.load(path, adata)`."
             )
         if digest(self.adata.obs_names) != self.state.split_of:
             raise RuntimeError(
                 "This model was saved before its training ended (a checkpoint, say), and the "
-                "AnnData has other cells, or the same in another order, than those that were split "
-                "into training and test. Load it with the training AnnData as it was."
+                "AnnData has other cells, or the same in another order, than those that were "
+                "split into training and test. Load it with the training AnnData as it was."
             )
         self.module.eval()
         evidence = measure(self.adata_manager, self._used())

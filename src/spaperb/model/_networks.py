@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 BLOCK = 128
-"""Cells that pass the networks together on a processor, whose matrix products round otherwise with other numbers of rows, and some
-processors' by the place of a row too."""
+"""Cells that pass the networks together on a processor. Its matrix products round otherwise with
+other numbers of rows, and with some processors a row's place matters too."""
 
 
 class Prediction(NamedTuple):

@@ -26,7 +26,7 @@ SMALLEST = 1e-6
 """V_delta is not drawn below it, where the normal quantile is infinite."""
 
 PredictRows = Callable[[Query, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
-"""From a query, or a block of it, and some rows to these, some at a time, and their stimulated expression, ``(n, G)``."""
+"""From a query and rows of it to these rows, some at a time, and their stimulated expression."""
 
 
 class Asked(NamedTuple):
@@ -249,7 +249,7 @@ class PredictionMixin(SpaPerbBase):
     def _latent(
         self, query: Query, rows: np.ndarray, networks: Predictor | None, predicted: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Latent vectors of predicted cells and how far they moved, NaN for cells not predicted."""
+        """Latent vectors of predicted cells and how far they moved; NaN for others."""
         if networks is not None:
             shape = (2, query.x.shape[0], self.module.n_latent)
             z_stim, z_delta = np.full(shape, np.nan, dtype=np.float32)
@@ -272,8 +272,8 @@ class PredictionMixin(SpaPerbBase):
         others = {str(other) for other in self.perturbations} - {target.name}
         if name in {other.replace("/", "_") for other in others}:
             raise ValueError(
-                f"{target.name} and another perturbation would share the layer spaperb_{name}, since a name of a layer "
-                "cannot hold a slash. Name the layer, `key_added=`."
+                f"{target.name} and another perturbation would share the layer spaperb_{name}, "
+                "since a name of a layer cannot hold a slash. Name the layer, `key_added=`."
             )
         name = name if len(self.perturbations) > 1 else "stimulated"
         dose = "" if target.dose is None else f"_{target.dose:.12g}"

@@ -21,8 +21,7 @@ from spaperb.populations import Pseudobulk
 MAX_CELLS = 10_000
 """Cells of a group that its means are taken from."""
 PSEUDOCOUNT = 1e-6
-"""Share of the target sum added to both means of a fold change, so that silent genes have one: 0.01
-counts per 10,000."""
+"""Share of the target sum added to both means of a fold change: 0.01 counts per 10,000."""
 
 
 class ResponseMixin(SpaPerbBase):
@@ -156,8 +155,8 @@ def response_table(
         if not scale.nonnegative:
             missing.append("`responding`, which takes zeros for silent genes")
         warn(
-            f"The table has no column {' and no '.join(missing)}: the training cells look {scale}. "
-            "Train on log-normalised expression to have all columns."
+            f"The table has no column {' and no '.join(missing)}: the training cells look "
+            f"{scale}. Train on log-normalised expression to have all columns."
         )
     return pd.concat(tables, ignore_index=True)
 

@@ -401,7 +401,7 @@ class Transfer:
         return CellMaker(survey, of_populations, **how)
 
     def assign(self, query: Query) -> Query:
-        """Find the context of every cell: by its label, or without one by its nearest control cells.
+        """Find the context of every cell, by its label or its nearest control cells.
 
         Labels are those of training if they are spelled alike, whatever their type.
         """
@@ -427,13 +427,15 @@ class Transfer:
         self._told.update(fresh)
         if fresh and len(new) == len(found):
             warn(
-                f"The model knows none of the cell types of these cells, so each is predicted as a new type, from its control cells: "
-                f"{format_list(new)}. Types of training: {format_list(self.evidence.names)}. If they are the same under other names, rename them."
+                "The model knows none of the cell types of these cells, so each is predicted as a "
+                f"new type, from its control cells: {format_list(new)}. Types of training: "
+                f"{format_list(self.evidence.names)}. If they are the same under other names, "
+                "rename them."
             )
         elif fresh:
             warn(
-                "These cell types are new to the model and are predicted from their own control cells: "
-                f"{format_list(fresh)}."
+                "These cell types are new to the model and are predicted from their own control "
+                f"cells: {format_list(fresh)}."
             )
 
     def _is_learned(self, target: Target) -> bool:
@@ -444,19 +446,19 @@ class Transfer:
         """Warn of a combination where none was measured to learn from how parts combine."""
         if not self._is_learned(target):
             warn(
-                f"{target.name} was never measured, and neither was any other combination: the changes "
-                "of its parts are added up, so trust it, and its intervals, less than those of measured "
-                "perturbations."
+                f"{target.name} was never measured, and neither was any other combination: the "
+                "changes of its parts are added up, so trust it, and its intervals, less than "
+                "those of measured perturbations."
             )
 
     def _warn_of(self, changes: dict[int, CellChange], names: Sequence[Any]) -> None:
-        """Warn of contexts that are unlike anything in training, or unlike the training cells of their name."""
+        """Warn of contexts unlike training, or unlike the training cells of their name."""
         if any(change.is_control for change in changes.values()) and (
             without := [names[code] for code, c in changes.items() if not c.is_control]
         ):
             warn(
-                "These cell types have no control cells here, so the change is added to what their cells are, as if they were control cells: "
-                f"{format_list(without)}."
+                "These cell types have no control cells here, so the change is added to what "
+                f"their cells are, as if they were control cells: {format_list(without)}."
             )
         far = [
             f"{names[code]} ({change.distance:.2f})"
@@ -465,8 +467,10 @@ class Transfer:
         ]
         if far:
             warn(
-                "The control cells of these cell types are farther from training contexts in which the perturbation was measured than any of "
-                f"those is from the others, so do not trust their prediction (distance, at most 1 in training): {format_list(far)}."
+                "The control cells of these cell types are farther from training contexts in "
+                "which the perturbation was measured than any of those is from the others, so do "
+                "not trust their prediction (distance, at most 1 in training): "
+                f"{format_list(far)}."
             )
         unlike = [
             f"{names[code]} ({change.alike:.0%})"
@@ -475,14 +479,16 @@ class Transfer:
         ]
         if unlike:
             warn(
-                "The control cells of these cell types are unlike the training cells of the same name, by more than sampling noise, so what was "
-                "measured there counts only in part (how far they are alike; 0 % is as far as the nearest other training context): "
-                f"{format_list(unlike)}. Are they of another study, or normalised otherwise?"
+                "The control cells of these cell types are unlike the training cells of the same "
+                "name, by more than sampling noise, so what was measured there counts only in "
+                "part (how far they are alike; 0 % is as far as the nearest other training "
+                f"context): {format_list(unlike)}. Are they of another study, or normalised "
+                "otherwise?"
             )
 
 
 def populations_of(query: Query, rows: IntArray) -> IntArray:
-    """Number of each cell's population: twice its context, plus one if it is known to be stimulated.
+    """Population of each cell: twice its context, plus one if it is known to be stimulated.
 
     It is -1 for cells that are neither predicted nor the control cells of a context that is.
 

@@ -1,4 +1,4 @@
-"""Settings chosen by how well they predict training contexts that were left out, with scvi-tools' autotune on Ray.
+"""Settings chosen on left-out training contexts, with scvi-tools' autotune on Ray.
 
 The loss of validation pairs says how well cells of known contexts are predicted; what counts is a
 context whose response was never measured. So each training context's response is hidden in turn
@@ -73,8 +73,8 @@ class TunableSpaPerbModel(SpaPerbModel):
         """
         if len(self.perturbations) > 1:
             raise ValueError(
-                f"Settings are scored with one perturbation, and the model has {len(self.perturbations)}. Set "
-                "up the AnnData with one of them, `stimulated=`."
+                "Settings are scored with one perturbation, and the model has "
+                f"{len(self.perturbations)}. Set up the AnnData with one of them, `stimulated=`."
             )
         score = self._score({"max_epochs": max_epochs, **kwargs})
         super().train(

@@ -14,7 +14,7 @@ BATCH_NORM_MOMENTUM = 0.1
 """PyTorch's default. scvi-tools' 0.01 needs hundreds of minibatches before the running statistics
 describe the data, and a few thousand cells give only some ten minibatches an epoch."""
 MAX_LOG_VAR = 40.0
-"""Beyond it, and below its negative, the posterior's deviation would be infinite or 0 in single precision: for cells unlike any in training."""
+"""Beyond it the posterior's deviation would be infinite or 0, for cells unlike training."""
 LEAST_DOSE = 1e-30
 """Has the effect of none, and a logarithm."""
 
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
 
 
 class PerturbationEmbedding(nn.Module):
-    """What a perturbation is to the delta encoder: the sum of its parts' vectors, e = sum_p s_p(d) e_p.
+    """The vector e of a perturbation: the sum of its parts' vectors, ``sum_p s_p(d) e_p``.
 
     s_p is 1 without doses; with them it is the Hill function of the dose d, which rises from 0 at
     no dose to 1, with the half-effective dose k_p and the steepness h_p learned::
@@ -138,7 +138,7 @@ class PerturbationEmbedding(nn.Module):
             self.log_steepness = nn.Parameter(torch.zeros(n_perturbations))
 
     def forward(self, composition: torch.Tensor, dose: torch.Tensor | None) -> torch.Tensor:
-        """Map compositions ``(n, P)``, how often each perturbation is a part, and doses ``(n, 1)``, to ``(n, L)``."""
+        """Map compositions ``(n, P)``, and doses ``(n, 1)``, to vectors ``(n, L)``."""
         if self.dosed and dose is not None:
             # Control cells may have no dose; they have no parts either.
             log_dose = dose.nan_to_num(0.0).clamp(min=LEAST_DOSE).log()
@@ -148,7 +148,7 @@ class PerturbationEmbedding(nn.Module):
 
 
 class DeltaEncoder(nn.Module):
-    """E_delta: the random vector V_delta, and a perturbation's embedding e, to the latent shift Z_delta.
+    """E_delta: from the random vector V_delta, and a perturbation's vector e, to Z_delta.
 
     Parameters
     ----------

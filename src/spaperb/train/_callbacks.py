@@ -16,9 +16,10 @@ from spaperb._messages import warn
 
 
 class StopOnNonFinite(lightning.Callback):
-    """End training with an error when the loss or a weight is NaN or infinite, and go back to the last good epoch's weights.
+    """End training with an error when the loss or a weight is NaN or infinite.
 
-    Looks once an epoch, so that a GPU need not wait at each minibatch.
+    The model gets the weights of the last good epoch again. Looks once an epoch, so that a GPU
+    need not wait at each minibatch.
 
     Attributes
     ----------
@@ -88,10 +89,11 @@ class StopOnNonFinite(lightning.Callback):
         x = trainer.datamodule.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
         rate = pl_module.lr
         raise FloatingPointError(
-            f"The loss or the weights became NaN or infinite in epoch {trainer.current_epoch + 1}, at {where}. The "
-            f"model has the weights of epoch {trainer.current_epoch} again. Likely causes: a learning rate that is "
-            f"too high (it is {rate:g}; `plan_kwargs={{'lr': ...}}`), expression that is not log-normalised (its "
-            f"largest value is {x.max():g}), or low precision (it is {trainer.precision})."
+            "The loss or the weights became NaN or infinite in epoch "
+            f"{trainer.current_epoch + 1}, at {where}. The model has the weights of epoch "
+            f"{trainer.current_epoch} again. Likely causes: a learning rate that is too high (it "
+            f"is {rate:g}; `plan_kwargs={{'lr': ...}}`), expression that is not log-normalised "
+            f"(its largest value is {x.max():g}), or low precision (it is {trainer.precision})."
         )
 
     def teardown(
@@ -106,11 +108,12 @@ class StopOnNonFinite(lightning.Callback):
 
 
 class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrupt"]):
-    """End training after the current minibatch at Ctrl-C, as if that had been its last; a second Ctrl-C ends all at once.
+    """End training after the current minibatch at Ctrl-C, as if that had been its last.
 
-    Lightning alone would leave the interpreter, and the model untrained. Training runs within it
-    as a context, which gives Ctrl-C back however training ends: after an error Lightning calls no
-    ``teardown``, and puts back the handler that it found, which is this one.
+    A second Ctrl-C ends all at once. Lightning alone would leave the interpreter, and the model
+    untrained. Training runs within it as a context, which gives Ctrl-C back however training ends:
+    after an error Lightning calls no ``teardown``, and puts back the handler that it found, which
+    is this one.
 
     Only Python's own Ctrl-C is taken over. Where it is ignored (a shell starts background jobs so)
     or belongs to another library, it stays so.
@@ -136,8 +139,9 @@ class StopOnInterrupt(lightning.Callback, AbstractContextManager["StopOnInterrup
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 trainer.should_stop = True
                 warn(
-                    f"Training is interrupted in epoch {trainer.current_epoch + 1} of {trainer.max_epochs}; the model "
-                    "is that of this moment. Press Ctrl-C again to end all at once."
+                    f"Training is interrupted in epoch {trainer.current_epoch + 1} of "
+                    f"{trainer.max_epochs}; the model is that of this moment. Press Ctrl-C again "
+                    "to end all at once."
                 )
 
             signal.signal(signal.SIGINT, stop)

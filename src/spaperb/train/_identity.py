@@ -20,8 +20,8 @@ def check_unchanged(before: dict[str, str], now: dict[str, str]) -> None:
     """Check that the data of a model, given by digests, are those that were set up."""
     if changed := [name for name in before if now[name] != before[name]]:
         raise ValueError(
-            f"{format_list(changed)} changed since the AnnData was set up for this model. Set it up "
-            "anew and make a new model, or undo the change."
+            f"{format_list(changed)} changed since the AnnData was set up for this model. Set it "
+            "up anew and make a new model, or undo the change."
         )
 
 

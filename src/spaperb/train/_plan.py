@@ -72,8 +72,8 @@ class SpaPerbTrainingPlan(TrainingPlan):
         # scvi-tools hands unknown arguments to the loss, which fails much later and less clearly.
         if unknown := set(kwargs) - set(signature(TrainingPlan.__init__).parameters):
             raise TypeError(
-                f"Unknown argument(s) in `plan_kwargs`: {', '.join(sorted(unknown))}. "
-                "See spaperb.train.SpaPerbTrainingPlan and scvi.train.TrainingPlan for those known."
+                f"Unknown argument(s) in `plan_kwargs`: {', '.join(sorted(unknown))}. See "
+                "spaperb.train.SpaPerbTrainingPlan and scvi.train.TrainingPlan for those known."
             )
         super().__init__(
             module,
@@ -88,7 +88,7 @@ class SpaPerbTrainingPlan(TrainingPlan):
         self._resumed: dict[str, Any] | None = None
 
     def get_optimizer_creator(self) -> TorchOptimizerCreator:
-        """Create optimisers that update all parameters in one pass, a tenth faster than one parameter at a time."""
+        """Create optimisers that update all parameters in one pass, which is a tenth faster."""
         if self.optimizer_name not in ("Adam", "AdamW"):
             return super().get_optimizer_creator()
         optimizer = getattr(torch.optim, self.optimizer_name)
@@ -163,18 +163,20 @@ class SpaPerbTrainingPlan(TrainingPlan):
         """
         if "spaperb" not in checkpoint or "optimizer_states" not in checkpoint:
             raise ValueError(
-                "The checkpoint holds no state of SpaPerb's training. Go on from a file that `checkpoint=` wrote."
+                "The checkpoint holds no state of SpaPerb's training. Go on from a file that "
+                "`checkpoint=` wrote."
             )
         self._resumed = checkpoint["spaperb"]
         found = self._resumed["identity"]
         if others := [name for name, own in self._identity.items() if found.get(name) != own]:
             raise ValueError(
-                f"The checkpoint was saved by training with other {', '.join(others)}. Go on with a new model of the same AnnData "
-                "and settings."
+                f"The checkpoint was saved by training with other {', '.join(others)}. Go on with "
+                "a new model of the same AnnData and settings."
             )
         if (epoch := checkpoint["epoch"] + 1) > self.trainer.max_epochs:
             raise ValueError(
-                f"The checkpoint is of epoch {epoch}, and `max_epochs` is {self.trainer.max_epochs}."
+                f"The checkpoint is of epoch {epoch}, and `max_epochs` is "
+                f"{self.trainer.max_epochs}."
             )
 
     def on_train_start(self) -> None:
@@ -234,9 +236,9 @@ class InContextTrainingPlan(SpaPerbTrainingPlan):
         if planned and planned[0] != self._n_steps:
             epochs = self.trainer.max_epochs * planned[0] / self._n_steps
             raise ValueError(
-                f"The checkpoint is of training that was planned with `max_epochs={epochs:g}`, and "
-                f"it is {self.trainer.max_epochs} now. The learning rate rises and falls over all "
-                "epochs: go on with the same number."
+                f"The checkpoint is of training that was planned with `max_epochs={epochs:g}`, "
+                f"and it is {self.trainer.max_epochs} now. The learning rate rises and falls over "
+                "all epochs: go on with the same number."
             )
 
     @property

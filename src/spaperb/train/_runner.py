@@ -47,7 +47,9 @@ class SpaPerbTrainRunner(TrainRunner):
 
 
 class SaveTraining(Checkpoint):
-    """Save the state of training after each epoch, whole or not at all; a checkpoint callback runs after early stopping.
+    """Save the state of training after each epoch, by an atomic write.
+
+    A checkpoint callback runs after early stopping.
 
     Parameters
     ----------
