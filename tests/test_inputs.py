@@ -957,7 +957,8 @@ REFUSALS: dict[str, tuple[str, Callable[[Handed], bool]]] = {
     ),
     "an absent condition": (
         r"No cell has .* \(`(control|stimulated)`\)",
-        lambda h: not set(h.case.columns["conditions"]) <= set(h.train.obs[CONDITION].astype(object)),
+        lambda h: not set(h.case.columns["conditions"])
+        <= set(h.train.obs[CONDITION].astype(object)),
     ),
     "one condition": (
         "All .* cells have the condition",

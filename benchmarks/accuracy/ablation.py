@@ -10,6 +10,7 @@ the table of README.md. `--folds DIR` keeps finished folds.
 
 import argparse
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,11 +21,11 @@ from reading import log_normalised
 from weights import without
 
 from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark, summary
-from spaperb.evidence import relate
+from spaperb.evidence import Settings, relate
 from spaperb.evidence._relations import Relation
 
-TWINS = "spaperb.evidence._episodes.TWINS"
-ALL_KEPT = "spaperb.evidence._episodes.ALL_KEPT"
+SETTINGS = "spaperb.data._episodes.Settings"
+"""What gives the settings of a model's evidence."""
 GIVEN = ("spaperb.evidence._relations.relate", "spaperb.model._transfer.relate")
 """All relations that networks are given come from here, in training and in prediction."""
 METRICS = {"pearson_delta": (1, 3), "mse_mean": (1e3, 1)}
@@ -90,8 +91,10 @@ def variants() -> dict[str, Method]:
         "from scratch, not trained": SpaPerb(still, pretrained=False),
         "from scratch, no latent loss": SpaPerb(pretrained=False, latent_weight=0.0),
         "from scratch, one network": SpaPerb(pretrained=False, n_networks=1),
-        "from scratch, no twins": Changed(scratch, 0.0, TWINS),
-        "from scratch, all evidence kept": Changed(scratch, 1.0, ALL_KEPT),
+        "from scratch, no twins": Changed(scratch, partial(Settings, twins=0.0), SETTINGS),
+        "from scratch, all evidence kept": Changed(
+            scratch, partial(Settings, all_kept=1.0), SETTINGS
+        ),
         "from scratch, no prior": Changed(scratch, without_prior, *GIVEN),
         "from scratch, no relations": Changed(scratch, without_relations, *GIVEN),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from weights import FOLDER, without
 
-from spaperb.evidence import Evidence, ContextQuery, describe
+from spaperb.evidence import ContextQuery, Evidence, describe
 from spaperb.module import InContextModule
 from spaperb.nn import read_weights
 
@@ -39,7 +39,9 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
         parts = here[np.isin(changes.perturbation[here], asked.parts)].tolist()
         if len(parts) < len(asked.parts):
             continue
-        of_parts = [describe(evidence, ContextQuery.of_change(evidence, part), kept) for part in parts]
+        of_parts = [
+            describe(evidence, ContextQuery.of_change(evidence, part), kept) for part in parts
+        ]
         predicted = {
             "the networks": module.predict(describe(evidence, asked, kept)).mean,
             "sum of predicted changes": sum(module.predict(of).mean for of in of_parts),

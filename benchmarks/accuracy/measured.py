@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from weights import FOLDER, without
 
-from spaperb.evidence import Evidence, ContextQuery, describe, shrunk
+from spaperb.evidence import ContextQuery, Evidence, describe, shrunk
 from spaperb.module import InContextModule
 from spaperb.nn import read_weights
 

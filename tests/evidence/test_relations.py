@@ -11,13 +11,12 @@ from spaperb.evidence import (
     STATE_FEATURES,
     ContextQuery,
     Evidence,
+    Settings,
     describe,
     relate,
     shrunk,
 )
 from spaperb.evidence._relations import (
-    LEAST_SHARE,
-    MAX_PIECES,
     NO_TARGET,
     foremost,
     log_dose_weights,
@@ -25,6 +24,7 @@ from spaperb.evidence._relations import (
 from spaperb.populations import Pseudobulk
 
 NAMES = [f"type_{i}" for i in range(5)]
+SETTINGS = Settings()
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +154,12 @@ def test_the_own_context_has_the_say_as_far_as_it_is_alike_and_was_measured(evid
     query = ContextQuery.of_population(evidence, 0, 0)._replace(alike=alike)
     new = query._replace(context=None)
     share = np.exp(relate(evidence, new, kept).log_prior)
-    share = share * (1 + 5 * LEAST_SHARE) - LEAST_SHARE  # before the least share was added
+    least = SETTINGS.least_share
+    share = share * (1 + 5 * least) - least  # before the least share was added
     own = alike * 30 / (30 + 30)
     expected = (1 - own) * share
     expected[0] = share[0] + (1 - share[0]) * own
-    expected += LEAST_SHARE
+    expected += SETTINGS.least_share
     relation = relate(evidence, query, kept)
     np.testing.assert_allclose(np.exp(relation.log_prior), expected / expected.sum(), rtol=1e-6)
     same = column(relation.relations, RELATIONS, "same context")
@@ -202,15 +203,15 @@ def test_a_part_that_comes_twice_has_twice_the_weight():
     assert set(relation.factor) == {3}
 
 
-def test_the_pieces_with_the_greatest_weights_are_kept(monkeypatch):
-    n = MAX_PIECES + 8
+def test_the_pieces_with_the_greatest_weights_are_kept():
+    n = SETTINGS.max_pieces + 8
     evidence = many(n, n_types=1, n_cells=4 * n)
     query = ContextQuery.of_population(evidence, 0, 3)
     best = relate(evidence, query, evidence.whole)
-    monkeypatch.setattr("spaperb.evidence._relations.MAX_PIECES", 2 * n)
-    relation = relate(evidence, query, evidence.whole)
+    roomy = replace(evidence, settings=replace(SETTINGS, max_pieces=2 * n))
+    relation = relate(roomy, query, evidence.whole)
     assert len(relation.kept) == n
-    assert len(best.kept) == MAX_PIECES
+    assert len(best.kept) == SETTINGS.max_pieces
     assert np.exp(best.log_prior).sum() == pytest.approx(1)
     assert best.by_target.sum() == pytest.approx(1)
     assert 3 in evidence.changes.perturbation[best.kept]
@@ -227,9 +228,9 @@ def test_of_each_part_as_many_pieces_are_kept():
     log_prior = np.random.default_rng(0).normal(size=130) - np.log(
         np.repeat([100, 10, 1], [100, 10, 20])
     )
-    some = foremost(log_prior, target)
+    some = foremost(log_prior, target, 32)
     assert np.array_equal(some, np.sort(some))
-    assert [(target[some] == t).sum() for t in (0, 1, NO_TARGET)] == [MAX_PIECES - 10, 10, 0]
+    assert [(target[some] == t).sum() for t in (0, 1, NO_TARGET)] == [22, 10, 0]
     of_first = some[target[some] == 0]
     left = np.setdiff1d(np.arange(100), of_first)
     assert log_prior[left].max() < log_prior[of_first].min()
@@ -290,13 +291,13 @@ def test_the_mean_of_other_perturbations_in_the_context():
     [(1.0, [1, 0]), (10.0, [0, 1]), (10**0.25, [0.75, 0.25]), (0.1, [1, 0]), (99.0, [0, 1])],
 )
 def test_weights_of_doses_go_by_their_logarithms(dose, expected):
-    weights = np.exp(log_dose_weights(np.zeros(2, dtype=int), np.array([1.0, 10.0]), dose))
-    np.testing.assert_allclose(weights, np.maximum(expected, LEAST_SHARE))
+    weights = np.exp(log_dose_weights(np.zeros(2, dtype=int), np.array([1.0, 10.0]), dose, 1e-3))
+    np.testing.assert_allclose(weights, np.maximum(expected, SETTINGS.least_share))
 
 
 def test_without_doses_their_weights_are_all_the_same():
     doses = np.full(2, np.nan)
-    np.testing.assert_array_equal(log_dose_weights(np.zeros(2, dtype=int), doses, np.nan), 0)
+    np.testing.assert_array_equal(log_dose_weights(np.zeros(2, dtype=int), doses, np.nan, 1e-3), 0)
 
 
 def test_order_of_evidence_and_choice_of_genes_change_nothing(evidence):
@@ -396,20 +397,20 @@ class TestShrunk:
 
     def test_within_the_noise_it_is_what_the_networks_say(self):
         towards = np.array([2.9, 0.0, 0.0, 0.0])
-        np.testing.assert_allclose(shrunk(self.measured, np.full(4, 0.2), towards), towards)
+        np.testing.assert_allclose(shrunk(self.measured, np.full(4, 0.2), towards, 1.5), towards)
 
     def test_one_sure_gene_is_kept_and_the_noise_of_others_is_shrunk(self):
         error = np.array([0.1, 0.2, 0.2, 0.2])
-        got = shrunk(self.measured, error, np.zeros(4))
+        got = shrunk(self.measured, error, np.zeros(4), 1.5)
         assert abs(got[0] - 3.0) <= 0.15 + 1e-12
         assert np.abs(got[1:]).max() < 0.1
 
     def test_factor_of_james_and_stein(self):
         error, towards = np.full(4, 0.1), self.measured + 0.15
         expected = self.measured + 0.1**2 / 0.15**2 * 0.15
-        np.testing.assert_allclose(shrunk(self.measured, error, towards), expected)
+        np.testing.assert_allclose(shrunk(self.measured, error, towards, 1.5), expected)
 
     def test_without_error_the_measurement_stays(self):
-        got = shrunk(self.measured, np.zeros(4), np.zeros(4))
+        got = shrunk(self.measured, np.zeros(4), np.zeros(4), 1.5)
         np.testing.assert_array_equal(got, self.measured)
-        np.testing.assert_array_equal(shrunk(self.measured, np.zeros(4), self.measured), got)
+        np.testing.assert_array_equal(shrunk(self.measured, np.zeros(4), self.measured, 1.5), got)

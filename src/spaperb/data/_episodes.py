@@ -22,6 +22,7 @@ from spaperb.evidence import (
     Episode,
     Evidence,
     Plan,
+    Settings,
     draw,
     draw_genes,
     make_episode,
@@ -70,6 +71,7 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
         counts,
         known.parts,
         unit=1 / math.log(log_base(manager.adata) or math.e),
+        settings=Settings(),
     )
 
 

@@ -24,6 +24,7 @@ from spaperb.evidence._relations import (
     relate,
     shrunk,
 )
+from spaperb.evidence._settings import Settings
 
 __all__ = [
     "EVIDENCE_FEATURES",
@@ -38,6 +39,7 @@ __all__ = [
     "Plan",
     "Populations",
     "Relation",
+    "Settings",
     "describe",
     "describe_related",
     "dose_shares",

@@ -10,19 +10,12 @@ import numpy.typing as npt
 from spaperb._types import FloatArray, IntArray
 from spaperb.evidence._measured import WHOLE, Evidence
 from spaperb.evidence._relations import (
-    HALF_WEIGHT,
     ContextQuery,
     Description,
     describe,
     state_after,
 )
 
-TWINS = 0.3
-"""Share of the episodes with a near twin in the evidence: the other half of the context."""
-MEASURED = 0.25
-"""Share of those whose query is told to be that context: a measurement to be improved."""
-ALL_KEPT = 0.5
-"""Share of the episodes that keep all the evidence they may; others keep some contexts'."""
 MIN_UNITS = 3
 """Fewer contexts (or changes) are all learned from, and none is held out."""
 MAX_QUERY_CELLS = 200
@@ -101,7 +94,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
         state_after(description, mean, detection, error, evidence.unit),
         changes.shift[target][genes],
         changes.error[target][genes],
-        float(changes.n[target] / (changes.n[target] + HALF_WEIGHT)),
+        float(changes.n[target] / (changes.n[target] + evidence.settings.half_weight)),
         (query.detection[genes] > 0) | (detection > 0),
     )
 
@@ -124,7 +117,7 @@ def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | Non
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
     """Draw what is left out and what is kept."""
-    plans = [_twin, _left_out] if rng.random() < TWINS else [_left_out, _twin]
+    plans = [_twin, _left_out] if rng.random() < evidence.settings.twins else [_left_out, _twin]
     for make in plans:
         plan = make(evidence, rng)
         if plan is not None:
@@ -169,7 +162,7 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     target = int(rng.choice(candidates))
     twins = twins_of(target)
     others = evidence.whole[context[evidence.whole] != context[target]]
-    is_measured = rng.random() < MEASURED
+    is_measured = rng.random() < evidence.settings.measured
     asked = int(changes.population[twins[0] if is_measured else target])
     query = ContextQuery.of_change(evidence, target, asked, is_known=is_measured)
     kept = np.concatenate([_some(evidence, others, rng), twins])
@@ -178,7 +171,7 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
 
 def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntArray:
     """All of the changes, or those of a random number of contexts."""
-    if not len(kept) or rng.random() < ALL_KEPT:
+    if not len(kept) or rng.random() < evidence.settings.all_kept:
         return kept
     populations = evidence.changes.population[kept]
     names = np.unique(populations)

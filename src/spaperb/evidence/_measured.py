@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +13,11 @@ from sklearn.decomposition import PCA
 
 from spaperb._types import CONTROL, NEITHER, STIMULATED, Expression, FloatArray, IntArray
 from spaperb.evidence._moments import Measured, Measuring, Noise
+from spaperb.evidence._settings import DEFAULT, Settings
 from spaperb.populations import Pseudobulk, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0
 """The half of a population that is no half."""
-N_COMPONENTS = 30
-N_NEIGHBORS = 50
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 MAX_REFERENCE, MIN_CELLS = 20_000, 50
@@ -27,12 +26,6 @@ EXACT_VALUES = 1_000_000
 """Values of control cells, dense, up to which components are exact: within a second."""
 SAME = 1e-12
 """Cells whose variance is less, in squares of the mean, are the same."""
-LEAST_APART = 0.1
-"""Contexts are never taken for nearer, in squared distances over those of a context's genes from
-their mean: the types of Kang et al. are 0.13 to 0.4 from the nearest other one."""
-N_DEVIATIONS = 2.0
-"""Standard deviations of sampling noise that cells may be off. Donors of one type in Kang et al.
-then have a likeness of 0.83 to 1."""
 LEAST_MEAN = 0.05
 """Added to means before their logarithm: genes that are hardly seen are then alike."""
 LEAST_SQUARE = 1e-8
@@ -147,6 +140,8 @@ class Evidence:
     unit
         What a natural logarithm of 1 is in this data set's expression: less than 1 where its
         logarithms are to base 10. The networks see natural logarithms, whatever the base.
+    settings
+        Constants that the networks learned with.
     """
 
     names: list[Any]
@@ -158,6 +153,7 @@ class Evidence:
     ratio: FloatArray
     has_mean: bool
     unit: float = 1.0
+    settings: Settings = DEFAULT
 
     @classmethod
     def of(
@@ -172,6 +168,7 @@ class Evidence:
         parts: list[tuple[int, ...]] | None = None,
         seed: int = 0,
         unit: float = 1.0,
+        settings: Settings = DEFAULT,
     ) -> Evidence:
         """Measure the changes of training cells, in whole contexts and in random halves of them.
 
@@ -199,6 +196,8 @@ class Evidence:
             Seed of the halves.
         unit
             What a natural logarithm of 1 is in this expression.
+        settings
+            Constants.
         """
         wholes = Measuring(x, arms, labels, batches, doses, counts)
         half = _halves(arms, labels, batches, seed)
@@ -215,7 +214,8 @@ class Evidence:
         n_cells = int(np.clip(MAX_REFERENCE // max(len(codes), 1), MIN_CELLS, MAX_CELLS))
         rng = np.random.default_rng(0)
         rows = [np.sort(rng.permutation(wholes.rows(c))[:n_cells]) for c in codes]
-        pca = _components(sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64))
+        reference = sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64)
+        pca = _components(reference, settings.n_components)
         rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
         pseudobulks = [wholes.pseudobulk(wholes.rows(c)) for c in codes]
         noise = Noise.of(pseudobulks, unit)
@@ -248,6 +248,7 @@ class Evidence:
             noise.ratio,
             noise.has_mean,
             unit,
+            settings,
         )
 
     @property
@@ -296,7 +297,7 @@ class Evidence:
         among = np.arange(len(self.names))
         reference = [self.populations.cells[p] for p in among]
         sizes = [len(c) for c in reference]
-        n_neighbors = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
+        n_neighbors = max(1, min(self.settings.n_neighbors, int(np.median(sizes))))
         owner = np.repeat(among, sizes)
         shares = neighbour_shares(cells, np.concatenate(reference), owner, len(among), n_neighbors)
         return shares.argmax(axis=1)
@@ -314,7 +315,7 @@ class Evidence:
         sizes = np.array([len(self.populations.cells[p]) for p in among])
         reference = np.concatenate([self.populations.cells[p] for p in among])
         # No more neighbours than a usual context has cells, or small contexts drown in large ones.
-        n = max(1, min(N_NEIGHBORS, int(np.median(sizes))))
+        n = max(1, min(self.settings.n_neighbors, int(np.median(sizes))))
         if n >= len(reference):
             return sizes / sizes.sum()
         owner = np.repeat(np.arange(len(among)), sizes)
@@ -344,9 +345,11 @@ class Evidence:
         centred = own.mean - own.mean.mean()
         others = [self.populations.pseudobulk(i) for i in range(len(self.names)) if i != k]
         nearest = min((_square(other, own)[0] for other in others), default=0.0)
-        reference = max(nearest, LEAST_APART * (centred**2).sum(), TINY)
+        reference = max(nearest, self.settings.least_apart * (centred**2).sum(), TINY)
         square, deviation = _square(pseudobulk, own)
-        return float(np.clip(1 - (square - N_DEVIATIONS * deviation) / reference, 0, 1))
+        return float(
+            np.clip(1 - (square - self.settings.n_deviations * deviation) / reference, 0, 1)
+        )
 
     def distance(
         self,
@@ -397,6 +400,7 @@ class Evidence:
         """Arrays, lists, numbers and text that :meth:`from_plain` takes."""
         return {
             **vars(self),
+            "settings": asdict(self.settings),
             "parts": [list(parts) for parts in self.parts],
             "populations": self.populations._asdict(),
             "changes": self.changes._asdict(),
@@ -408,6 +412,7 @@ class Evidence:
         return cls(
             **{
                 **plain,
+                "settings": Settings(**plain["settings"]),
                 "parts": [tuple(parts) for parts in plain["parts"]],
                 "populations": Populations(**plain["populations"]),
                 "changes": Changes(**plain["changes"]),
@@ -431,14 +436,14 @@ def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: in
     return half
 
 
-def _components(cells: sparse.csr_matrix) -> PCA:
+def _components(cells: sparse.csr_matrix, n_components: int) -> PCA:
     """Principal components of control cells, ``(n, G)``.
 
     Sparse and double, whatever the expression is: in single precision its layout chooses other
     nearest cells.
     """
     # No more components than the data have, so that tiny data have at least one.
-    n_components = max(1, min(N_COMPONENTS, min(cells.shape) - 1))
+    n_components = max(1, min(n_components, min(cells.shape) - 1))
     # ARPACK finds no component of cells that are all the same but for rounding, and makes up those
     # that cells of a lower rank lack anew each time, so that chance says which cells are nearest.
     is_same = variance(cells).max() <= SAME * (mean_expression(cells) ** 2).max()

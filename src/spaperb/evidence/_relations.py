@@ -42,21 +42,6 @@ EVIDENCE_FEATURES = (
     "log level less the query's",
     "detection less the query's",
 )
-HALF_WEIGHT = 30
-"""Cells in the smaller condition that give a measured shift half of the greatest weight."""
-TEMPERATURE = 0.03
-"""Of the softmax over correlations, as in the baseline ``similarity_shift``."""
-LEAST_SCALE = 0.05
-LEAST_SHARE = 1e-3
-"""Added to prior weights, so that contexts without near cells are not beyond attention."""
-OTHER_PERTURBATION = -4.0
-"""Log prior of all other perturbations, next to the query's own or its parts."""
-LEAST_ERROR = 0.03
-"""Added to standard errors where they weigh: cells that agree by chance are not certain."""
-MAX_PIECES = 32
-"""Pieces of evidence that a query is described by, those with the greatest prior weights."""
-N_ERRORS = 1.5
-"""Standard errors that a measured change is shrunk by at most."""
 TINY = 1e-300
 NO_TARGET = -1
 """In place of the number of a perturbation that is not asked for."""
@@ -248,7 +233,7 @@ def describe_related(
     errors = factor[:, None] * changes.error[kept][:, genes]
     stimulated = changes.mean[kept][:, genes]
     unit = evidence.unit
-    scale = np.abs(shifts).max(axis=0) + LEAST_SCALE * unit
+    scale = np.abs(shifts).max(axis=0) + evidence.settings.least_scale * unit
     before = stimulated - changes.shift[kept][:, genes]
     level, detection = (
         log_level(populations.mean[of][:, genes], unit),
@@ -269,7 +254,7 @@ def describe_related(
         axis=-1,
     )
     mean = by_target @ shifts
-    precise = by_target[:, None] / (errors + LEAST_ERROR * unit) ** 2
+    precise = by_target[:, None] / (errors + evidence.settings.least_error * unit) ** 2
     summaries = [
         np.exp(log_prior) @ shifts / scale,
         mean / scale,
@@ -297,7 +282,7 @@ def state_after(
 
 
 def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
-    """Relate pieces of evidence to a query, MAX_PIECES of them at most.
+    """Relate pieces of evidence to a query, a limited number of them.
 
     The prior weight of a piece is half the share of its context's cells among the query's nearest,
     half the softmax of correlations. The query's own context takes the rest of the weight, times
@@ -305,16 +290,16 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     Between two doses weights go by their logarithms, and the parts of a combination have equal
     weights.
     """
-    changes = evidence.changes
+    changes, settings = evidence.changes, evidence.settings
     of, inverse = np.unique(changes.population[kept], return_inverse=True)
     near, correlation = evidence.neighbours(query.cells, of), query.correlation[of]
-    alike = softmax(correlation / TEMPERATURE)
+    alike = softmax(correlation / settings.temperature)
     perturbation, doses = changes.perturbation[kept], changes.dose[kept]
     is_same = perturbation == (-1 if query.perturbation is None else query.perturbation)
     is_part = np.isin(perturbation, query.parts) & ~is_same
     is_target = is_same | is_part
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
-    reliability = changes.n[kept] / (changes.n[kept] + HALF_WEIGHT)
+    reliability = changes.n[kept] / (changes.n[kept] + settings.half_weight)
     has_dose = (doses > 0) & (query.dose > 0)
     log_ratio = np.log(np.divide(query.dose, doses, out=np.ones_like(doses), where=has_dose))
     relations = np.column_stack(
@@ -332,16 +317,23 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     own = query.alike * is_here * reliability
     taken = max(own[is_target], default=0.0)
     share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
-    by_target = log_dose_weights(perturbation, doses, query.dose)
-    log_prior = np.log(share + LEAST_SHARE) + by_target
+    by_target = log_dose_weights(perturbation, doses, query.dose, settings.least_share)
+    log_prior = np.log(share + settings.least_share) + by_target
     here = others_here(evidence, query, kept)
 
-    some = foremost(log_prior, np.where(is_target, perturbation, NO_TARGET))
+    some = foremost(log_prior, np.where(is_target, perturbation, NO_TARGET), settings.max_pieces)
     kept, relations = kept[some], relations[some]
     perturbation, doses = perturbation[some], doses[some]
     is_target, is_part = is_target[some], is_part[some]
     log_prior, by_target = (
-        balanced(weights[some], perturbation, is_target, is_part, query.parts)
+        balanced(
+            weights[some],
+            perturbation,
+            is_target,
+            is_part,
+            query.parts,
+            settings.other_perturbation,
+        )
         for weights in (log_prior, by_target)
     )
     factor = np.where(is_part, float(len(query.parts)), 1.0)
@@ -358,6 +350,7 @@ def balanced(
     is_target: npt.NDArray[np.bool_],
     is_part: npt.NDArray[np.bool_],
     parts: tuple[int, ...],
+    log_others: float,
 ) -> FloatArray:
     """Logarithms of weights, balanced between perturbations, ``(M,)``.
 
@@ -367,7 +360,7 @@ def balanced(
     weights = log_weights.copy()
     if is_target.any() and not is_target.all():
         of_target, of_others = logsumexp(weights[is_target]), logsumexp(weights[~is_target])
-        weights[~is_target] += of_target + OTHER_PERTURBATION - of_others
+        weights[~is_target] += of_target + log_others - of_others
     pieces = {int(p): is_part & (perturbation == p) for p in np.unique(perturbation[is_part])}
     totals = {p: logsumexp(weights[of]) for p, of in pieces.items()}
     for p, of in pieces.items():
@@ -375,19 +368,21 @@ def balanced(
     return weights
 
 
-def foremost(log_prior: FloatArray, target: IntArray) -> IntArray:
-    """Positions of the MAX_PIECES pieces with the greatest weights, in their order.
+def foremost(log_prior: FloatArray, target: IntArray, n: int) -> IntArray:
+    """Positions of the n pieces with the greatest weights, in their order.
 
     As many of each part of a combination, whichever was measured more often; others where place is
     left.
     """
-    if len(target) <= MAX_PIECES:
+    if len(target) <= n:
         return np.arange(len(target))
     rank = pd.Series(-log_prior).groupby(target).rank("first").to_numpy()
-    return np.sort(np.lexsort((-log_prior, rank, target == NO_TARGET))[:MAX_PIECES])
+    return np.sort(np.lexsort((-log_prior, rank, target == NO_TARGET))[:n])
 
 
-def log_dose_weights(perturbation: IntArray, doses: FloatArray, dose: float) -> FloatArray:
+def log_dose_weights(
+    perturbation: IntArray, doses: FloatArray, dose: float, least: float
+) -> FloatArray:
     """Logarithm of the weight of each piece by its dose, ``(M,)``; 0 without doses.
 
     Of each perturbation's doses the two that the dose asked for lies between share the weight, by
@@ -401,7 +396,7 @@ def log_dose_weights(perturbation: IntArray, doses: FloatArray, dose: float) -> 
         levels = np.unique(doses[of])
         if len(levels):
             weights[of] = dose_shares(levels, dose)[np.searchsorted(levels, doses[of])]
-    return np.log(np.maximum(weights, LEAST_SHARE))
+    return np.log(np.maximum(weights, least))
 
 
 def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
@@ -420,11 +415,14 @@ def others_here(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Floa
     return query.alike * evidence.changes.shift[others].mean(axis=0)
 
 
-def shrunk(measured: FloatArray, error: FloatArray, towards: FloatArray) -> FloatArray:
+def shrunk(
+    measured: FloatArray, error: FloatArray, towards: FloatArray, max_errors: float
+) -> FloatArray:
     """Shrink a measured change, ``(G,)``, as far as its standard errors leave room.
 
-    By the factor of James and Stein, and no gene by more than N_ERRORS standard errors.
+    By the factor of James and Stein, and no gene by more than ``max_errors`` standard
+    errors.
     """
     distance = max(((towards - measured) ** 2).sum(), TINY)
     moved = min(1.0, (error**2).sum() / distance) * (towards - measured)
-    return measured + np.clip(moved, -N_ERRORS * error, N_ERRORS * error)
+    return measured + np.clip(moved, -max_errors * error, max_errors * error)

@@ -234,7 +234,7 @@ class Transfer:
 
         The networks shrink noise, and with it what is unlike other contexts and yet sure. So the
         measurement is shrunk towards what they say as James and Stein do, and no gene by more than
-        N_ERRORS standard errors (limited translation, Efron and Morris 1972). Cells that are like
+        a few standard errors (limited translation, Efron and Morris 1972). Cells that are like
         the context's in part leave as much more room. See ``benchmarks/accuracy/measured.py``.
         """
         changes = self.evidence.changes
@@ -244,7 +244,12 @@ class Transfer:
         if not is_own.any() or query.alike == 0:
             return mean
         (own,) = np.flatnonzero(is_own)
-        return shrunk(changes.shift[own], changes.error[own] / query.alike, mean)
+        return shrunk(
+            changes.shift[own],
+            changes.error[own] / query.alike,
+            mean,
+            self.evidence.settings.max_errors,
+        )
 
     def _added(self, asked: ControlCells, target: Target) -> CellChange:
         """Change of a combination where none was measured: the sum of its parts' changes.

@@ -1,0 +1,66 @@
+"""Constants that were chosen, in one place: they are saved with what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the method takes for given.
+
+    The values of episodes and of prior weights were chosen on data sets other than those that a
+    number is reported on (``benchmarks/accuracy/README.md``, "What was tried" and "Ablation").
+
+    Attributes
+    ----------
+    n_components, n_neighbors
+        Principal components of control cells, and nearest cells that tell how near contexts are:
+        those of the baseline ``knn_shift``.
+    temperature
+        Of the softmax over correlations, as in the baseline ``similarity_shift``.
+    half_weight
+        Cells in the smaller condition that give a measured change half of the greatest weight.
+    least_share
+        Added to prior weights, so that contexts without near cells are not beyond attention.
+    other_perturbation
+        Log prior of all other perturbations, next to the query's own or its parts.
+    least_scale, least_error
+        Added to the scales of genes, and to standard errors where they weigh: cells that agree by
+        chance are not certain. In units of expression.
+    max_pieces
+        Pieces of evidence that a query is described by, those with the greatest prior weights.
+    twins
+        Share of the episodes with a near twin in the evidence: the other half of the context.
+    measured
+        Share of those whose query is told to be that context: a measurement to be improved.
+    all_kept
+        Share of the episodes that keep all the evidence they may; others keep some contexts'.
+    max_errors
+        Standard errors that a measured change is shrunk by at most ("Measured contexts" there).
+    least_apart
+        Contexts are never taken for nearer, in squared distances over those of a context's genes
+        from their mean: the types of Kang et al. are 0.13 to 0.4 from the nearest other one.
+    n_deviations
+        Standard deviations of sampling noise that cells of a known name may be off. Donors of one
+        type in Kang et al. then have a likeness of 0.83 to 1.
+    """
+
+    n_components: int = 30
+    n_neighbors: int = 50
+    temperature: float = 0.03
+    half_weight: float = 30.0
+    least_share: float = 1e-3
+    other_perturbation: float = -4.0
+    least_scale: float = 0.05
+    least_error: float = 0.03
+    max_pieces: int = 32
+    twins: float = 0.3
+    measured: float = 0.25
+    all_kept: float = 0.5
+    max_errors: float = 1.5
+    least_apart: float = 0.1
+    n_deviations: float = 2.0
+
+
+DEFAULT = Settings()
