@@ -71,9 +71,9 @@ def test_features_by_hand(evidence):
         "shift / c": shift / scale,
         "error / c": changes.error[kept] / scale,
         "log fold change": np.log((after + 0.05) / (before + 0.05)),
-        "log level": np.log(before + 0.05),
+        "log mean": np.log(before + 0.05),
         "detection": populations.detection[kept],
-        "log level less the query's": np.log((before + 0.05) / (populations.mean[0] + 0.05)),
+        "log mean less the query's": np.log((before + 0.05) / (populations.mean[0] + 0.05)),
         "detection less the query's": populations.detection[kept] - populations.detection[0],
     }.items():
         np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def test_features_by_hand(evidence):
         )
     precise = 1 / (changes.error[kept] + 0.03) ** 2
     for name, value in {
-        "log level": np.log(populations.mean[0] + 0.05),
+        "log mean": np.log(populations.mean[0] + 0.05),
         "detection": populations.detection[0],
         "error of the mean / c": populations.error[0] / scale,
         "prior mean / c": np.exp(log_prior) @ shift / scale,

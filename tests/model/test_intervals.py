@@ -161,13 +161,14 @@ class TestTable:
 
     def test_wider_at_a_higher_level(self, model, fold):
         half, most = (
-            half_width(model.predict_response(fold.control, level=level)) for level in (0.5, 0.95)
+            half_width(model.predict_response(fold.control, confidence_level=level))
+            for level in (0.5, 0.95)
         )
         assert half.mean() < 0.6 * most.mean()
 
     def test_wrong_arguments(self, model, fold):
         with pytest.raises(ValueError, match="`level` must be between 0 and 1"):
-            model.predict_response(fold.control, level=90)
+            model.predict_response(fold.control, confidence_level=90)
         with pytest.raises(ValueError, match="no column 'clusters'"):
             model.predict_response(fold.control, groupby="clusters")
         with pytest.warns(UserWarning, match="type_0"):
@@ -213,7 +214,7 @@ def covered(table, truth):
 
 def tables(models, level):
     for model, control, *truths in models:
-        table = model.predict_response(control, level=level).set_index("gene")
+        table = model.predict_response(control, confidence_level=level).set_index("gene")
         yield table.loc[control.var_names], *truths
 
 
@@ -261,7 +262,11 @@ class TestCoverage:
         model, control, *_ = models[0]
         order = control.var_names
         widths = [
-            half_width(model.predict_response(control, level=level).set_index("gene").loc[order])
+            half_width(
+                model.predict_response(control, confidence_level=level)
+                .set_index("gene")
+                .loc[order]
+            )
             for level in (0.05, 0.5, 0.8, 0.9, 0.95, 0.99)
         ]
         assert (np.diff(widths, axis=0) > 0).all()

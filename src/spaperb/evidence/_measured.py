@@ -506,7 +506,7 @@ def correlations(a: FloatArray, b: FloatArray) -> FloatArray:
     return unit(a) @ unit(b).T
 
 
-def log_level(mean: FloatArray, unit: float = 1.0) -> FloatArray:
+def log_mean(mean: FloatArray, unit: float = 1.0) -> FloatArray:
     """Logarithm of a mean, with a sign where expression is scaled and means are negative.
 
     Parameters

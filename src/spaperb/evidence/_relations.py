@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.special import log_softmax, logsumexp, softmax
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.evidence._measured import Evidence, correlations, log_level
+from spaperb.evidence._measured import Evidence, correlations, log_mean
 from spaperb.populations import Pseudobulk
 
 RELATIONS = (
@@ -23,7 +23,7 @@ RELATIONS = (
     "log ratio of doses",
 )
 STATE_FEATURES = (
-    "log level",
+    "log mean",
     "detection",
     "error of the mean / c",
     "prior mean / c",
@@ -37,9 +37,9 @@ EVIDENCE_FEATURES = (
     "shift / c",
     "error / c",
     "log fold change",
-    "log level",
+    "log mean",
     "detection",
-    "log level less the query's",
+    "log mean less the query's",
     "detection less the query's",
 )
 TINY = 1e-300
@@ -235,20 +235,18 @@ def describe_related(
     unit = evidence.unit
     scale = np.abs(shifts).max(axis=0) + evidence.settings.least_scale * unit
     before = stimulated - changes.shift[kept][:, genes]
-    level, detection = (
-        log_level(populations.mean[of][:, genes], unit),
-        populations.detection[of][:, genes],
-    )
-    level_q, detection_q = log_level(query.mean[genes], unit), query.detection[genes]
+    of_control = log_mean(populations.mean[of][:, genes], unit)
+    detection = populations.detection[of][:, genes]
+    log_mean_q, detection_q = log_mean(query.mean[genes], unit), query.detection[genes]
     pieces = np.stack(
         [
             shifts / scale,
             errors / scale,
             # Of the control cells that the shift was measured against, batch by batch.
-            log_level(stimulated, unit) - log_level(before, unit),
-            level,
+            log_mean(stimulated, unit) - log_mean(before, unit),
+            of_control,
             detection,
-            level - level_q,
+            of_control - log_mean_q,
             detection - detection_q,
         ],
         axis=-1,
@@ -263,7 +261,7 @@ def describe_related(
         here[genes] / scale,
         np.log(scale / unit),
     ]
-    state = np.column_stack([level_q, detection_q, query.error[genes] / scale, *summaries])
+    state = np.column_stack([log_mean_q, detection_q, query.error[genes] / scale, *summaries])
     return Description(state, pieces, relations, log_prior, shifts, scale)
 
 
@@ -276,7 +274,7 @@ def state_after(
 ) -> FloatArray:
     """State of the query once stimulated: u with stimulated in place of control cells."""
     after = description.state.copy()
-    after[:, 0], after[:, 1] = log_level(mean, unit), detection
+    after[:, 0], after[:, 1] = log_mean(mean, unit), detection
     after[:, 2] = error / description.scale
     return after
 

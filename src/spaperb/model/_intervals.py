@@ -4,7 +4,7 @@ Each network predicts, mixed with the pretrained ones, the measured changes that
 from. With the errors e_sg of the genes that some cell expresses, the sampling variances v_sg of
 the measured changes, and the error scale sigma_sg of the networks::
 
-    u_sg^2 = v_sg + sigma_sg^2,    q(c) = quantile of |e_sg| / u_sg at the level,
+    u_sg^2 = v_sg + sigma_sg^2,    q(c) = quantile of |e_sg| / u_sg at the confidence level,
 
 in each tenth of the genes by their scale c. The interval of a new change is its mean +- q u, where
 v is that of an experiment with as many stimulated cells as there are control cells. Where nothing
@@ -38,7 +38,7 @@ N_STRATA = 10
 MIN_STRATUM = 50
 """Genes of held-out changes in a stratum at least, unless there is only one."""
 LEVELS = np.linspace(0, 1, 201)
-"""Levels whose quantiles are kept."""
+"""Confidence levels whose quantiles are kept."""
 FLOOR = 1e-9
 
 
@@ -86,7 +86,7 @@ class Intervals(NamedTuple):
         control: Pseudobulk,
         stimulated: list[Pseudobulk],
         weights: FloatArray,
-        level: float,
+        confidence_level: float,
     ) -> FloatArray:
         """Half of the width of a change's interval, ``(G,)``.
 
@@ -98,15 +98,15 @@ class Intervals(NamedTuple):
             Pseudobulk of the context's control cells.
         stimulated, weights
             Stimulated populations that it resembles, and how much.
-        level
-            Level of the interval, in (0, 1).
+        confidence_level
+            Of the interval, in (0, 1).
         """
         after = weights @ np.array([p.variance for p in stimulated])
         least = _least([control, *stimulated], control.n)
         noise = np.maximum((control.variance + after) / control.n, least)
-        q = np.full(len(sigma), ndtri((1 + level) / 2))
+        q = np.full(len(sigma), ndtri((1 + confidence_level) / 2))
         if len(self.scales):
-            of_strata = [np.interp(level, LEVELS, ratios) for ratios in self.ratios]
+            of_strata = [np.interp(confidence_level, LEVELS, ratios) for ratios in self.ratios]
             q = np.interp(scale, self.scales, of_strata)
         return q * np.sqrt(noise + sigma**2 + FLOOR)
 
@@ -114,7 +114,7 @@ class Intervals(NamedTuple):
 def _least(pseudobulks: list[Pseudobulk], n: int) -> FloatArray:
     """Least sampling variance of a mean over n cells, ``(G,)``.
 
-    A gene that is in none of them may be in one of n + 1, at its usual level.
+    A gene that is in none of them may be in one of n + 1, at its usual mean.
     """
     mean, detection = np.sum([(p.mean, p.detection) for p in pseudobulks], axis=0)
     return (np.divide(mean, detection, where=detection > 0, out=np.ones_like(mean)) / n) ** 2

@@ -34,7 +34,7 @@ class ResponseMixin(SpaPerbBase):
         dose: float | None = None,
         *,
         groupby: str | None = None,
-        level: float = 0.9,
+        confidence_level: float = 0.9,
     ) -> pd.DataFrame:
         """Tell which genes change in which cells, by how much, and how sure that is.
 
@@ -47,7 +47,7 @@ class ResponseMixin(SpaPerbBase):
             As for :meth:`predict_stimulated`.
         groupby
             Column of ``adata.obs`` with the groups; ``None`` for the cell type's.
-        level
+        confidence_level
             Share of genes whose mean change an interval should contain, in (0, 1).
 
         Returns
@@ -66,7 +66,7 @@ class ResponseMixin(SpaPerbBase):
             - ``score``: mean change over half the interval's width; beyond 1 or -1 the interval
               leaves out 0. For ``gseapy.prerank`` or ``decoupler``
             - ``responding``: fraction of cells that begin or cease to express the gene or, if
-              their level changes by more than 0.1, express it
+              their mean where expressed changes by more than 0.1, express it
             - ``distance``: how far the group's control cells are from training contexts in which
               the perturbation was measured, over the largest such distance of a training context;
               0 where it was measured in the group itself, above 1 beyond what training saw
@@ -79,11 +79,14 @@ class ResponseMixin(SpaPerbBase):
         RuntimeError
             If the model is not trained.
         ValueError
-            If ``groupby`` is no column or has no value for some cell, ``level`` is not in (0, 1),
-            the objective is the published one, or :meth:`predict_stimulated` would refuse.
+            If ``groupby`` is no column or has no value for some cell, ``confidence_level`` is not
+            in (0, 1), the objective is the published one, or :meth:`predict_stimulated` would
+            refuse.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"`level` must be between 0 and 1; it is {level}.")
+        if not 0 < confidence_level < 1:
+            raise ValueError(
+                f"`confidence_level` must be between 0 and 1; it is {confidence_level}."
+            )
         if self.objective == "published":
             raise ValueError(
                 "The published objective knows no error of its predictions. Use the default, "
@@ -102,7 +105,9 @@ class ResponseMixin(SpaPerbBase):
         survey = Survey.of(query, populations_of(query, rows))
         changes = self._learned().changes(survey, target)
         var_names = self.get_var_names().tolist()
-        return response_table(groups, query, changes, var_names, self.state.scale, level)
+        return response_table(
+            groups, query, changes, var_names, self.state.scale, confidence_level
+        )
 
 
 def response_table(
@@ -111,7 +116,7 @@ def response_table(
     changes: Mapping[int, CellChange],
     var_names: Sequence[str],
     scale: Scale,
-    level: float,
+    confidence_level: float,
 ) -> pd.DataFrame:
     """Put the changes of groups of cells into a table.
 
@@ -128,7 +133,7 @@ def response_table(
         Gene names, ``(G,)``.
     scale
         Scale of the training expression.
-    level
+    confidence_level
         Confidence level of the intervals, in (0, 1).
 
     Returns
@@ -143,7 +148,7 @@ def response_table(
             * _columns(
                 Pseudobulk.of(query.rows(some_of(rows[codes[rows] == code], MAX_CELLS))),
                 changes[int(code)],
-                level,
+                confidence_level,
             )
             for code in np.unique(codes[rows])
         )
@@ -161,10 +166,10 @@ def response_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(control: Pseudobulk, change: CellChange, level: float) -> pd.DataFrame:
+def _columns(control: Pseudobulk, change: CellChange, confidence_level: float) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
     half_width = change.intervals.half_width(
-        change.sigma, change.scale, control, change.references, change.weights, level
+        change.sigma, change.scale, control, change.references, change.weights, confidence_level
     )
     return pd.DataFrame(
         {
