@@ -143,13 +143,6 @@ def lead_to_page(app: Sphinx, doctree: nodes.document) -> None:
             link["reftarget"] = PAGES.get(target, link["reftarget"])
 
 
-def name_queries(app: Sphinx, doctree: nodes.document) -> None:
-    """Tell the queries of cells, which the cells' room names without importing, from others."""
-    for link in doctree.findall(pending_xref):
-        if (link.get("py:module"), link["reftarget"]) == ("spaperb.cells", "Query"):
-            link["reftarget"] = "spaperb.data.Query"
-
-
 def skip_field(app: Sphinx, what: str, name: str, obj: object, *args: object) -> bool | None:
     """Leave out the fields of named tuples: the docstring of the tuple tells more."""
     return True if (obj.__doc__ or "").startswith("Alias for field number") else None
@@ -159,5 +152,4 @@ def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
     app.connect("config-inited", copy_notebooks)
     app.connect("doctree-read", lead_to_page)
-    app.connect("doctree-read", name_queries)
     app.connect("autodoc-skip-member", skip_field)
