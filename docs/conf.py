@@ -1,12 +1,15 @@
 """Sphinx configuration of the documentation."""
 
 import os
+import shutil
 from importlib.metadata import version as version_of
 from os.path import relpath
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util.inspect import TypeAliasForwardRef
 
 project = "SpaPerb"
@@ -21,13 +24,14 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
-    "sphinx-mathjax-offline",  # MathJax among the site's own files, so that formulas need no network
+    "sphinx-mathjax-offline",  # MathJax as a file of the site, so that formulas need no network
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 
 nitpicky = True
-# Names of other packages are links where their inventories can be fetched, and plain text where a build has no network.
+# Names of other packages are links where their inventories can be fetched, and plain text where
+# a build has no network.
 if os.environ.get("READTHEDOCS"):
     intersphinx_mapping = {
         name: (f"https://{address}/", None)
@@ -45,15 +49,18 @@ if os.environ.get("READTHEDOCS"):
             "torch": "docs.pytorch.org/docs/stable",
         }.items()
     }
-packages = "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scanpy scipy scvi sklearn torch"
+packages = (
+    "anndata collections dask lightning matplotlib np npt numpy pandas pathlib scanpy scipy scvi "
+    "sklearn torch"
+)
 nitpick_ignore_regex = [
     # Where a package keeps a name that it exports.
     ("py:class", r"spaperb\.\w+\._\w+\.\w+"),
     ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
     (
         "py:class",
-        "AnnOrMuData|FloatArray|How|IntArray|Part|Ranks|Tensors|pd.Series",
-    ),  # fields of named tuples, whose types autodoc leaves unread, and a type of scvi-tools' own signatures
+        "AnnOrMuData|FloatArray|How|IntArray|Part|Predicted|Ranks|Tensors|pd.Series",
+    ),  # fields of named tuples, whose types autodoc leaves unread, and a type of scvi-tools
 ]
 
 # Notebooks are committed with their outputs.
@@ -68,7 +75,7 @@ autodoc_typehints_format = "short"
 autodoc_type_aliases = {
     "AnnData": "~anndata.AnnData",
     "Axes": "~matplotlib.axes.Axes",
-    "Expression": "~spaperb._types.Expression",
+    "Expression": "Expression",
     "FloatArray": "~numpy.ndarray",
     "IntArray": "~numpy.ndarray",
     "dask.array.Array": "dask.array.Array",
@@ -78,7 +85,8 @@ autodoc_type_aliases = {
     "pd.Series": "~pandas.Series",
     "torch.Tensor": "~torch.Tensor",
 }
-# Sphinx 9.0 shows an alias inside of another type (`X | None`) by its representation, and takes no `NDArray[float]`.
+# Sphinx 9.0 shows an alias inside of another type (`X | None`) by its representation, and takes
+# no `NDArray[float]`.
 TypeAliasForwardRef.__repr__ = lambda self: self.name
 TypeAliasForwardRef.__getitem__ = lambda self, item: self
 toc_object_entries_show_parents = "hide"
@@ -99,7 +107,10 @@ html_theme_options = {
     "use_fullscreen_button": False,
 }
 
-# Markdown outside of docs/ is shown by the page that includes it.
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+NOTEBOOKS = [path.stem for path in TUTORIALS.glob("*.ipynb")]
+
+# Markdown outside of docs/ is shown by the page that includes it, a notebook by its copy.
 PAGES = {
     "../README": "index",
     "../CHANGELOG": "changelog",
@@ -108,11 +119,24 @@ PAGES = {
     "../benchmarks/accuracy/README": "accuracy",
     "../benchmarks/speed/README": "speed",
     "../benchmarks/reliability/README": "reliability",
+    "../tutorials/README": "tutorials",
+    **{f"../tutorials/{name}": f"tutorials/{name}" for name in NOTEBOOKS},
 }
 
 
+def copy_notebooks(app: Sphinx, config: Config) -> None:
+    """Copy the notebooks to where Sphinx finds them, with links that are right from there."""
+    folder = Path(app.srcdir) / "tutorials"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name in NOTEBOOKS:
+        text = (TUTORIALS / f"{name}.ipynb").read_text(encoding="utf-8")
+        text = text.replace("](../", "](../../")
+        (folder / f"{name}.ipynb").write_text(text, encoding="utf-8")
+
+
 def lead_to_page(app: Sphinx, doctree: nodes.document) -> None:
-    """Let links to Markdown outside of docs/, which are right on GitHub, lead to the page that includes it."""
+    """Let links that are right on GitHub, to files outside of docs/, lead to their pages."""
     for link in doctree.findall(pending_xref):
         if link["refdomain"] == "doc":
             target = relpath(link["reftarget"], app.srcdir)
@@ -120,11 +144,12 @@ def lead_to_page(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def skip_field(app: Sphinx, what: str, name: str, obj: object, *args: object) -> bool | None:
-    """Leave out the fields of named tuples, of which the docstring tells more than their own."""
+    """Leave out the fields of named tuples: the docstring of the tuple tells more."""
     return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
 def setup(app: Sphinx) -> None:
     """Connect to Sphinx."""
+    app.connect("config-inited", copy_notebooks)
     app.connect("doctree-read", lead_to_page)
     app.connect("autodoc-skip-member", skip_field)

@@ -7,9 +7,10 @@ Some simulated sets (`simulated.py`) take part each time.
 
 FOLDER holds the data sets, `<name>.h5ad`. Writes the weights that come with the package,
 `src/spaperb/weights/spaperb.safetensors`, those that never saw one data set,
-`weights/without_<name>.safetensors` beside this file, and `log.csv`: the loss of each epoch, and the
-checksum of each file. On one kind of machine the files are the same to the last bit. More data sets
-take a line in `data_sets.csv` each; a data set is a study, with whatever contexts and perturbations.
+`weights/without_<name>.safetensors` beside this file, and `log.csv`: the loss of each epoch, and
+the checksum of each file. On one kind of machine the files are the same to the last bit. More data
+sets take a line in `data_sets.csv` each; a data set is a study, with whatever contexts and
+perturbations.
 """
 
 import argparse
@@ -18,65 +19,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import torch
+from common import HERE, SEED, WEIGHTS, data_sets, read_set
 from scvi.train import Trainer
 from simulated import simulated_evidence
 from torch.utils.data import DataLoader
 
+from spaperb.data import N_BATCHES
 from spaperb.data._episodes import N_FIRST, N_GENES, Episodes, EpisodeSampler
-from spaperb.data._perturbations import Perturbations
-from spaperb.data._splitters import N_BATCHES
 from spaperb.evidence import Evidence, draw
 from spaperb.module import InContextModule
 from spaperb.nn import Constants, shipped_weights, write_weights
-from spaperb.train._plan import InContextTrainingPlan
+from spaperb.train import InContextTrainingPlan
 
-HERE = Path(__file__).parent
-LEAST_CELLS = 20
-"""Cells of a context in each condition."""
-N_TOP_GENES = 2000
 N_SIMULATED, TIMES = 4, 3
-"""Simulated data sets, half with combinations and half with doses; a real one counts three times."""
+"""Simulated data sets, half with combinations and half with doses; real ones count three times."""
 N_NETWORKS, N_EPOCHS, N_EPISODES = 3, 90, 4
-SEED = 0
-
-
-def read_set(folder: Path, row: pd.Series) -> Evidence:
-    """Measure the contexts of a data set that have enough cells, in its most variable genes."""
-    cells = ad.read_h5ad(folder / f"{row['name']}.h5ad")
-    if row["log_normalised"] == "no":
-        sc.pp.normalize_total(cells, target_sum=1e4)
-        sc.pp.log1p(cells)
-    context, condition = (cells.obs[row[k]].astype(str) for k in ("context", "condition"))
-    enough = pd.crosstab(context, condition) >= LEAST_CELLS
-    has_cells = [
-        bool(enough.loc[k, p] and enough.loc[k, row["control"]])
-        for k, p in zip(context, condition, strict=True)
-    ]
-    cells = cells[has_cells].copy()
-    if cells.n_vars > N_TOP_GENES:
-        chosen = sc.pp.highly_variable_genes(
-            cells, flavor="seurat", n_top_genes=N_TOP_GENES, inplace=False
-        )["highly_variable"].to_numpy()
-        cells = cells[:, chosen].copy()
-    separator = row["separator"] if isinstance(row["separator"], str) else None
-    return measure(cells, row["context"], row["condition"], row["control"], separator)
-
-
-def measure(
-    cells: ad.AnnData, context: str, condition: str, control: str, separator: str | None
-) -> Evidence:
-    """Measure all perturbations in all contexts."""
-    values, of_cell = np.unique(cells.obs[condition].astype(str), return_inverse=True)
-    known = Perturbations.of(values, control, None, separator)
-    names, labels = np.unique(cells.obs[context].astype(str), return_inverse=True)
-    return Evidence.of(
-        cells.X, known.arms[of_cell], labels, names.tolist(), parts=known.parts, seed=SEED
-    )
 
 
 def pretrain(sets: Sequence[Evidence]) -> tuple[InContextModule, pd.Series]:
@@ -108,8 +68,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="FILE", help="names of files, without suffix")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    table = pd.read_csv(HERE / "data_sets.csv")
-    sets = {row["name"]: read_set(args.folder, row) for _, row in table.iterrows()}
+    sets = {row["name"]: read_set(args.folder, row) for _, row in data_sets().iterrows()}
     simulated = [simulated_evidence(seed) for seed in range(N_SIMULATED)]
     files = {f"without_{name}": [n for n in sets if n != name] for name in sets}
     files = {"spaperb": list(sets)} | files
@@ -120,7 +79,7 @@ def main() -> None:
             continue
         start = time.perf_counter()
         module, losses = pretrain([*TIMES * [sets[name] for name in names], *simulated])
-        path = HERE / "weights" / f"{file}.safetensors"
+        path = WEIGHTS / f"{file}.safetensors"
         path = shipped_weights() if file == "spaperb" else path
         write_weights(list(module.networks), path, names)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()

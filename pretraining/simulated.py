@@ -20,7 +20,7 @@ N_GENES = 800
 
 
 def simulated_evidence(seed: int) -> Evidence:
-    """Simulate a data set and measure it: with combinations if the seed is even, else with doses."""
+    """Simulate and measure a data set: with combinations if the seed is even, else with doses."""
     rng = np.random.default_rng([seed, 7])
     has_doses = bool(seed % 2)
     n_contexts, n_single = int(rng.integers(2, 6)), int(rng.integers(2, 7))

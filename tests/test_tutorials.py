@@ -1,7 +1,4 @@
-"""The tutorials.
-
-Each runs from top to bottom, and what it shows was made by running it on real cells.
-"""
+"""The tutorials: each runs from top to bottom, and shows what it made of real cells."""
 
 from pathlib import Path
 
@@ -9,7 +6,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parents[1] / "docs/tutorials"
+FOLDER = Path(__file__).parents[1] / "tutorials"
 NAMES = ["quickstart", "benchmark", "perturbations", "large_data", "response"]
 MAX_SIZE = 1_000_000
 

@@ -1,24 +1,22 @@
-"""What each part of the in-context model is worth: hidden cell types of Kang et al. 2018, one change a row.
+"""What each part of the model is worth: hidden cell types of Kang et al. 2018, a change a row.
 
     python benchmarks/accuracy/ablation.py kang_pbmc_ifnb.h5ad
 
-The folds, genes and metrics of `kang.py`; weights never saw Kang et al. The first rows change the default. Its weights learned with all parts in place, so
-the other parts are taken from networks that learn from scratch, whose rows are to be compared with `from scratch`. `not trained` is what any network begins
-with: the mean of the measured changes by prior weights. Writes `ablation.csv` beside this file, a row a type, variant and seed, and prints
-the table of README.md. `--folds DIR` keeps finished folds.
+The folds, genes and metrics of `kang.py`; weights never saw Kang et al. The first rows change the
+default. Its weights learned with all parts in place, so the other parts are taken from networks
+that learn from scratch, whose rows are to be compared with `from scratch`. `not trained` is what
+any network begins with: the mean of the measured changes by prior weights. Writes `ablation.csv`
+beside this file, a row a type, variant and seed, and prints the table of README.md. `--folds DIR`
+keeps finished folds.
 """
 
-import argparse
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
-import report
-from reading import log_normalised
-from weights import without
+from common import HERE, KANG, N_TOP_GENES, log_normalised, make_parser, without
 
 from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark, summary
 from spaperb.evidence import Settings, relate
@@ -80,7 +78,7 @@ class Changed:
 
 def variants() -> dict[str, Method]:
     """All rows."""
-    weights = without("kang_pbmc_ifnb")
+    weights = without(KANG)
     scratch = SpaPerb(pretrained=False)
     still = {"max_epochs": 1, "plan_kwargs": {"lr": 0.0}}
     return {
@@ -102,17 +100,12 @@ def variants() -> dict[str, Method]:
 
 def main() -> None:
     """Run all rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="raw counts, with obs condition and cell_type")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folds", type=Path)
-    parser.add_argument("--n-jobs", type=int, default=2)
-    args = parser.parse_args()
+    args = make_parser(__doc__, "file", "--seeds", "--folds", "--n-jobs").parse_args()
     methods = variants()
     results = benchmark(
         log_normalised(args.file),
         methods,
-        n_top_genes=2000,
+        n_top_genes=N_TOP_GENES,
         seeds=args.seeds,
         n_jobs=args.n_jobs,
         folder=args.folds,
@@ -122,7 +115,7 @@ def main() -> None:
     results = results[results["metric"].isin(METRICS)]
     table = results.pivot(index=["context", "method", "seed"], columns="metric", values="value")
     table = table[list(METRICS)].rename_axis(index=["type", "variant", "seed"])
-    table.to_csv(report.HERE / "ablation.csv", float_format="%.6g")
+    table.to_csv(HERE / "ablation.csv", float_format="%.6g")
     means = summary(results).set_index(["method", "metric"])
     print("| | pearson_delta | mse_mean × 10³ |\n|---|---|---|")
     for name in methods:

@@ -1,28 +1,21 @@
-"""A combination without an example: asked of the networks, or the sum of what they say of its parts.
+"""A combination without an example: predicted as one, or as the sum of its parts.
 
     python benchmarks/accuracy/combinations.py
 
-Data sets of `pretraining/simulated.py` with other seeds than those of the pretraining; weights that never saw the
-real combinations. The combinations of a set are hidden, and each is predicted where its parts were measured: by the
-networks, as the sum of the parts' predicted changes, and as the sum of their measured shifts. Writes
-`combinations.csv` beside this file: for each combination and way the squared error over the squared change.
+Data sets of `pretraining/simulated.py` with other seeds than those of the pretraining; weights
+that never saw the real combinations. The combinations of a set are hidden, and each is predicted
+where its parts were measured: by the networks, as the sum of the parts' predicted changes, and as
+the sum of their measured shifts. Writes `combinations.csv` beside this file: for each combination
+and way the squared error over the squared change.
 """
-
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from weights import FOLDER, without
+from common import HERE, networks_without, simulated_evidence
 
 from spaperb.evidence import ContextQuery, Evidence, describe
 from spaperb.module import InContextModule
-from spaperb.nn import read_weights
 
-sys.path.insert(0, str(FOLDER.parent))
-from simulated import simulated_evidence
-
-HERE = Path(__file__).parent
 SEEDS = range(100, 120, 2)
 """Even seeds are those of sets with combinations."""
 
@@ -56,9 +49,7 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
 
 def main() -> None:
     """Run all sets."""
-    networks = read_weights(without("crispr_multi"))
-    sizes = networks[0].n_latent, networks[0].n_hidden
-    module = InContextModule(*sizes, len(networks)).start_from(networks)
+    module = networks_without("crispr_multi")
     tables = []
     for seed in SEEDS:
         rows = errors(simulated_evidence(seed), module)

@@ -2,32 +2,27 @@
 
     python benchmarks/accuracy/composition.py kang_pbmc_ifnb.h5ad
 
-Control and stimulated cells of a donor differ in their response and in their mixture of cell types. The *oracle* knows
-the donor's real stimulated cells of every type, and gives each type's mean to the donor's control cells of that type:
-the right response in the control cells' mixture. What it misses is the change of the mixture, which no prediction of
-one cell from one cell can contain. Types that the donor has in one condition only are left as they are. Writes
-`kang_donor_oracle.csv` beside this file, with the best baseline and the default model of `kang_donor.csv`.
+Control and stimulated cells of a donor differ in their response and in their mixture of cell
+types. The *oracle* knows the donor's real stimulated cells of every type, and gives each type's
+mean to the donor's control cells of that type: the right response in the control cells' mixture.
+What it misses is the change of the mixture, which no prediction of one cell from one cell can
+contain. Types that the donor has in one condition only are left as they are. Writes
+`kang_donor_oracle.csv` beside this file, with the best baseline and the default model of
+`kang_donor.csv`.
 """
-
-import argparse
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from reading import log_normalised
+from common import HERE, log_normalised, make_parser, split
 
 from spaperb import metrics
-from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.populations import dense
-
-HERE = Path(__file__).parent
 
 
 def oracle(adata: ad.AnnData, donor: str) -> dict[str, float]:
     """Score the right response in the control cells' mixture of types."""
-    task = Task("donor", "condition", "control", None, "cell_type", 2000, 0)
-    fold = make_fold(adata, donor, task)
+    fold = split(adata, donor, "donor")
     hidden = (adata.obs["donor"] == donor) & (adata.obs["condition"] == "stimulated")
     types = adata.obs["cell_type"][hidden].to_numpy()
     real, predicted = dense(fold.real), dense(fold.control.X).copy()
@@ -45,9 +40,7 @@ def oracle(adata: ad.AnnData, donor: str) -> dict[str, float]:
 
 def main() -> None:
     """Score all donors."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="raw counts, with obs condition, cell_type, donor")
-    adata = log_normalised(parser.parse_args().file)
+    adata = log_normalised(make_parser(__doc__, "file").parse_args().file)
     donors = adata.obs["donor"].astype(str)
     adata.obs["donor"] = donors
     table = pd.DataFrame([oracle(adata, donor) for donor in sorted(donors.unique())])

@@ -1,24 +1,22 @@
-"""Two CRISPR screens: unseen pairs from their single parts, and shared targets in a cell line without them.
+"""Two CRISPR screens: pairs from their single parts, and targets in a cell line without them.
 
     python benchmarks/accuracy/crispr.py crispr_multi.h5ad --task pairs
     python benchmarks/accuracy/crispr.py crispr_multi.h5ad --task targets
 
-pairs: the five pairs of Norman et al. 2019 (K562, activation) whose parts both were measured alone are hidden at once and
-predicted from all other cells. targets: each of the nine targets that all four cell lines share (McFaline-Figueroa et
-al. 2023: A172, T98G, U87MG, interference) is hidden in one line at a time. Writes `crispr_<task>.csv`,
-`crispr_<task>_summary.csv` and a figure for each of two metrics beside this file. `--folds DIR` keeps finished folds;
-`--only METHOD ...` runs some methods and replaces their rows alone.
+pairs: the five pairs of Norman et al. 2019 (K562, activation) whose parts both were measured alone
+are hidden at once and predicted from all other cells. targets: each of the nine targets that all
+four cell lines share (McFaline-Figueroa et al. 2023: A172, T98G, U87MG, interference) is hidden in
+one line at a time. Writes `crispr_<task>.csv`, `crispr_<task>_summary.csv` and a figure for each
+of two metrics beside this file. `--folds DIR` keeps finished folds; `--only METHOD ...` runs some
+methods and replaces their rows alone.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import report
-from weights import without
+from common import chosen, make_parser, without, write
 
 from spaperb import baselines, populations
 from spaperb.evaluation.baselines import BASELINES
@@ -124,24 +122,17 @@ def run_targets(cells: ad.AnnData, methods: dict[str, Any], **kwargs) -> pd.Data
 
 def main() -> None:
     """Run one task."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "file", type=Path, help="log-normalised, with obs perturbation and cell_line"
-    )
+    parser = make_parser(__doc__, "file", "--seeds", "--folds", "--only", "--n-jobs")
     parser.add_argument("--task", choices=["pairs", "targets"], required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folds", type=Path)
-    parser.add_argument("--only", nargs="+", metavar="METHOD")
-    parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
     run = {"pairs": run_pairs, "targets": run_targets}[args.task]
     known = METHODS[args.task]
-    methods = {name: known[name] for name in args.only or known}
+    methods = chosen(known, args.only)
     cells = ad.read_h5ad(args.file)
     how = {"seeds": args.seeds, "n_jobs": args.n_jobs, "folder": args.folds, **SETUP}
     results = run(cells, methods, held_out="cell_line", **how)
     stay = set(known) - set(methods)
-    report.write(results, f"crispr_{args.task}", ["pearson_delta", "mse_mean"], stay)
+    write(results, f"crispr_{args.task}", ["pearson_delta", "mse_mean"], stay)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,29 @@
     python benchmarks/accuracy/data_sets.py FOLDER --sets kang_pbmc_ifnb
 
 FOLDER holds the data sets. `untouched` are the pretrained networks without a step of training,
-`from scratch` networks without pretraining, `spaperb_in_context` the default, beside the baselines.
-Each perturbation of a set is hidden in each context with at least 20 cells in both conditions; genes
-are chosen without the hidden cells. The CRISPR screens have a protocol of their own (`crispr.py`).
-Writes `data_sets.csv` and `data_sets_summary.csv` beside this file. `--folds DIR` keeps finished folds.
+`from scratch` networks without pretraining, `spaperb_in_context` the default, beside the
+baselines. Each perturbation of a set is hidden in each context with at least 20 cells in both
+conditions; genes are chosen without the hidden cells. The CRISPR screens have a protocol of their
+own (`crispr.py`). Writes `data_sets.csv` and `data_sets_summary.csv` beside this file.
+`--folds DIR` keeps finished folds.
 """
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
-import report
-from reading import log_normalised
-from weights import FOLDER, without
+from common import (
+    HERE,
+    LEAST_CELLS,
+    N_TOP_GENES,
+    data_sets,
+    log_normalised,
+    make_parser,
+    summaries,
+    without,
+)
 
 from spaperb.evaluation.baselines import BASELINES
-from spaperb.evaluation.benchmark import SpaPerb, benchmark, summary
-
-LISTED = FOLDER.parent / "data_sets.csv"
-LEAST_CELLS = 20
+from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
 
 def run(file: Path, row: pd.Series, seeds: list[int], **kwargs) -> pd.DataFrame:
@@ -46,7 +50,7 @@ def run(file: Path, row: pd.Series, seeds: list[int], **kwargs) -> pd.DataFrame:
             stimulated=stimulated,
             labels_key=row["context"],
             min_cells=LEAST_CELLS,
-            n_top_genes=2000,
+            n_top_genes=N_TOP_GENES,
             seeds=seeds,
             **kwargs,
         )
@@ -56,26 +60,19 @@ def run(file: Path, row: pd.Series, seeds: list[int], **kwargs) -> pd.DataFrame:
 
 def main() -> None:
     """Run all data sets."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser = make_parser(__doc__, "folder", "--seeds", "--folds", "--n-jobs")
     parser.add_argument("--sets", nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--folds", type=Path)
-    parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
-    table = pd.read_csv(LISTED)
+    table = data_sets()
     table = table[table["name"] != "crispr_multi"]
     results = []
     for _, row in table[table["name"].isin(args.sets or table["name"])].iterrows():
         file = args.folder / f"{row['name']}.h5ad"
         results.append(run(file, row, args.seeds, n_jobs=args.n_jobs, folder=args.folds))
         whole = pd.concat(results)
-        whole.to_csv(report.HERE / "data_sets.csv", index=False, float_format="%.6g")
-        of_sets = pd.concat(
-            {name: summary(of_set) for name, of_set in whole.groupby("data_set", sort=False)},
-            names=["data_set", None],
-        ).reset_index(level=0)
-        of_sets.to_csv(report.HERE / "data_sets_summary.csv", index=False, float_format="%.6g")
+        whole.to_csv(HERE / "data_sets.csv", index=False, float_format="%.6g")
+        of_sets = summaries(whole, "data_set")
+        of_sets.to_csv(HERE / "data_sets_summary.csv", index=False, float_format="%.6g")
     for metric in ("pearson_delta", "mse_mean"):
         of_metric = of_sets[of_sets["metric"] == metric]
         wide = of_metric.pivot(index="method", columns="data_set", values="mean")

@@ -1,26 +1,25 @@
-"""A simulated dose series: the dose response of a cell type that was never stimulated, at doses never given.
+"""A simulated dose series: a cell type that was never stimulated, at doses never given.
 
     python benchmarks/accuracy/dose.py
 
-Eight types, 60 cells of each at each of five doses from 0.1 to 30, whose response follows a Hill function of the dose with
-half-dose 2 and coefficient 1. One type's stimulated cells are hidden; its control cells are predicted at the given doses and
-between them. Scored against the noise-free truth: `pearson_delta`, `mse_mean`, and the effect, the projection of the change
-of mean on the true change at a dose of 1,000 (0 no change, 1 the full response). A Hill function fitted to each method's effects gives
-the half-dose it implies. Writes `dose.csv`, `dose_half.csv` and `dose.png` beside this file.
+Eight types, 60 cells of each at each of five doses from 0.1 to 30, whose response follows a Hill
+function of the dose with half-dose 2 and coefficient 1. One type's stimulated cells are hidden;
+its control cells are predicted at the given doses and between them. Scored against the noise-free
+truth: `pearson_delta`, `mse_mean`, and the effect, the projection of the change of mean on the
+true change at a dose of 1,000 (0 no change, 1 the full response). A Hill function fitted to each
+method's effects gives the half-dose it implies. Writes `dose.csv`, `dose_half.csv` and `dose.png`
+beside this file.
 """
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scvi
 from anndata import AnnData
+from common import HERE, trained
 from matplotlib.figure import Figure
 from scipy.optimize import curve_fit
 
-from spaperb import SpaPerbModel, datasets
+from spaperb import datasets
 
-HERE = Path(__file__).parent
 GIVEN = [0.1, 0.5, 2.0, 8.0, 30.0]
 ASKED = [0.03, 0.1, 0.22, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 100.0]
 FULL = 1000.0
@@ -51,10 +50,7 @@ def run(seed: int) -> list[dict]:
     of_type = cells.obs["cell_type"] == HIDDEN
     control = cells[(of_type & (cells.obs["condition"] == "control")).to_numpy()].copy()
     train = cells[(~of_type | (cells.obs["condition"] == "control")).to_numpy()].copy()
-    scvi.settings.seed = seed
-    SpaPerbModel.setup_anndata(train, dose_key="dose")
-    model = SpaPerbModel(train)
-    model.train(enable_progress_bar=False)
+    model = trained(train, seed, dose_key="dose")
 
     measured = control.X.toarray().mean(0)
     full = truth(seed, FULL)

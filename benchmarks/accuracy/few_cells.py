@@ -2,22 +2,20 @@
 
     python benchmarks/accuracy/few_cells.py
 
-Six simulated types of 100 control and 100 stimulated cells, of one of which only n stimulated cells are
-given; n = 0 leaves it out. 100 further stimulated cells of that type are the truth. Writes
-`few_cells.csv` beside this file, a row n and seed: the squared error of the mean change over that of "no change", how many genes' true changes the 90 %
-intervals hold, and how many genes of those whose interval leaves out 0 have the wrong sign.
+Six simulated types of 100 control and 100 stimulated cells, of one of which only n stimulated
+cells are given; n = 0 leaves it out. 100 further stimulated cells of that type are the truth.
+Writes `few_cells.csv` beside this file, a row n and seed: the squared error of the mean change
+over that of "no change", how many genes' true changes the 90 % intervals hold, and how many genes
+of those whose interval leaves out 0 have the wrong sign.
 """
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scvi
+from common import HERE, trained
 from joblib import Parallel, delayed
 
-from spaperb import SpaPerbModel, datasets
+from spaperb import datasets
 
-HERE = Path(__file__).parent
 SIZES = (0, 1, 2, 3, 5, 10, 30, 100)
 N_CELLS = 100
 HIDDEN = "type_0"
@@ -32,10 +30,7 @@ def run(n: int, seed: int) -> dict[str, float]:
     truth = cells[rows[HIDDEN, "stimulated"][N_CELLS:]]
     kept = [r[:N_CELLS] for group, r in rows.items() if group != (HIDDEN, "stimulated")]
     train = cells[np.sort(np.concatenate([*kept, rows[HIDDEN, "stimulated"][:n]]))].copy()
-    scvi.settings.seed = seed
-    SpaPerbModel.setup_anndata(train)
-    model = SpaPerbModel(train)
-    model.train(enable_progress_bar=False)
+    model = trained(train, seed)
     control = train[(train.obs["cell_type"] == HIDDEN) & (train.obs["condition"] == "control")]
     table = model.predict_response(control.copy()).set_index("gene").loc[cells.var_names]
     real = truth.X.toarray().mean(0) - control.X.toarray().mean(0)

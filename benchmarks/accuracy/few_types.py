@@ -2,26 +2,30 @@
 
     python benchmarks/accuracy/few_types.py kang_pbmc_ifnb.h5ad
 
-Each cell type with at least 50 cells in both conditions is hidden in turn, and only two (three) other
-types, drawn at random from those with at least 30 control cells, keep their stimulated cells; two
-draws a hidden type. Weights never saw Kang et al. Writes `few_types.csv` and `few_types_summary.csv`
-beside this file. `--folds DIR` keeps finished folds.
+Each cell type with at least 50 cells in both conditions is hidden in turn, and only two (three)
+other types, drawn at random from those with at least 30 control cells, keep their stimulated
+cells; two draws a hidden type. Weights never saw Kang et al. Writes `few_types.csv` and
+`few_types_summary.csv` beside this file. `--folds DIR` keeps finished folds.
 """
-
-import argparse
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import report
-from reading import log_normalised
-from weights import without
+from common import (
+    HERE,
+    KANG,
+    N_TOP_GENES,
+    log_normalised,
+    make_parser,
+    paired_types,
+    summaries,
+    without,
+)
 
 from spaperb.evaluation.baselines import BASELINES
-from spaperb.evaluation.benchmark import SpaPerb, benchmark, summary
+from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
-LEAST_HIDDEN, LEAST_TRAINING = 50, 30
+LEAST_TRAINING = 30
 N_DRAWS = 2
 
 
@@ -38,40 +42,31 @@ def kept(cells: ad.AnnData, hidden: str, place: int, n: int, draw: int) -> np.nd
 
 def main() -> None:
     """Run all draws."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--folds", type=Path)
-    parser.add_argument("--n-jobs", type=int, default=2)
-    args = parser.parse_args()
+    args = make_parser(__doc__, "file", "--folds", "--n-jobs").parse_args()
     cells = log_normalised(args.file)
-    sizes = pd.crosstab(cells.obs["cell_type"], cells.obs["condition"])
-    hidden_types = list(sizes.index[sizes.min(axis=1) >= LEAST_HIDDEN])
     methods = {
-        "spaperb_in_context": SpaPerb(pretrained=without("kang_pbmc_ifnb")),
+        "spaperb_in_context": SpaPerb(pretrained=without(KANG)),
         **BASELINES,
     }
     results = []
     for n in (2, 3):
         for draw in range(N_DRAWS):
-            for place, hidden in enumerate(hidden_types):
+            for place, hidden in enumerate(paired_types(cells)):
                 some = cells[kept(cells, hidden, place, n, draw)].copy()
                 of_draw = benchmark(
                     some,
                     methods,
                     contexts=[hidden],
-                    n_top_genes=2000,
+                    n_top_genes=N_TOP_GENES,
                     n_jobs=args.n_jobs,
                     folder=args.folds,
                 )
                 context = f"{hidden}, draw {draw}"
                 results.append(of_draw.assign(context=context, n_training_types=n))
     whole = pd.concat(results)
-    whole.to_csv(report.HERE / "few_types.csv", index=False, float_format="%.6g")
-    table = pd.concat(
-        {n: summary(of_n) for n, of_n in whole.groupby("n_training_types")},
-        names=["n_training_types", None],
-    ).reset_index(level=0)
-    table.to_csv(report.HERE / "few_types_summary.csv", index=False, float_format="%.6g")
+    whole.to_csv(HERE / "few_types.csv", index=False, float_format="%.6g")
+    table = summaries(whole, "n_training_types")
+    table.to_csv(HERE / "few_types_summary.csv", index=False, float_format="%.6g")
     columns = ["n_training_types", "metric"]
     wide = table.pivot(index="method", columns=columns, values="mean")
     print(wide.loc[:, wide.columns.isin(["pearson_delta", "mse_mean"], level=1)].round(4))

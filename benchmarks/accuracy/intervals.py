@@ -1,51 +1,46 @@
-"""Coverage of the 90 % intervals of `predict_response` in contexts that the model never saw, and what its distance tells of errors.
+"""Coverage of the 90 % intervals in contexts never seen, and what the distance tells of errors.
 
     python benchmarks/accuracy/intervals.py kang_pbmc_ifnb.h5ad
 
-Kang et al. 2018, each cell type's stimulated cells hidden as in `kang.py`; the same with a second type hidden too, so that some types
-lose their nearest relative; and three simulated data sets of seven types in five lineages, three of which have one type only, each type hidden. Coverage
-is the fraction of genes whose real mean change lies in the interval (`coverage_strongest`: of the tenth with the largest predicted change; `coverage_true`: the
-noise-free change, for simulated cells); `relative_error` the squared error of the mean change over the squared change, both less what sampling noise adds to them, summed over genes.
-Weights never saw Kang et al. Writes `intervals.csv` and `intervals.png` beside this file.
+Kang et al. 2018, each cell type's stimulated cells hidden as in `kang.py`; the same with a second
+type hidden too, so that some types lose their nearest relative; and three simulated data sets of
+seven types in five lineages, three of which have one type only, each type hidden. Coverage is the
+fraction of genes whose real mean change lies in the interval (`coverage_strongest`: of the tenth
+with the largest predicted change; `coverage_true`: the noise-free change, for simulated cells);
+`relative_error` the squared error of the mean change over the squared change, both less what
+sampling noise adds to them, summed over genes. Weights never saw Kang et al. Writes
+`intervals.csv` and `intervals.png` beside this file.
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scvi
+from common import HERE, KANG, log_normalised, make_parser, paired_types, split, trained, without
 from matplotlib.figure import Figure
-from reading import log_normalised
-from weights import without
 
-from spaperb import SpaPerbModel, datasets, metrics
-from spaperb.evaluation.benchmark import Fold, Task, make_fold
+from spaperb import datasets, metrics
+from spaperb.evaluation.benchmark import Fold
 from spaperb.populations import mean_expression, variance
-
-HERE = Path(__file__).parent
-MIN_CELLS = 50
 
 
 def kang_folds(path: Path) -> Iterator[tuple]:
     """Folds of one hidden type, and of two."""
     cells = log_normalised(path)
-    sizes = cells.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
-    task = Task("cell_type", "condition", "control", None, "cell_type", 2000, 0)
-    types = sizes.index[sizes.min(axis=1) >= MIN_CELLS]
+    types = paired_types(cells)
     stimulated = cells.obs["condition"] == "stimulated"
     for name in types:
-        yield "kang", name, make_fold(cells, name, task), None
+        yield "kang", name, split(cells, name), None
     for second in types:
         rest = cells[~(stimulated & (cells.obs["cell_type"] == second))].copy()
-        for name in types.drop(second):
-            yield "kang, two hidden", name, make_fold(rest, name, task), None
+        for name in types:
+            if name != second:
+                yield "kang, two hidden", name, split(rest, name), None
 
 
 def simulated_folds() -> Iterator[tuple]:
     """The same of each simulated type, with the noise-free change."""
-    task = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
     for seed in range(3):
         cells = datasets.simulated(
             n_cell_types=7,
@@ -57,7 +52,7 @@ def simulated_folds() -> Iterator[tuple]:
             seed=seed,
         )
         for name in cells.obs["cell_type"].cat.categories:
-            fold = make_fold(cells, name, task)
+            fold = split(cells, name)
             layers = fold.control.layers
             true = layers["true_stimulated"].mean(0) - layers["true_control"].mean(0)
             yield f"simulated {seed}", name, fold, true
@@ -66,11 +61,7 @@ def simulated_folds() -> Iterator[tuple]:
 def score(data: str, name: str, fold: Fold, true: np.ndarray | None, seed: int) -> dict:
     """Train, predict, and look whether the truth is where it should be."""
     train, control, real = fold
-    scvi.settings.seed = seed
-    SpaPerbModel.setup_anndata(train)
-    pretrained = without("kang_pbmc_ifnb") if data.startswith("kang") else True
-    model = SpaPerbModel(train, pretrained=pretrained)
-    model.train(enable_progress_bar=False)
+    model = trained(train, seed, without(KANG) if data.startswith("kang") else True)
     table = model.predict_response(control).set_index("gene").loc[control.var_names]
     lower, upper = table["lower"].to_numpy(), table["upper"].to_numpy()
     change = mean_expression(real) - mean_expression(control.X)
@@ -93,9 +84,8 @@ def score(data: str, name: str, fold: Fold, true: np.ndarray | None, seed: int) 
 
 def main() -> None:
     """Run both."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Kang et al., raw counts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = make_parser(__doc__, "file", "--seeds")
+    parser.set_defaults(seeds=[0])
     args = parser.parse_args()
     rows = [
         score(*fold, seed=seed)

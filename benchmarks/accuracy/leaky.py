@@ -2,28 +2,22 @@
 
     python benchmarks/accuracy/leaky.py kang_pbmc_ifnb.h5ad
 
-For each cell type of Kang et al. 2018 the published objective is trained without the type's stimulated cells, and scored
-after every epoch on those very cells. The *leaky* score is that of the epoch with the best R2 of the means, as the
-authors' released code picks it; the *honest* one is that of the epoch with the lowest loss on validation pairs, and the
-*last* one that of the last epoch. Never do the first in earnest. Writes `kang_leaky.csv` beside this file.
+For each cell type of Kang et al. 2018 the published objective is trained without the type's
+stimulated cells, and scored after every epoch on those very cells. The *leaky* score is that of
+the epoch with the best R2 of the means, as the authors' released code picks it; the *honest* one
+is that of the epoch with the lowest loss on validation pairs, and the *last* one that of the last
+epoch. Never do the first in earnest. Writes `kang_leaky.csv` beside this file.
 """
-
-import argparse
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import scvi
+from common import HERE, log_normalised, make_parser, paired_types, split
 from joblib import Parallel, delayed
 from lightning.pytorch.callbacks import Callback
-from reading import log_normalised
 
 from spaperb import SpaPerbModel, metrics
-from spaperb.evaluation.benchmark import Task, make_fold
-
-HERE = Path(__file__).parent
-MIN_CELLS = 50
 
 
 class ScoreEachEpoch(Callback):
@@ -34,7 +28,7 @@ class ScoreEachEpoch(Callback):
 
     def on_validation_epoch_end(self, trainer, plan):
         """Predict with the module as it is now."""
-        # Only for this call: scvi-tools takes a trained model's history for the beginning of this one.
+        # Only for this call: scvi-tools would go on from a trained model's history.
         self.model.is_trained_ = True
         predicted = self.model.predict_stimulated(self.fold.control, inplace=False)
         self.model.is_trained_ = False
@@ -51,8 +45,7 @@ class ScoreEachEpoch(Callback):
 
 def run(adata: ad.AnnData, cell_type: str, seed: int, max_epochs: int) -> list[dict]:
     """Train once and score the three ways to pick an epoch."""
-    task = Task("cell_type", "condition", "control", "stimulated", "cell_type", 2000, 0)
-    fold = make_fold(adata, cell_type, task)
+    fold = split(adata, cell_type)
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(fold.train)
     model = SpaPerbModel(fold.train, objective="published")
@@ -79,18 +72,13 @@ def run(adata: ad.AnnData, cell_type: str, seed: int, max_epochs: int) -> list[d
 
 def main() -> None:
     """Run all cell types and seeds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="raw counts, with obs condition and cell_type")
+    parser = make_parser(__doc__, "file", "--seeds", "--n-jobs")
     parser.add_argument("--max-epochs", type=int, default=60)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--n-jobs", type=int, default=2)
     args = parser.parse_args()
     adata = log_normalised(args.file)
-    sizes = adata.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
-    cell_types = sizes.index[sizes.min(axis=1) >= MIN_CELLS]
     rows = Parallel(n_jobs=args.n_jobs, verbose=5)(
         delayed(run)(adata, cell_type, seed, args.max_epochs)
-        for cell_type in cell_types
+        for cell_type in paired_types(adata)
         for seed in args.seeds
     )
     table = pd.DataFrame([row for part in rows for row in part])

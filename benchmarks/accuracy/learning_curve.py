@@ -2,14 +2,14 @@
 
     python benchmarks/accuracy/learning_curve.py kang_pbmc_ifnb.h5ad
 
-The folds of `kang.py` with a part of the training cells, three random parts each: a share of the cells of every type and
-condition, or a few contexts (the others lose their stimulated cells if contexts are cell types, all cells if they are donors).
-The hidden cells and the control cells of their context are always the same. The method is the default model with weights that
-never saw Kang et al., beside the best simple rule. Writes
-`learning_curve.csv` (median over parts; with the ceiling, half of the real cells against the other) and a figure beside this file.
+The folds of `kang.py` with a part of the training cells, three random parts each: a share of the
+cells of every type and condition, or a few contexts (the others lose their stimulated cells if
+contexts are cell types, all cells if they are donors). The hidden cells and the control cells of
+their context are always the same. The method is the default model with weights that never saw Kang
+et al., beside the best simple rule. Writes `learning_curve.csv` (median over parts; with the
+ceiling, half of the real cells against the other) and a figure beside this file.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import report
-from reading import log_normalised
-from weights import without
+from common import HERE, KANG, MIN_CELLS, N_TOP_GENES, log_normalised, make_parser, without
 
 from spaperb.evaluation.baselines import KNNShift, OwnTypeShift
 from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark
@@ -31,7 +29,6 @@ RULES: dict[str, tuple[str, Method]] = {
     "donor": ("own_type_shift", OwnTypeShift()),
 }
 METRICS = {"pearson_delta": 1.0, "mse_mean": 1e3}
-MIN_CELLS = 50
 
 
 class Part:
@@ -81,7 +78,7 @@ def curves(adata: ad.AnnData, held_out: str, n_jobs: int) -> pd.DataFrame:
     parts = {("cells", share): {"share": share} for share in SHARES}
     parts |= {("contexts", n): {"n_contexts": n} for n in N_CONTEXTS[held_out]}
     rule, baseline = RULES[held_out]
-    spaperb = SpaPerb(pretrained=without("kang_pbmc_ifnb"))
+    spaperb = SpaPerb(pretrained=without(KANG))
     methods = {
         f"{name}|{of}|{x}": Part(method, **part)
         for (of, x), part in parts.items()
@@ -92,7 +89,7 @@ def curves(adata: ad.AnnData, held_out: str, n_jobs: int) -> pd.DataFrame:
         methods,
         held_out=held_out,
         min_cells=MIN_CELLS,
-        n_top_genes=2000,
+        n_top_genes=N_TOP_GENES,
         n_splits=20,
         n_jobs=n_jobs,
     )
@@ -137,16 +134,13 @@ def plot(table: pd.DataFrame, path: Path) -> None:
 
 def main() -> None:
     """Run both protocols."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="raw counts, with obs condition, cell_type, donor")
-    parser.add_argument("--n-jobs", type=int, default=2)
-    args = parser.parse_args()
+    args = make_parser(__doc__, "file", "--n-jobs").parse_args()
     adata = log_normalised(args.file)
     table = pd.concat([curves(adata, held_out, args.n_jobs) for held_out in N_CONTEXTS])
     order = ["held_out", "of", "x", "method", "metric", "context", "value", "ceiling"]
     table = table[order]
-    table.to_csv(report.HERE / "learning_curve.csv", index=False, float_format="%.4g")
-    plot(table, report.HERE / "learning_curve.png")
+    table.to_csv(HERE / "learning_curve.csv", index=False, float_format="%.4g")
+    plot(table, HERE / "learning_curve.png")
     means = table.groupby(["metric", "held_out", "of", "x", "method"])["value"].mean()
     print(means.unstack().to_string())
 

@@ -2,29 +2,20 @@
 
     python benchmarks/accuracy/measured.py FOLDER
 
-FOLDER holds the data sets of `pretraining/data_sets.csv`; weights never saw the set. The cells of each
-context are halved at random. One half is the measurement, the other half the truth (24 changes of a set at
-most). Writes `measured.csv` beside this file, a row a change: the squared error, less the noise of the
-truth, over the squared change; of the measurement, of what the networks make of it, and of the
-measurement shrunk towards that, which is what the model predicts.
+FOLDER holds the data sets of `pretraining/data_sets.csv`; weights never saw the set. The cells of
+each context are halved at random. One half is the measurement, the other half the truth (24
+changes of a set at most). Writes `measured.csv` beside this file, a row a change: the squared
+error, less the noise of the truth, over the squared change; of the measurement, of what the
+networks make of it, and of the measurement shrunk towards that, which is what the model predicts.
 """
-
-import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from weights import FOLDER, without
+from common import HERE, data_sets, make_parser, networks_without, read_set
 
 from spaperb.evidence import ContextQuery, Evidence, describe, shrunk
 from spaperb.module import InContextModule
-from spaperb.nn import read_weights
 
-sys.path.insert(0, str(FOLDER.parent))
-from pretrain import read_set
-
-HERE = Path(__file__).parent
 N_CHANGES = 24
 
 
@@ -57,15 +48,10 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
 
 def main() -> None:
     """Run all sets."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    folder = make_parser(__doc__, "folder").parse_args().folder
     tables = []
-    for _, row in pd.read_csv(FOLDER.parent / "data_sets.csv").iterrows():
-        networks = read_weights(without(row["name"]))
-        sizes = networks[0].n_latent, networks[0].n_hidden
-        module = InContextModule(*sizes, len(networks)).start_from(networks)
-        of_set = errors(read_set(folder, row), module)
+    for _, row in data_sets().iterrows():
+        of_set = errors(read_set(folder, row), networks_without(row["name"]))
         tables.append(pd.DataFrame(of_set).assign(data_set=row["name"]))
     table = pd.concat(tables).set_index("data_set")
     table.to_csv(HERE / "measured.csv", float_format="%.4g")

@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy/metrics_memory.py
 
-Simulated counts, 2,000 genes; predicted cells dense in single precision, the others CSR. Prints one line and writes
-`metrics_memory.csv` beside this file.
+Simulated counts, 2,000 genes; predicted cells dense in single precision, the others CSR. Prints
+one line and writes `metrics_memory.csv` beside this file.
 """
 
 import argparse

@@ -1,30 +1,24 @@
-"""How much sampled cells look like real ones: counts drawn by `predict_stimulated(sample=True)`, and cells of other kinds.
+"""How much sampled cells look like real ones: drawn counts, and cells of other kinds.
 
     python benchmarks/accuracy/realism.py kang_pbmc_ifnb.h5ad
 
-Kang et al. 2018, each cell type's stimulated cells hidden as in `kang.py`; weights never saw these cells. Sampled counts are normalised as the control cells were, by
-their size factor, and log1p. `auc` is how well a logistic regression on 50 principal components of the training cells tells predicted from
-real stimulated cells (five folds; 0.5: not at all); "half of the real cells" stands for the best that can be, and "real mean change, sampled" for
-counts that are drawn as ours are, of the change that the hidden cells have. Writes `realism.csv` beside this file.
+Kang et al. 2018, each cell type's stimulated cells hidden as in `kang.py`; weights never saw these
+cells. Sampled counts are normalised as the control cells were, by their size factor, and log1p.
+`auc` is how well a logistic regression on 50 principal components of the training cells tells
+predicted from real stimulated cells (five folds; 0.5: not at all); "half of the real cells" stands
+for the best that can be, and "real mean change, sampled" for counts that are drawn as ours are, of
+the change that the hidden cells have. Writes `realism.csv` beside this file.
 """
-
-import argparse
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import scvi
-from reading import log_normalised
-from weights import without
+from common import HERE, KANG, log_normalised, make_parser, paired_types, split, trained, without
 
-from spaperb import SpaPerbModel, baselines, metrics
+from spaperb import baselines, metrics
 from spaperb.cells import CountChange, Sample, order_of
-from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.populations import dense, dispersion, fit_projection, project, rate, scale_of, size_of
 
-HERE = Path(__file__).parent
-MIN_CELLS = 50
 METRICS = ["pearson_delta", "mse_mean", "energy_distance", "variance_ratio"]
 METRICS += ["zero_fraction_error", "deg_overlap"]
 
@@ -37,7 +31,7 @@ def correlation_error(predicted: np.ndarray, real: np.ndarray, genes: np.ndarray
 
 
 def sampled_with(change: np.ndarray, control: ad.AnnData) -> np.ndarray:
-    """Log-normalised counts drawn of control cells, with a mean change and the control counts' dispersion."""
+    """Counts drawn with a mean change and the control counts' dispersion, log-normalised."""
     x, counts = dense(control.X), dense(control.layers["counts"]).astype(float)
     ranks = np.repeat(np.arange(len(x), dtype=np.uint32)[:, None], x.shape[1], axis=1)
     order = order_of(ranks, np.full_like(ranks, len(x)), seed=0, draw=0)
@@ -51,27 +45,21 @@ def sampled_with(change: np.ndarray, control: ad.AnnData) -> np.ndarray:
 
 def main() -> None:
     """Run all types."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="Kang et al., raw counts")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser = make_parser(__doc__, "file", "--seeds")
+    parser.set_defaults(seeds=[0])
     args = parser.parse_args()
     cells = log_normalised(args.file)
     cells.layers["counts"] = ad.read_h5ad(args.file).X
-    sizes = cells.obs.groupby(["cell_type", "condition"], observed=True).size().unstack()
     setup = {"condition_key": "condition", "control": "control", "held_out": "cell_type"}
-    task = Task("cell_type", "condition", "control", None, "cell_type", 2000, 0)
     rows = []
-    for name in sizes.index[sizes.min(axis=1) >= MIN_CELLS]:
-        fold = make_fold(cells, name, task)
+    for name in paired_types(cells):
+        fold = split(cells, name)
         projection = fit_projection(fold.train.X)
         control, real = dense(fold.control.X), dense(fold.real)
         degs = metrics.top_genes(metrics.wilcoxon_scores(real, control))
         half = np.random.default_rng(0).permutation(len(real))
         for seed in args.seeds:
-            scvi.settings.seed = seed
-            SpaPerbModel.setup_anndata(fold.train, counts_layer="counts")
-            model = SpaPerbModel(fold.train, pretrained=without("kang_pbmc_ifnb"))
-            model.train(enable_progress_bar=False)
+            model = trained(fold.train, seed, without(KANG), counts_layer="counts")
             mean = model.predict_stimulated(fold.control, inplace=False)
             counts = model.predict_stimulated(fold.control, sample=True, inplace=False)
             scale = scale_of(control, dense(fold.control.layers["counts"]))

@@ -1,20 +1,17 @@
 """scGen, as pertpy ships it, on the folds of kang.py: an environment and a command of its own.
 
-    python3 -m venv .venv-scgen && .venv-scgen/bin/pip install -r benchmarks/accuracy/scgen-requirements.txt -e .
+    python3 -m venv .venv-scgen
+    .venv-scgen/bin/pip install -r benchmarks/accuracy/scgen-requirements.txt -e .
     .venv-scgen/bin/python benchmarks/accuracy/scgen.py kang_pbmc_ifnb.h5ad
 
-100 epochs, everything else as by default; predictions are clipped at 0, which can only help them. Writes
-`kang_scgen.csv` and `kang_scgen_summary.csv` beside this file.
+100 epochs, everything else as by default; predictions are clipped at 0, which can only help them.
+Writes `kang_scgen.csv` and `kang_scgen_summary.csv` beside this file.
 """
-
-import argparse
-from pathlib import Path
 
 import numpy as np
 import pertpy as pt
-import report
 import scvi
-from reading import log_normalised
+from common import N_TOP_GENES, log_normalised, make_parser, write
 
 from spaperb.evaluation.benchmark import benchmark
 
@@ -41,22 +38,17 @@ class ScGen:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, help="raw counts, with obs condition and cell_type")
-    parser.add_argument("--folds", type=Path)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--n-jobs", type=int, default=2)
-    args = parser.parse_args()
+    args = make_parser(__doc__, "file", "--folds", "--seeds", "--n-jobs").parse_args()
     adata = log_normalised(args.file)
     results = benchmark(
         adata,
         {"scgen": ScGen()},
-        n_top_genes=2000,
+        n_top_genes=N_TOP_GENES,
         seeds=args.seeds,
         n_jobs=args.n_jobs,
         folder=args.folds,
     )
-    report.write(results, "kang_scgen")
+    write(results, "kang_scgen")
 
 
 if __name__ == "__main__":

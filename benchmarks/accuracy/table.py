@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy/table.py kang_cell_type.csv [more.csv ...]
 
-Mean over contexts of the median over seeds; ± the standard deviation over seeds of the mean over contexts, for methods that
-depend on the seed.
+Mean over contexts of the median over seeds; ± the standard deviation over seeds of the mean over
+contexts, for methods that depend on the seed.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     python benchmarks/reliability/determinism.py
 
-Simulated cells (1,800 for training, 2,000 genes), both objectives with their default networks, 3 epochs, on the processor. Each run is a process of
-its own that trains, saves the model, and predicts new cells with and without drawing latent vectors. Weights and predictions are compared with
-those of the first run: to the last bit, dense and sparse expression to 1e-6. Runs have one thread, but for two with two threads, compared
-with each other.
+Simulated cells (1,800 for training, 2,000 genes), both objectives with their default networks, 3
+epochs, on the processor. Each run is a process of its own that trains, saves the model, and
+predicts new cells with and without drawing latent vectors. Weights and predictions are compared
+with those of the first run: to the last bit, dense and sparse expression to 1e-6. Runs have one
+thread, but for two with two threads, compared with each other.
 
 Writes `determinism.csv` beside this file, with the largest difference of each attack.
 """
@@ -21,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import record
 import scvi
+from common import make_cells, make_row, write
 
-from spaperb import SpaPerbModel, datasets, read_mapped
+from spaperb import SpaPerbModel, read_mapped
 
-CELLS = {"n_cell_types": 3, "n_cells": 300, "n_genes": 2000}
+CELLS = {"n_cells": 300, "n_genes": 2000}
 DRAWS = {"give_mean": False, "n_samples": 2, "seed": 3}
 CHUNKS = (1, 7, 100, 129, 512, 10_000)
 TOLERANCE = 1e-6
@@ -34,11 +35,10 @@ TOLERANCE = 1e-6
 
 def run(folder: Path, name: str, objective: str, dense: bool, **options: Any) -> None:
     """Train, or load a model, and keep weights and predictions."""
-    adata = datasets.simulated(**CELLS)
-    query = datasets.simulated(seed=1, **CELLS)[::2].copy()
-    for cells in (adata, query):
-        cells.layers.clear()
-        cells.X = cells.X.toarray() if dense else cells.X
+    adata = make_cells(**CELLS)
+    query = make_cells(seed=1, **CELLS)[::2].copy()
+    if dense:
+        adata.X, query.X = adata.X.toarray(), query.X.toarray()
     if options.get("mapped"):
         adata.write_h5ad(folder / "cells.h5ad")
         adata = read_mapped(folder / "cells.h5ad")
@@ -94,7 +94,7 @@ def compared(attack: str, found: list[float], limit: float = 0.0, threads: int =
         "same bits" if d == 0 else f"within {limit:g}" if d <= limit else "differs" for d in found
     ]
     good = {"same bits", f"within {limit:g}"}
-    return record.row(attack, outcomes, good, largest_difference=max(found), threads=threads)
+    return make_row(attack, outcomes, good, largest_difference=max(found), threads=threads)
 
 
 def main() -> None:
@@ -148,7 +148,7 @@ def main() -> None:
             first, again = (start(name, objective, threads=2) for name in ("first", "again"))
             attack = f"{objective}: run to run, two threads"
             rows.append(compared(attack, differences(first, again), threads=2))
-    record.write("determinism", rows)
+    write("determinism", rows)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,23 @@
 
     python benchmarks/reliability/endurance.py
 
-200 cycles of each way, in a process of its own: one epoch of training the default model, with a loader process; prediction into the AnnData;
-saving; loading with the training data, and the prediction of that. Simulated cells (1,200 of 1,000 genes, CSR), on the processor. The first 20
-cycles are warm-up. Nothing is done for memory that a user would not do: the garbage collector runs when it likes.
+200 cycles of each way, in a process of its own: one epoch of training the default model, with a
+loader process; prediction into the AnnData; saving; loading with the training data, and the
+prediction of that. Simulated cells (1,200 of 1,000 genes, CSR), on the processor. The first 20
+cycles are warm-up. Nothing is done for memory that a user would not do: the garbage collector runs
+when it likes.
 
 - one AnnData for all cycles
 - a new AnnData in each cycle, and `model.deregister_manager(adata)` when done with it
-- a new AnnData in each cycle, and nothing else: scvi-tools keeps every AnnData that was set up, so this cannot pass
+- a new AnnData in each cycle, and nothing else: scvi-tools keeps every AnnData that was set up, so
+  this cannot pass
 
-Writes `endurance.csv` (one row a way) and `endurance_cycles.csv` (counts after each cycle) beside this file.
+Writes `endurance.csv` (one row a way) and `endurance_cycles.csv` (counts after each cycle) beside
+this file.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import psutil
-import record
 import scvi
+from common import HERE, answer_of, make_cells, make_row, write
 
-from spaperb import SpaPerbModel, datasets
+from spaperb import SpaPerbModel
 
 N_CYCLES, WARM_UP = 200, 20
 MAX_GROWTH = 0.05
@@ -58,8 +60,7 @@ def cycle(adata: ad.AnnData, folder: Path) -> SpaPerbModel:
 
 def measure(way: str, n_cycles: int) -> list[dict[str, Any]]:
     """Run the cycles, and count after each."""
-    cells = datasets.simulated(n_cell_types=3, n_cells=200, n_genes=1000)
-    cells.layers.clear()
+    cells = make_cells(200, 1000)
     process = psutil.Process()
     rows: list[dict[str, Any]] = []
     first = None
@@ -96,9 +97,8 @@ def main() -> None:
 
     rows, tables = [], []
     for way in args.ways:
-        command = [sys.executable, __file__, "--measure", way, "--cycles", str(args.cycles)]
-        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        table = pd.DataFrame(json.loads(out.splitlines()[-1]))
+        answer = answer_of(__file__, "--measure", way, "--cycles", args.cycles)
+        table = pd.DataFrame(answer)
         tables.append(table.assign(way=way))
         warm, last = table.iloc[WARM_UP - 1], table.iloc[-1]
         growth = last["rss_mb"] / warm["rss_mb"] - 1
@@ -119,11 +119,9 @@ def main() -> None:
             "growth": growth,
         }
         attack = f"{args.cycles} cycles, {WAYS[way]}"
-        rows.append(record.row(attack, passed + failed, passed, **more))
-    pd.concat(tables).to_csv(
-        record.HERE / "endurance_cycles.csv", index=False, float_format="%.6g"
-    )
-    record.write("endurance", rows)
+        rows.append(make_row(attack, passed + failed, passed, **more))
+    pd.concat(tables).to_csv(HERE / "endurance_cycles.csv", index=False, float_format="%.6g")
+    write("endurance", rows)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
     python benchmarks/reliability/faults.py
 
-Linux; as root it also fills and write-protects a small file system in memory. Simulated cells, small models, on the processor. Moments are drawn
-with a seeded generator, uniformly from the time that an undisturbed run takes (to train, or to write), 20 of each kind:
+Linux; as root it also fills and write-protects a small file system in memory. Simulated cells,
+small models, on the processor. Moments are drawn with a seeded generator, uniformly from the time
+that an undisturbed run takes (to train, or to write), 20 of each kind:
 
-- training is killed, once of the default model with quick checkpoints and once of the published objective with large ones that take half of the time, and
-  goes on from the last checkpoint in a new process
+- training is killed, once of the default model with quick checkpoints and once of the published
+  objective with large ones that take half of the time, and goes on from the last checkpoint in a
+  new process
 - `spaperb predict` and `spaperb benchmark` are killed while they write
 - a full disk, a limit of a file's size, a folder without rights; two processes that write one file
 
@@ -35,17 +37,17 @@ from typing import Any
 import anndata as ad
 import lightning
 import numpy as np
-import record
 import scvi
 import torch
+from common import make_cells, make_row, write
 
-from spaperb import SpaPerbModel, cli, datasets, pl
+from spaperb import SpaPerbModel, cli, pl
 from spaperb import _files as files
 from spaperb._files import atomic_write
 
 NOBODY = 65534
 PAUSE = 0.05
-"""Seconds before and after a file's content is written, so that kills fall between these steps too."""
+"""Seconds before and after a file is written, so that kills fall between these steps too."""
 TRAININGS: dict[str, dict[str, Any]] = {
     "small checkpoints": {"objective": "in_context", "max_epochs": 15},
     "large checkpoints": {"objective": "published", "max_epochs": 20, "batch_size": 1000},
@@ -95,7 +97,10 @@ def train(sender: Connection, folder: Path, kind: str, resume: bool) -> None:
 def command(
     sender: Connection, *arguments: object, largest: int | None = None, user: int | None = None
 ) -> None:
-    """Run the command, with a largest size of files or as another user; tell when it begins to write, and how it ended."""
+    """Run the command, with a largest size of files or as another user.
+
+    Tells when it begins to write, and how it ended.
+    """
     if largest is not None:
         limit_files(largest)
     if user is not None:
@@ -214,7 +219,7 @@ def kill_training(folder: Path, kind: str, moments: Moments) -> dict[str, Any]:
         print(f"{moment:.2f} of {seconds:.2f} s: {outcomes[-1]}", flush=True)
     checkpoint.unlink(missing_ok=True)
     good = {outcome for outcome in outcomes if outcome.endswith("same result")}
-    return record.row(f"SIGKILL in training, {kind}", outcomes, good, left_folders=n_left)
+    return make_row(f"SIGKILL in training, {kind}", outcomes, good, left_folders=n_left)
 
 
 def is_prediction(path: Path, expected: np.ndarray) -> bool:
@@ -251,7 +256,7 @@ def kill_predict(folder: Path, with_old: bool, moments: Moments) -> dict[str, An
     output.unlink(missing_ok=True)
     attack = f"SIGKILL while predict writes, {'an old file there' if with_old else 'no file yet'}"
     good = {"old file" if with_old else "no file", "new file"}
-    return record.row(attack, outcomes, good, left_folders=n_left)
+    return make_row(attack, outcomes, good, left_folders=n_left)
 
 
 def kill_benchmark(folder: Path, moments: Moments) -> dict[str, Any]:
@@ -282,7 +287,7 @@ def kill_benchmark(folder: Path, moments: Moments) -> dict[str, Any]:
         outcomes.append(f"{n_new} of {len(old)} files new, the others old" if whole else "torn")
     shutil.rmtree(output)
     good = set(outcomes) - {"torn"}
-    return record.row(
+    return make_row(
         "SIGKILL while benchmark writes tables and figures", outcomes, good, left_folders=n_left
     )
 
@@ -300,7 +305,10 @@ def refused(folder: Path, output: Path, words: str, **options: int) -> str:
         path.unlink()
     if code == 1 and words in error and not left and old is not False and not crashed:
         return "clear error, " + ("old file intact" if old else "nothing written")
-    return f"exit code {code}, crashed: {crashed}, {error!r}, old file intact: {old}, left beside it {left}"
+    return (
+        f"exit code {code}, crashed: {crashed}, {error!r}, old file intact: {old}, "
+        f"left beside it {left}"
+    )
 
 
 @contextmanager
@@ -322,7 +330,7 @@ def full_disk(folder: Path, size: int) -> dict[str, Any]:
         with file_system(folder, f"size={int(share * size) + 4096}") as place:
             (place / "out.h5ad").write_text("old")
             outcomes.append(refused(folder, place / "out.h5ad", "No space left on device"))
-    return record.row("full disk", outcomes, {"clear error, old file intact"})
+    return make_row("full disk", outcomes, {"clear error, old file intact"})
 
 
 def limited_size(folder: Path, size: int) -> dict[str, Any]:
@@ -334,7 +342,7 @@ def limited_size(folder: Path, size: int) -> dict[str, Any]:
         (place / "out.h5ad").write_text("old")
         largest = int(share * size)
         outcomes.append(refused(folder, place / "out.h5ad", "File too large", largest=largest))
-    return record.row("file-size limit", outcomes, {"clear error, old file intact"})
+    return make_row("file-size limit", outcomes, {"clear error, old file intact"})
 
 
 def no_rights(folder: Path) -> dict[str, Any]:
@@ -355,7 +363,7 @@ def no_rights(folder: Path) -> dict[str, Any]:
     words = "Permission denied. Choose another folder."
     outcomes.append(refused(folder, place / "out.h5ad", words, user=NOBODY))
     good = {"clear error, old file intact", "clear error, nothing written"}
-    return record.row("folder without rights to write", outcomes, good)
+    return make_row("folder without rights to write", outcomes, good)
 
 
 class LimitSize(lightning.Callback):
@@ -400,7 +408,7 @@ def limited_checkpoint(folder: Path) -> dict[str, Any]:
         outcomes.append(f"{outcome}, checkpoint before {'intact' if intact else 'torn'}")
         checkpoint.unlink()
     good = {"clear error, checkpoint before intact"}
-    return record.row("file-size limit between two checkpoints", outcomes, good)
+    return make_row("file-size limit between two checkpoints", outcomes, good)
 
 
 def two_writers(folder: Path) -> dict[str, Any]:
@@ -422,7 +430,7 @@ def two_writers(folder: Path) -> dict[str, Any]:
     failed = sum(writer.exitcode != 0 for writer in writers)
     attack = f"two processes write one file {n} times each, and a third reads"
     outcomes += ["a writer failed"] * failed
-    return record.row(attack, outcomes, {"one writer's file, whole"})
+    return make_row(attack, outcomes, {"one writer's file, whole"})
 
 
 def two_commands(folder: Path, overwrite: bool) -> dict[str, Any]:
@@ -446,7 +454,7 @@ def two_commands(folder: Path, overwrite: bool) -> dict[str, Any]:
     if not overwrite:
         good = "exit codes [0, 1], whole file, clear error"
     how = "with" if overwrite else "without"
-    return record.row(f"two commands write one file, {how} --overwrite", outcomes, {good})
+    return make_row(f"two commands write one file, {how} --overwrite", outcomes, {good})
 
 
 def main() -> None:
@@ -459,9 +467,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for name, n_cells, n_genes in (("few", 60, 100), ("cells", 300, 1000)):
-            cells = datasets.simulated(n_cell_types=3, n_cells=n_cells, n_genes=n_genes)
-            cells.layers.clear()
-            cells.write_h5ad(folder / f"{name}.h5ad")
+            make_cells(n_cells, n_genes).write_h5ad(folder / f"{name}.h5ad")
         output = ("--output", folder / "out.h5ad")
         undisturbed(command, "predict", folder / "cells.h5ad", *PREDICT, *output)
         size = (folder / "out.h5ad").stat().st_size
@@ -478,7 +484,7 @@ def main() -> None:
         ]
         if os.geteuid() == 0:
             attacks += [lambda: full_disk(folder, size), lambda: no_rights(folder)]
-        record.write("faults", [attack() for attack in attacks])
+        write("faults", [attack() for attack in attacks])
 
 
 if __name__ == "__main__":

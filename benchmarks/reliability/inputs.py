@@ -2,12 +2,15 @@
 
     python benchmarks/reliability/inputs.py
 
-Hypothesis draws 500 cases of cells, models and questions: matrix formats and types of numbers, odd names and categories, one gene, three cells,
-silent and constant genes, values up to a million, views, repeated names. Each is set up, trained for an epoch or two, and predicted. What is
-predicted is predicted again in other ways (labels of another type, genes in another order, set up twice, from a file), and has to be the same.
-Of 100 cases of simulated cells predictions keep what is promised of them, and what would make them wrong (another scale, exchanged cell types) has to be told. In
-50 more hardly any stimulated cell of a type was measured, which must do no harm. The seed is fixed; the cases follow from it and the version of Hypothesis.
-Writes `inputs.csv` beside this file, and prints each case that went wrong.
+Hypothesis draws 500 cases of cells, models and questions: matrix formats and types of numbers, odd
+names and categories, one gene, three cells, silent and constant genes, values up to a million,
+views, repeated names. Each is set up, trained for an epoch or two, and predicted. What is
+predicted is predicted again in other ways (labels of another type, genes in another order, set up
+twice, from a file), and has to be the same. Of 100 cases of simulated cells predictions keep what
+is promised of them, and what would make them wrong (another scale, exchanged cell types) has to be
+told. In 50 more hardly any stimulated cell of a type was measured, which must do no harm. The seed
+is fixed; the cases follow from it and the version of Hypothesis. Writes `inputs.csv` beside this
+file, and prints each case that went wrong.
 """
 
 import logging
@@ -16,19 +19,18 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 import scvi
+from common import HERE
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 from rich.progress import track
 
-HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-from odd_cells import CASES, FEW, SOUND, Case, Few, Sound  # noqa: E402
-from test_inputs import ChangedError, examine, examine_few, examine_sound  # noqa: E402
+from odd_cells import CASES, FEW, SOUND, Case, Few, Sound
+from test_inputs import ChangedError, examine, examine_few, examine_sound
 
 WRONG = ("wrong answer", "other exception", "changed AnnData")
 ATTACKS = ((CASES, examine, 500), (SOUND, examine_sound, 100), (FEW, examine_few, 50))
@@ -72,7 +74,7 @@ class Tally:
         self.counts[kind, outcome] += 1
 
     def table(self) -> pd.DataFrame:
-        """Cases by kind and outcome; the wrong outcomes of each kind are there if it has none, too."""
+        """Count cases by kind and outcome; the wrong outcomes of a kind are there with 0, too."""
         kinds = sorted({kind for kind, _ in self.counts})
         missing = {(kind, name): 0 for kind in kinds for name in WRONG}
         cases = pd.Series({**missing, **self.counts}, name="cases").sort_index()

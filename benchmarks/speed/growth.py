@@ -2,68 +2,37 @@
 
     python benchmarks/speed/growth.py
 
-Simulated CSR cells of 2,000 genes, 5 % of them expressed, in four types and two conditions: 10 thousand, 100 thousand, 1 million. Each size
-and way runs in a process of its own:
+Simulated CSR cells of 2,000 genes, 5 % of them expressed, in four types and two conditions: 10
+thousand, 100 thousand, 1 million. Each size and way runs in a process of its own:
 
-- memory: the AnnData in memory; the default model: an epoch (the second; with a million cells the first), and all of training but epochs, which
-  is measuring the contexts
+- memory: the AnnData in memory; the default model: an epoch (the second; with a million cells the
+  first), and all of training but epochs, which is measuring the contexts
 - disk: the same from a zarr store, by `read_mapped`
-- published memory, published disk: the same of the published objective, whose epochs go through all cells; and drawing an epoch's pairs
+- published memory, published disk: the same of the published objective, whose epochs go through
+  all cells; and drawing an epoch's pairs
 - predict: the default model, from the store to a new one, lazily
 
-Peak memory is of the process, and less what it held with everything imported and (memory) the AnnData read. Writes `growth.csv` beside this file, and
-prints the exponent of each growth in time, and the line that fits each growth in memory. `--fit` prints them of the CSV that is there.
+Peak memory is of the process, and less what it held with everything imported and (memory) the
+AnnData read. Writes `growth.csv` beside this file, and prints the exponent of each growth in time,
+and the line that fits each growth in memory. `--fit` prints them of the CSV that is there.
 """
 
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import anndata as ad
-import machine
 import numpy as np
 import pandas as pd
 import scvi
 import zarr
-from scipy import sparse
-from throughput import Clock, conditions_and_types
+from common import BLOCK, HERE, N_GENES, Clock, answer_of, write, write_cells
 
-HERE = Path(__file__).parent
-N_GENES, DENSITY, BLOCK = 2000, 0.05, 10_000
 SIZES = (10_000, 100_000, 1_000_000)
 WAYS = ("memory", "disk", "published memory", "published disk", "predict")
-
-
-def write_cells(path: Path, n_cells: int, density: float = DENSITY) -> None:
-    """Write a store of cells block by block, so that writing them needs no memory."""
-    rng = np.random.default_rng(0)
-    per_cell = round(density * N_GENES)
-    var = pd.DataFrame(index=[f"gene_{g}" for g in range(N_GENES)])
-
-    def block(n: int) -> sparse.csr_matrix:
-        # One gene of each of `per_cell` groups, in ascending order.
-        width = N_GENES // per_cell
-        genes = rng.integers(0, width, (n, per_cell)) + width * np.arange(per_cell)
-        values = np.log1p(1 + rng.poisson(1.0, genes.size)).astype(np.float32)
-        indptr = np.arange(0, n * per_cell + 1, per_cell)
-        return sparse.csr_matrix(
-            (values, genes.ravel().astype(np.int32), indptr), shape=(n, N_GENES)
-        )
-
-    store = zarr.open_group(path, mode="w", zarr_format=3)
-    store.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    ad.io.write_elem(store, "obs", conditions_and_types(n_cells))
-    ad.io.write_elem(store, "var", var)
-    first = min(BLOCK, n_cells)
-    ad.io.write_elem(store, "X", block(first))
-    x = ad.io.sparse_dataset(store["X"])
-    for start in range(first, n_cells, BLOCK):
-        x.append(block(min(BLOCK, n_cells - start)))
 
 
 def peak_mb() -> float:
@@ -142,7 +111,7 @@ def main() -> None:
         print(json.dumps(measure(way, Path(store), Path(scratch))))
         return
     if args.fit:
-        fit(pd.read_csv(HERE / "growth.csv"))
+        fit(pd.read_csv(HERE / "growth.csv").drop(columns="machine"))
         return
     rows = []
     for n_cells in args.sizes:
@@ -150,21 +119,19 @@ def main() -> None:
             store = Path(folder) / "cells.zarr"
             write_cells(store, n_cells)
             for way in args.ways:
-                command = [sys.executable, __file__, "--measure", way, str(store), folder]
-                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                rows.append({"cells": n_cells, "way": way, **json.loads(out.splitlines()[-1])})
+                answer = answer_of(__file__, "--measure", way, store, folder)
+                rows.append({"cells": n_cells, "way": way, **answer})
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    table["machine"] = machine.describe()
-    table.to_csv(HERE / "growth.csv", index=False, float_format="%.4g")
-    print(table.drop(columns="machine").round(2).to_string(index=False))
+    write(table, "growth")
+    print(table.round(2).to_string(index=False))
     fit(table)
 
 
 def fit(table: pd.DataFrame) -> None:
     """Print how time and memory grow with cells."""
     for way, of_way in table.groupby("way", sort=False):
-        for name in table.columns[2:-1]:
+        for name in table.columns[2:]:
             known = of_way.dropna(subset=name)
             if len(known) < 2:
                 continue

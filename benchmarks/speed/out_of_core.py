@@ -2,26 +2,23 @@
 
     python benchmarks/speed/out_of_core.py
 
-Half a million simulated CSR cells of 2,000 genes, half of them expressed: 4 GB in memory, in a zarr store. Training from disk, by `read_mapped`, runs in a control group of
-Linux that leaves the process and the file pages that it maps 3.5 GB together; what is more the kernel takes back, and pages of cells have to be read again. Training from memory
-runs without a limit. Each trains for one epoch in a process of its own. Making a control group takes root, or a folder of the memory controller that is one's own (`--group`). Writes
-`out_of_core.csv` beside this file.
+Half a million simulated CSR cells of 2,000 genes, half of them expressed: 4 GB in memory, in a
+zarr store. Training from disk, by `read_mapped`, runs in a control group of Linux that leaves the
+process and the file pages that it maps 3.5 GB together; what is more the kernel takes back, and
+pages of cells have to be read again. Training from memory runs without a limit. Each trains for
+one epoch in a process of its own. Making a control group takes root, or a folder of the memory
+controller that is one's own (`--group`). Writes `out_of_core.csv` beside this file.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import growth
-import machine
 import pandas as pd
+from common import HERE, N_GENES, answer_of, write, write_cells
 
-HERE = Path(__file__).parent
 N_CELLS, DENSITY = 500_000, 0.5
 FILES = {
     "v1": ("memory.limit_in_bytes", "memory.max_usage_in_bytes"),
@@ -53,18 +50,12 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         store = Path(folder) / "cells.zarr"
-        growth.write_cells(store, args.cells, DENSITY)
-        for way, preexec in (("disk", enter), ("memory", None)):
-            out = subprocess.run(
-                [sys.executable, growth.__file__, "--measure", way, str(store), folder],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-                preexec_fn=preexec,
-            ).stdout
-            row = {"cells": args.cells, "way": way, **json.loads(out.splitlines()[-1])}
-            row["data_mb"] = args.cells * DENSITY * growth.N_GENES * 8 / 2**20
-            if preexec:
+        write_cells(store, args.cells, DENSITY)
+        for way, before in (("disk", enter), ("memory", None)):
+            measure = (HERE / "growth.py", "--measure", way, store, folder)
+            row = {"cells": args.cells, "way": way, **answer_of(*measure, before=before)}
+            row["data_mb"] = args.cells * DENSITY * N_GENES * 8 / 2**20
+            if before:
                 row |= {
                     "limit_mb": limit / 2**20,
                     "group_peak_mb": int(peak_file.read_text()) / 2**20,
@@ -72,9 +63,8 @@ def main() -> None:
             rows.append(row)
             print(row, flush=True)
     table = pd.DataFrame(rows)
-    table["machine"] = machine.describe()
-    table.to_csv(HERE / "out_of_core.csv", index=False, float_format="%.4g")
-    print(table.drop(columns="machine").round(2).to_string(index=False))
+    write(table, "out_of_core")
+    print(table.round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -2,87 +2,34 @@
 
     python benchmarks/speed/throughput.py --scgen .venv-scgen/bin/python
 
-The published objective with its defaults (800 hidden units, 100 latent dimensions), minibatches of 256 pairs, that is 512 cells; scVI and scGen
-have the same layers and 512 cells a minibatch (scGen also its default of 128). All contestants run one after the other in each of some rounds, the first
-epoch is not counted, and what counts is the ratio to the bare loop of the same round. `--variants` runs ways to
-be faster instead, `--profile` tells which operations the bare loop spends its time on. Writes `throughput.csv` (or `throughput_variants.csv`,
-`throughput_profile.csv`) beside this file. The environment for scGen is that of `benchmarks/accuracy/scgen.py`.
+The published objective with its defaults (800 hidden units, 100 latent dimensions), minibatches of
+256 pairs, that is 512 cells; scVI and scGen have the same layers and 512 cells a minibatch (scGen
+also its default of 128). All contestants run one after the other in each of some rounds, the first
+epoch is not counted, and what counts is the ratio to the bare loop of the same round. `--variants`
+runs ways to be faster instead, `--profile` tells which operations the bare loop spends its time
+on. Writes `throughput.csv` (or `throughput_variants.csv`, `throughput_profile.csv`) beside this
+file. The environment for scGen is that of `benchmarks/accuracy/scgen.py`.
 """
 
 import argparse
 import functools
 import json
-import subprocess
 import time
 import unittest.mock
 from collections.abc import Callable
-from pathlib import Path
 
 import anndata as ad
-import lightning
-import machine
 import numpy as np
 import pandas as pd
 import scvi
 import torch
-from scipy import sparse
+from common import Clock, answer_of, make_cells, write
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import smooth_l1_loss
 
-HERE = Path(__file__).parent
 N_CELLS = 8192
-DENSITY = 0.05
 N_PAIRS = 256
 N_EPOCHS = 5
-
-
-def conditions_and_types(n_cells: int) -> pd.DataFrame:
-    """Obs of control and stimulated cells of four types."""
-    i = np.arange(n_cells)
-    return pd.DataFrame(
-        {
-            "condition": np.where(i % 2, "stimulated", "control"),
-            "cell_type": (i // 2 % 4).astype(str),
-        },
-        index=i.astype(str),
-    ).astype("category")
-
-
-def cells(n_genes: int) -> ad.AnnData:
-    """Control and stimulated cells of four types, CSR: log-normalised, with counts in a layer."""
-    rng = np.random.default_rng(0)
-    counts = sparse.random(
-        N_CELLS,
-        n_genes,
-        DENSITY,
-        format="csr",
-        dtype=np.float32,
-        random_state=rng,
-        data_rvs=lambda size: 1 + rng.poisson(1.0, size),
-    )
-    return ad.AnnData(
-        counts.log1p().tocsr(), obs=conditions_and_types(N_CELLS), layers={"counts": counts}
-    )
-
-
-class Clock(lightning.Callback):
-    """Seconds of each epoch."""
-
-    def __init__(self):
-        self.marks = []
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        """Note when an epoch begins."""
-        self.marks.append(time.perf_counter())
-
-    def on_train_end(self, trainer, pl_module):
-        """Note when the last ends."""
-        self.marks.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> np.ndarray:
-        """Seconds of each epoch."""
-        return np.diff(self.marks)
 
 
 def train(model, **kwargs) -> float:
@@ -110,7 +57,7 @@ def spaperb(adata: ad.AnnData, is_sparse: bool, **kwargs) -> float:
 
 
 def bare(adata: ad.AnnData, sparse_input: bool = False, is_fused: bool = True) -> float:
-    """The published objective in a loop over one dense tensor, or with a sparse first layer over a sparse one."""
+    """Run the published objective in a plain loop over one tensor, dense or (at first) sparse."""
     from spaperb.module import PublishedModule
 
     module = PublishedModule(adata.n_vars).train()
@@ -182,7 +129,7 @@ def linear_layers(adata: ad.AnnData) -> float:
 
 
 def networks_alone(adata: ad.AnnData) -> float:
-    """The networks' passes and the optimiser, without dropout, draws, losses and loading: what a step cannot do without."""
+    """Run the networks' passes and the optimiser alone: no dropout, draws, losses or loading."""
     from spaperb.module import PublishedModule
 
     module = PublishedModule(adata.n_vars, dropout_rate=0.0).train()
@@ -239,9 +186,7 @@ def scgen_model(adata: ad.AnnData, batch_size: int) -> float:
 
 def scgen_elsewhere(adata: ad.AnnData, python: str, batch_size: int) -> float:
     """Train scGen in its own environment."""
-    command = [python, __file__, "--only-scgen", str(adata.n_vars), str(batch_size)]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return json.loads(out.splitlines()[-1])
+    return answer_of(__file__, "--only-scgen", adata.n_vars, batch_size, python=python)
 
 
 def contestants(scgen: str | None) -> dict[str, Callable[[ad.AnnData], float]]:
@@ -297,17 +242,17 @@ def main() -> None:
     args = parser.parse_args()
     if args.only_scgen:
         n_genes, batch_size = args.only_scgen
-        print(json.dumps(scgen_model(cells(n_genes), batch_size)))
+        print(json.dumps(scgen_model(make_cells(N_CELLS, n_genes), batch_size)))
         return
     if args.profile:
-        tables = [profile(cells(n_genes)).head(20).assign(genes=n_genes) for n_genes in args.genes]
-        table = pd.concat(tables).assign(machine=machine.describe())
-        table.to_csv(HERE / "throughput_profile.csv", index=False, float_format="%.4g")
-        print(table.drop(columns="machine").round(3).to_string(index=False))
+        of_sizes = {n_genes: profile(make_cells(N_CELLS, n_genes)) for n_genes in args.genes}
+        table = pd.concat([of.head(20).assign(genes=n) for n, of in of_sizes.items()])
+        write(table, "throughput_profile")
+        print(table.round(3).to_string(index=False))
         return
     rows = []
     for n_genes in args.genes:
-        adata = cells(n_genes)
+        adata = make_cells(N_CELLS, n_genes)
         for number in range(args.rounds):
             for name, run in (variants() if args.variants else contestants(args.scgen)).items():
                 rate = run(adata)
@@ -319,9 +264,7 @@ def main() -> None:
     limit = table[table["method"] == "bare loop"].set_index(["genes", "round"])["cells_per_second"]
     of_round = pd.MultiIndex.from_frame(table[["genes", "round"]])
     table["ratio"] = table["cells_per_second"] / limit[of_round].to_numpy()
-    table["machine"] = machine.describe()
-    name = "throughput_variants" if args.variants else "throughput"
-    table.to_csv(HERE / f"{name}.csv", index=False, float_format="%.4g")
+    write(table, "throughput_variants" if args.variants else "throughput")
     median = table.groupby(["genes", "method"], sort=False)[["cells_per_second", "ratio"]]
     print(median.median().round(3).to_string())
 

@@ -2,10 +2,12 @@
 
     python benchmarks/speed/time_to_result.py kang_pbmc_ifnb.h5ad
 
-Kang et al. 2018, 2,000 genes. Inside the training cells of the fold that hides each of some cell types (whose stimulated cells are left out of everything),
-each setting is trained and scored on a second hidden type: the `pearson_delta` of its mean change of that type's control cells. Weights never saw Kang et al.
-Writes `time_to_result.csv` beside this file: for each fold, setting and seed the score and the seconds that training took, of which all but epochs goes into
-measuring the contexts.
+Kang et al. 2018, 2,000 genes. Inside the training cells of the fold that hides each of some cell
+types (whose stimulated cells are left out of everything), each setting is trained and scored on a
+second hidden type: the `pearson_delta` of its mean change of that type's control cells. Weights
+never saw Kang et al. Writes `time_to_result.csv` beside this file: for each fold, setting and seed
+the score and the seconds that training took, of which all but epochs goes into measuring the
+contexts.
 """
 
 import argparse
@@ -15,27 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import machine
 import pandas as pd
 import scvi
-from throughput import Clock
+from common import HERE, Clock, write
 
 from spaperb import SpaPerbModel
-from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.evaluation.metrics import pearson_delta
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "accuracy"))
+sys.path.append(str(HERE.parents[1]))
 
-from reading import log_normalised  # noqa: E402
-from weights import without  # noqa: E402
+from benchmarks.accuracy.common import KANG, log_normalised, split, without
 
 FOLDS = [
     ("B cells", "CD4 T cells"),
     ("CD14+ Monocytes", "NK cells"),
     ("CD8 T cells", "FCGR3A+ Monocytes"),
 ]
-FINE = {"pretrained": without("kang_pbmc_ifnb")}
+FINE = {"pretrained": without(KANG)}
 SCRATCH = {"pretrained": False}
 PUBLISHED = {"objective": "published"}
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -57,8 +55,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def run(cells: ad.AnnData, hidden: str, inner: str, setting: str, seed: int) -> dict[str, Any]:
     """Train with one setting on one inner fold, and score it."""
-    task = Task("cell_type", "condition", "control", None, "cell_type", 2000, 0)
-    fold = make_fold(make_fold(cells, hidden, task).train, inner, task)
+    fold = split(split(cells, hidden).train, inner)
     of_model, of_training = SETTINGS[setting]
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(fold.train)
@@ -94,8 +91,7 @@ def main() -> None:
                 rows.append(run(cells, *fold, setting, seed))
                 print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
-    table["machine"] = machine.describe()
-    table.to_csv(HERE / "time_to_result.csv", index=False, float_format="%.4g")
+    write(table, "time_to_result")
     measures = ["epochs", "seconds", "other_seconds", "pearson_delta"]
     print(table.groupby("setting", sort=False)[measures].mean().round(3).to_string())
 

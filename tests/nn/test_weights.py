@@ -25,7 +25,7 @@ from spaperb.nn import (
 
 ROOT = Path(__file__).parents[2]
 PRETRAINING = ROOT / "pretraining"
-JUDGED = ROOT / "benchmarks" / "accuracy" / "weights.py"
+JUDGED = ROOT / "benchmarks" / "accuracy" / "common.py"
 in_repository = pytest.mark.skipif(
     not (PRETRAINING / "data_sets.csv").exists() or not JUDGED.exists(),
     reason="pretraining/ and benchmarks/ are in the repository, not in a wheel",
@@ -205,7 +205,7 @@ def names():
 
 
 def judged():
-    """Load the script that picks weights for a benchmark."""
+    """Load the module that picks weights for a benchmark."""
     spec = importlib.util.spec_from_file_location("judged", JUDGED)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -246,7 +246,7 @@ class TestWhatTheySaw:
             path = module.without(name)
             assert path == PRETRAINING / "weights" / f"without_{name}.safetensors"
             assert name not in data_sets_of(path)
-        module.FOLDER = tmp_path
+        module.WEIGHTS = tmp_path
         write_weights(networks, tmp_path / "without_one.safetensors", ["one", "two"])
         with pytest.raises(ValueError, match="were trained on one"):
             module.without("one")

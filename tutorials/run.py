@@ -1,8 +1,8 @@
 """Run tutorials from top to bottom and keep their outputs in them.
 
-    SPAPERB_DATA=FOLDER python docs/run_tutorials.py [quickstart ...]
+    SPAPERB_DATA=FOLDER python tutorials/run.py [quickstart ...]
 
-FOLDER holds the real cells, see `docs/tutorials/`; without names all are run.
+FOLDER holds the real cells (`<name>.h5ad`); without names all are run.
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent / "tutorials"
+FOLDER = Path(__file__).parent
 
 
 def run(path: Path) -> nbformat.NotebookNode:
