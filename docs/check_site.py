@@ -2,9 +2,10 @@
 
     python docs/check_site.py docs/_build/html
 
-Broken is: an image that does not load, a link into the site that leads nowhere, a formula that was not typeset, an error or warning on the console, a
-request that leaves the site (it must work offline), and a page that is wider than its window. Screenshots of every page, wide and
-narrow, are left beside the site in ``screenshots/``.
+Broken is: an image that does not load, a link into the site that leads nowhere, a formula that was
+not typeset, an error or warning on the console, a request that leaves the site (it must work
+offline), and a page that is wider than its window. Screenshots of every page, wide and narrow, are
+left beside the site in ``screenshots/``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ LOOK = r"""() => {
         images: all("img").filter(i => !i.complete || !i.naturalWidth).map(i => i.src),
         formulas: all(".math")
             // MathJax shows a macro that it does not know in red.
-            .filter(m => !m.querySelector("mjx-container") || m.querySelector("mjx-merror, [style*='color: red']"))
+            .filter(m => !m.querySelector("mjx-container")
+                || m.querySelector("mjx-merror, [style*='color: red']"))
             .map(m => m.textContent),
         tex: prose.textContent.match(/\$\$|\\[([]|\\[a-zA-Z]+\{/g) ?? [],
         markup: all(".problematic, .system-message").map(e => e.textContent),

@@ -29,7 +29,7 @@ PredictRows = Callable[[Query, np.ndarray], Iterator[tuple[np.ndarray, np.ndarra
 """From a query and rows of it to these rows, some at a time, and their stimulated expression."""
 
 
-class ControlCells(NamedTuple):
+class Asked(NamedTuple):
     """How cells are to be predicted: arguments of :meth:`PredictionMixin.predict_stimulated`."""
 
     target: Target
@@ -172,7 +172,7 @@ class PredictionMixin(SpaPerbBase):
         rows = select_rows(indices, adata.n_obs)
         is_nonnegative = self.state.scale.nonnegative
         how: How = "detection" if detection and is_nonnegative else "shift"
-        asked = ControlCells(
+        asked = Asked(
             target,
             n_samples,
             give_mean,
@@ -196,7 +196,7 @@ class PredictionMixin(SpaPerbBase):
         adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
         return None
 
-    def _networks(self, query: Query, asked: ControlCells) -> Predictor | None:
+    def _networks(self, query: Query, asked: Asked) -> Predictor | None:
         """What predicts by the published networks alone; ``None`` in context."""
         if self.objective == "in_context":
             return None
@@ -212,7 +212,7 @@ class PredictionMixin(SpaPerbBase):
             batch_size=asked.chunk_size,
         )
 
-    def _cells(self, query: Query, rows: np.ndarray, asked: ControlCells) -> PredictRows:
+    def _cells(self, query: Query, rows: np.ndarray, asked: Asked) -> PredictRows:
         """What makes cells of the changes of their contexts."""
         v_delta: FloatArray | None = None
         if not asked.give_mean:
@@ -230,7 +230,7 @@ class PredictionMixin(SpaPerbBase):
         )
         return maker.make
 
-    def _made_by(self, asked: ControlCells) -> dict[str, Any]:
+    def _made_by(self, asked: Asked) -> dict[str, Any]:
         """What a layer was made by, for ``adata.uns``."""
         target = asked.target
         return {
