@@ -23,8 +23,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from scipy import sparse
 from scvi.model.base import BaseModelClass
 
 from spaperb._files import NUMBERS, atomic_write, check_pickle, plain
@@ -231,26 +233,24 @@ class FilesMixin(SpaPerbBase):
                 "`backup_url` is not supported: a file that comes from there would be unpickled "
                 "unseen. Download it, then load it."
             )
-        if path.is_file():
-            check_pickle(path)
-        try:
-            model = super().load(str(dir_path), *args, prefix=prefix, **kwargs)
-        except ValueError as error:
-            if "minified" in str(error):
-                raise ValueError(
-                    "adata.X holds nothing but zeros, which scvi-tools takes for cells whose "
-                    "expression was taken out. Load with `adata=False` to predict other cells, or "
-                    "with a dense X: adata.X = adata.X.toarray()."
-                ) from error
-            if "different class" not in str(error):
-                raise
-            found = cls.load_registry(str(dir_path), prefix=prefix)["model_name"]
+        if not path.is_file():
+            raise ValueError(f"There is no model file {path}. Give the folder that `save` wrote.")
+        check_pickle(path)
+        saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"]
+        if (found := saved["registry_"]["model_name"]) != cls.__name__:
             raise ValueError(
                 f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
-            ) from error
-        saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"][CONTENT]
+            )
+        adata = kwargs.get("adata", args[0] if args else None)
+        if isinstance(adata, AnnData) and sparse.issparse(adata.X) and adata.X.nnz == 0:
+            raise ValueError(
+                "adata.X holds nothing but zeros, which scvi-tools takes for cells whose "
+                "expression was taken out. Load with `adata=False` to predict other cells, or "
+                "with a dense X: adata.X = adata.X.toarray()."
+            )
+        model = super().load(str(dir_path), *args, prefix=prefix, **kwargs)
         delattr(model, CONTENT)
-        model._restore(with_arrays(saved, lambda tensor, _: tensor.numpy(), torch.Tensor))
+        model._restore(with_arrays(saved[CONTENT], lambda tensor, _: tensor.numpy(), torch.Tensor))
         return model
 
     @staticmethod

@@ -153,23 +153,53 @@ class LatentMixin(SpaPerbBase):
     def get_elbo(self, *args: Any, **kwargs: Any) -> float:
         """Evidence lower bound of cells, of a published model.
 
-        See :class:`scvi.model.base.VAEMixin`.
+        It does not say how well the model predicts: the published loss asks D(Z + Z_delta) to be a
+        stimulated cell, and never D(Z) to be the cell itself, which this is of. Both terms are
+        means over features, where the bound of a likelihood has sums.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for :meth:`scvi.model.base.VAEMixin.get_elbo`.
+
+        Raises
+        ------
+        ValueError
+            If the objective is in context.
         """
         self._check_published("get_elbo")
         return super().get_elbo(*args, **kwargs)
 
     def get_reconstruction_error(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Reconstruction error of cells, of a published model.
+        """Reconstruction error of cells by D(Z), of a published model.
 
-        See :class:`scvi.model.base.VAEMixin`.
+        A mean over features. As for :meth:`get_elbo`, training never asked for it to be small.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for :meth:`scvi.model.base.VAEMixin.get_reconstruction_error`.
+
+        Raises
+        ------
+        ValueError
+            If the objective is in context.
         """
         self._check_published("get_reconstruction_error")
         return super().get_reconstruction_error(*args, **kwargs)
 
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> Any:
-        """Marginal likelihood of cells, of a published model.
+        """Marginal likelihood of cells, of a published model, with the limits of :meth:`get_elbo`.
 
-        See :class:`scvi.model.base.VAEMixin`.
+        Parameters
+        ----------
+        *args, **kwargs
+            As for :meth:`scvi.model.base.VAEMixin.get_marginal_ll`.
+
+        Raises
+        ------
+        ValueError
+            If the objective is in context.
         """
         self._check_published("get_marginal_ll")
         return super().get_marginal_ll(*args, **kwargs)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import math
-import weakref
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from numbers import Integral
@@ -17,9 +16,6 @@ from typing import Any, Literal, NamedTuple
 import lightning
 import numpy as np
 import pandas as pd
-
-# scvi-tools 1.4.2 uses rich.pretty in `view_anndata_setup` without importing it.
-import rich.pretty  # noqa: F401
 import torch
 from anndata import AnnData
 from lightning.pytorch.callbacks import LambdaCallback
@@ -30,6 +26,7 @@ from scvi.model.base import UnsupervisedTrainingMixin, VAEMixin
 from scvi.module.base import BaseModuleClass
 from scvi.utils import setup_anndata_dsp
 
+from spaperb._compat import forget_with
 from spaperb._messages import check_choice, format_list
 from spaperb._types import STIMULATED
 from spaperb.data import (
@@ -178,9 +175,7 @@ class SpaPerbModel(
         if registry is None:
             check_anndata(adata)
         super().__init__(adata, registry)
-        # scvi-tools keeps what binds a model to its data for as long as the process lives.
-        managers = getattr(type(self), "_per_instance_manager_store", {})
-        weakref.finalize(self, managers.pop, self.id, None)
+        forget_with(self)
         self._digests: dict[str, dict[str, str]] = {}
         if adata is not None:
             # The AnnData holds the codes of its latest set-up, maybe of a model of another class.

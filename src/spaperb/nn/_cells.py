@@ -10,6 +10,8 @@ from scvi.nn import FCLayers
 from torch import nn
 from torch.distributions import Normal
 
+from spaperb._compat import adjust_layers
+
 BATCH_NORM_MOMENTUM = 0.1
 """PyTorch's default. scvi-tools' 0.01 needs hundreds of minibatches before the running statistics
 describe the data, and a few thousand cells give only some ten minibatches an epoch."""
@@ -54,12 +56,7 @@ def hidden_layers(
         use_batch_norm=True,
         activation_fn=nn.ELU,
     )
-    for block in layers.fc_layers:
-        for i, module in enumerate(block):
-            if isinstance(module, nn.BatchNorm1d):
-                module.momentum = BATCH_NORM_MOMENTUM
-            elif isinstance(module, nn.Dropout):
-                block[i] = Dropout(dropout_rate)
+    adjust_layers(layers, BATCH_NORM_MOMENTUM, lambda: Dropout(dropout_rate))
     return layers
 
 
