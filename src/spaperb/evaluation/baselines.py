@@ -34,11 +34,11 @@ from spaperb.populations import (
 TEMPERATURE = 0.03
 """Of the softmax over correlations of control pseudobulks."""
 PULL = 0.5
-"""Pull on the anchors' weights, in units of the anchors' mean square."""
+"""Pull on the baseline estimates' weights, in units of the baseline estimates' mean square."""
 MIN_RELIABILITY = 0.1
 """Shifts that are more than noise by a smaller share are taken for noise."""
 MIN_LEARNABLE = 0.3
-"""Where a smaller share of what the anchors leave is more than noise, there is no forest."""
+"""Where a smaller share of what the estimates leave is more than noise, there is no forest."""
 MIN_LEAF = 10
 """Samples in a leaf of the forest at least; more where the samples are noisy."""
 MAX_SAMPLES = 200_000
@@ -327,7 +327,7 @@ class _Noise(NamedTuple):
 class Description(NamedTuple):
     """What other contexts say of the change of a context: what :class:`GeneForest` learns from."""
 
-    anchors: FloatArray
+    estimates: FloatArray
     """Means of their shifts, weighted in four ways, ``(G, 4)``."""
     features: FloatArray
     """All features, in log-normalised units, ``(G, F)``."""
@@ -339,13 +339,13 @@ class GeneForest(ContextShifts):
     """Every cell gets a change that a forest learned, with every gene of every context a sample.
 
     Each context is left out in turn and described, gene by gene, by the others: by their shifts,
-    averaged in four ways (the *anchors*), and by the gene's expression here and there. Weights of
-    the anchors are fitted to the left-out shifts, and a forest to what they leave. The cells to
-    predict are taken for one context, and described by all.
+    averaged in four ways (the *baseline estimates*), and by the gene's expression here and there.
+    Weights of the baseline estimates are fitted to the left-out shifts, and a forest to what they
+    leave. The cells to predict are taken for one context, and described by all.
 
     The noisier the shifts are, the more the weights are pulled to 0. Shifts that are almost all
-    noise give no change, and where what the anchors leave is mostly noise there is no forest. With
-    one context the change is its shift.
+    noise give no change, and where what the baseline estimates leave is mostly noise there is no
+    forest. With one context the change is its shift.
 
     Parameters
     ----------
@@ -400,7 +400,7 @@ class GeneForest(ContextShifts):
             return self.shifts[0]
         cells = project(x[_some(np.arange(len(x)), MAX_CELLS)], self.pca)
         description = self._describe(Pseudobulk.of(x), cells, np.arange(len(self.shifts)))
-        change = description.anchors @ self.anchor_weights
+        change = description.estimates @ self.estimate_weights
         if self.forest is not None:
             change += description.scale * self.forest.predict(self._inputs(description))
         return change
@@ -426,7 +426,7 @@ class GeneForest(ContextShifts):
         near = self._nearness(cells, others)
         alike = softmax(_correlations(pseudobulk.mean, control) / TEMPERATURE)
         precise = 1 / (variances + 1e-3)
-        anchors = [
+        estimates = [
             near @ shifts,
             alike @ shifts,
             shifts.mean(axis=0),
@@ -436,7 +436,7 @@ class GeneForest(ContextShifts):
             np.log(np.maximum(means, 0) + FLOOR) for means in (control, stimulated)
         )
         features = [
-            *anchors[:3],
+            *estimates[:3],
             shifts.min(axis=0),
             shifts.max(axis=0),
             pseudobulk.mean,
@@ -448,7 +448,7 @@ class GeneForest(ContextShifts):
             np.sqrt(near @ variances),
         ]
         scale = np.abs(shifts).max(axis=0) + FLOOR
-        return Description(np.column_stack(anchors), np.column_stack(features), scale)
+        return Description(np.column_stack(estimates), np.column_stack(features), scale)
 
     def _nearness(self, cells: FloatArray, others: IntArray) -> FloatArray:
         """Share of each of the others in the nearest control cells, ``(len(others),)``."""
@@ -460,23 +460,26 @@ class GeneForest(ContextShifts):
         return neighbour_shares(cells, reference, owner, len(others), n_neighbors).mean(axis=0)
 
     def _learn(self, descriptions: list[Description], weights: FloatArray) -> None:
-        """Fit the anchors' weights, and the forest, to shifts that were described without them."""
-        anchors = np.array([d.anchors for d in descriptions])
-        n_anchors = anchors.shape[-1]
-        self.anchor_weights, self.forest = np.zeros(n_anchors), None
+        """Fit the estimates' weights, and the forest, to shifts described without them."""
+        estimates = np.array([d.estimates for d in descriptions])
+        n_estimates = estimates.shape[-1]
+        self.estimate_weights, self.forest = np.zeros(n_estimates), None
         reliability = _reliability(self.shifts, self.variances, weights)
         if reliability < MIN_RELIABILITY:
             return
         root = np.sqrt(weights)[:, None]
-        x = (root[..., None] * anchors).reshape(-1, n_anchors)
-        pull = np.sqrt(PULL * (x**2).sum() / n_anchors)
-        self.anchor_weights, _ = nnls(
-            np.concatenate([x, pull * np.eye(n_anchors)]),
+        x = (root[..., None] * estimates).reshape(-1, n_estimates)
+        pull = np.sqrt(PULL * (x**2).sum() / n_estimates)
+        self.estimate_weights, _ = nnls(
+            np.concatenate([x, pull * np.eye(n_estimates)]),
             np.concatenate(
-                [(root * self.shifts).ravel(), np.full(n_anchors, pull * reliability / n_anchors)]
+                [
+                    (root * self.shifts).ravel(),
+                    np.full(n_estimates, pull * reliability / n_estimates),
+                ]
             ),
         )
-        rest = self.shifts - anchors @ self.anchor_weights
+        rest = self.shifts - estimates @ self.estimate_weights
         reliability = _reliability(rest, self.variances, weights)
         if reliability < MIN_LEARNABLE:
             return
@@ -493,8 +496,8 @@ class GeneForest(ContextShifts):
 
     def _inputs(self, description: Description) -> FloatArray:
         """Features over the gene's scale, so that one forest serves weak and strong genes."""
-        anchors, features, scale = description
-        features = np.column_stack([features, anchors @ self.anchor_weights])
+        estimates, features, scale = description
+        features = np.column_stack([features, estimates @ self.estimate_weights])
         return np.column_stack([features / scale[:, None], scale])
 
 

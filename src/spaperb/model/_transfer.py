@@ -150,20 +150,20 @@ class Transfer:
             trained = module.predict_trained(episode.description, f)
             return HeldOut(episode, trained, module.predict_pretrained(episode.description))
 
-        held_out, alone = [], []
+        held_out, unseen = [], []
         for f, fold in enumerate(make_folds(evidence, len(module.networks))):
             for plan in fold.held_out[:MAX_HELD_OUT]:
                 held_out.append(hold_out(f, plan))
                 # Other perturbations in the context help, and a query may have none.
                 without = leave_out(evidence, plan.target, with_context=True)
                 if without is None or len(without.kept) == len(plan.kept):
-                    alone.append(held_out[-1])
+                    unseen.append(held_out[-1])
                 else:
-                    alone.append(hold_out(f, without))
+                    unseen.append(hold_out(f, without))
         module.choose_share(held_out)
         evidence = evidence.without_halves()
-        of_all, of_alone = (Intervals.of(some, module) for some in (held_out, alone))
-        return cls(evidence, module, of_all, of_alone, evidence.usual_distance())
+        of_all, of_unseen = (Intervals.of(some, module) for some in (held_out, unseen))
+        return cls(evidence, module, of_all, of_unseen, evidence.usual_distance())
 
     def change(
         self, asked: ControlCells, target: Target, v_delta: FloatArray | None = None
@@ -226,7 +226,7 @@ class Transfer:
             self._distance(asked, target, alike),
             is_control,
             alike,
-            self.intervals_unseen_context if self._is_alone(number, alike) else self.intervals,
+            self._intervals_of(number, alike),
         )
 
     def _near_measured(self, mean: FloatArray, query: ContextQuery) -> FloatArray:
@@ -268,9 +268,10 @@ class Transfer:
             distance=self._distance(asked, target, parts[0].alike),
         )
 
-    def _is_alone(self, number: int | None, alike: float) -> bool:
-        """Whether nothing that was measured in the context counts."""
-        return number is None or alike == 0 or not (self.evidence.context == number).any()
+    def _intervals_of(self, number: int | None, alike: float) -> Intervals:
+        """Intervals of a context, of which nothing that was measured there may count."""
+        is_seen = number is not None and alike > 0 and (self.evidence.context == number).any()
+        return self.intervals if is_seen else self.intervals_unseen_context
 
     def _doses(self, target: Target) -> tuple[FloatArray, FloatArray, float]:
         """Measured doses to ask for, their shares, and what is left of the change below them.
