@@ -154,9 +154,7 @@ class TestRuns:
             adata.layers[key_added] = np.ones(adata.shape, dtype=np.float32)
             (folder / "out.h5ad").write_text("precious")
 
-        monkeypatch.setattr(
-            "spaperb.cli.SpaPerbModel.predict_stimulated", predict_and_make_output
-        )
+        monkeypatch.setattr("spaperb.cli.SpaPerbModel.predict_stimulated", predict_and_make_output)
         assert predict(file) == 1
         assert "out.h5ad was made by another process" in capsys.readouterr().err
         assert (folder / "out.h5ad").read_text() == "precious"

@@ -382,6 +382,7 @@ def _predicted(case: Sound, predicted: list[Reference]) -> str:
         for name in re.findall(r"(type_\d) \(\d+%\)", text):
             p = p_value(control_cells_of(train)[name], control_cells_of(query)[name], rng)
             assert p < CHANCE, f"This is not so of {name} (p = {p}): {text}"
+    assert isinstance(layer, np.ndarray)
     assert np.isfinite(layer).all()
     assert (layer >= 0).all()
     names = {key: tuple(train.obs[key].unique()) for key in (CONDITION, TYPE)}
@@ -762,7 +763,7 @@ def check_table(handed: Handed) -> None:
         check_unchanged(before, query)
     genes = list(model.get_var_names())
     groups = before.obs[groupby].astype(object)
-    is_control = np.ones(before.n_obs, dtype=bool)
+    is_control = np.full(before.n_obs, True)
     if CONDITION in before.obs:
         control = case.columns["conditions"][0]
         is_control = (before.obs[CONDITION].astype(object) == control).to_numpy()
@@ -770,7 +771,7 @@ def check_table(handed: Handed) -> None:
     x = dense(before[:, genes].X if layer is None else before[:, genes].layers[layer])
     x = x.astype(np.float32).astype(float)
     assert set(table["group"]) == set(groups)
-    shift = {}
+    shift: dict[Any, np.ndarray] | None = {}
     if asked["detection"] or groupby != TYPE:
         shift = None
     for name, rows in table.groupby("group", sort=False):

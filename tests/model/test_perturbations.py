@@ -1,6 +1,7 @@
 """Several perturbations, combinations, doses and batches: names, and the model from set-up to prediction."""
 
 import warnings
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -458,7 +459,12 @@ class TestSetup:
         assert snapshot(cells)["X"] == before
 
 
-CURVE = {"doses": [0.1, 1.0, 10.0], "half_dose": 1.0, "n_cells": 90, "n_genes": 200}
+CURVE: dict[str, Any] = {
+    "doses": [0.1, 1.0, 10.0],
+    "half_dose": 1.0,
+    "n_cells": 90,
+    "n_genes": 200,
+}
 
 
 class TestDoses:
