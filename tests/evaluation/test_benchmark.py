@@ -224,7 +224,8 @@ class TestFolder:
 
 class TestParallel:
     @pytest.fixture(scope="class")
-    def expected(self):
+    @classmethod
+    def expected(cls):
         return benchmark(small_cells(), TWO, **SETTINGS).drop(columns="seconds")
 
     def test_processes(self, expected):

@@ -219,7 +219,8 @@ def tables(models, level):
 
 class TestCoverage:
     @pytest.fixture(scope="class")
-    def models(self):
+    @classmethod
+    def models(cls):
         return list(hidden_types())
 
     def test_hidden_types(self, models):

@@ -705,7 +705,8 @@ class TestAnotherSetUp:
     """A model trains on and predicts by its own set-up, whatever its AnnData is set up for."""
 
     @pytest.fixture(scope="class")
-    def expected(self):
+    @classmethod
+    def expected(cls):
         return fitted(with_other_columns())
 
     @staticmethod
@@ -887,7 +888,8 @@ class TestLeftOutCells:
     """Cells for testing take no part in what a model learns."""
 
     @pytest.fixture(scope="class")
-    def split(self):
+    @classmethod
+    def split(cls):
         """Positions for training, validation and testing."""
         fifth = np.arange(small_cells().n_obs) % 5
         return [np.flatnonzero(part) for part in (fifth > 1, fifth == 1, fifth == 0)]

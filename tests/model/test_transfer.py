@@ -173,11 +173,13 @@ class TestACellTypeIsItsCells:
     """Cells of a known name that are not those of training."""
 
     @pytest.fixture(scope="class")
-    def split(self):
+    @classmethod
+    def split(cls):
         return hide(small_cells(**{**CELLS, "n_cell_types": 5}))
 
     @pytest.fixture(scope="class")
-    def model(self, split):
+    @classmethod
+    def model(cls, split):
         with pytest.warns(UserWarning, match="type_0"):
             return train(split[0].copy())
 
