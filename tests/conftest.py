@@ -16,8 +16,8 @@ mpl.use("Agg")
 
 # Models are trained within some examples, so there is no deadline and data may take long to make.
 SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", max_examples=50, derandomize=True, **SLOW)
-settings.register_profile("nightly", max_examples=500, print_blob=True, **SLOW)
+settings.register_profile("ci", max_examples=40, derandomize=True, **SLOW)
+settings.register_profile("nightly", max_examples=400, print_blob=True, **SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
