@@ -141,7 +141,7 @@ def run(code: str, *prefix: str) -> str:
     """Run a script in a process of its own, and return all that it prints."""
     done = subprocess.run(
         [*prefix, sys.executable, "-c", TRAINING + code],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
