@@ -217,6 +217,7 @@ def tables(models, level):
         yield table.loc[control.var_names], *truths
 
 
+@pytest.mark.slow
 class TestCoverage:
     @pytest.fixture(scope="class")
     @classmethod
