@@ -1,6 +1,7 @@
 """Fixtures: small simulated cells, a trained model, the real cells where they are at hand."""
 
 import os
+from typing import Any
 
 import anndata as ad
 import matplotlib as mpl
@@ -14,9 +15,9 @@ from spaperb import SpaPerbModel
 mpl.use("Agg")
 
 # Models are trained within some examples, so there is no deadline and data may take long to make.
-SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", max_examples=50, derandomize=True, **SLOW)
-settings.register_profile("nightly", max_examples=500, print_blob=True, **SLOW)
+SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=40, derandomize=True, **SLOW)
+settings.register_profile("nightly", max_examples=400, print_blob=True, **SLOW)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -14,12 +15,12 @@ from spaperb.cells import order_of
 
 DATA = Path(os.environ.get("SPAPERB_DATA", Path(__file__).parents[1] / "../shared/data"))
 
-PUBLISHED = {"objective": "published", "n_latent": 4, "n_hidden": 16}
-IN_CONTEXT = {"pretrained": False, "n_latent": 4, "n_hidden": 16, "n_networks": 2}
-SMALL = {"published": PUBLISHED, "in_context": IN_CONTEXT}
+PUBLISHED: dict[str, Any] = {"objective": "published", "n_latent": 4, "n_hidden": 16}
+IN_CONTEXT: dict[str, Any] = {"pretrained": False, "n_latent": 4, "n_hidden": 16, "n_networks": 2}
+SMALL: dict[str, dict[str, Any]] = {"published": PUBLISHED, "in_context": IN_CONTEXT}
 BATCH_SIZE = {"published": 16, "in_context": 2}
 """Pairs, or episodes of each network, a minibatch."""
-QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
 def small_cells(**kwargs) -> ad.AnnData:

@@ -137,8 +137,8 @@ COLUMNS = st.fixed_dictionaries(
     }
 )
 
-SIZE = {"n_latent": 3, "n_hidden": 8}
-FROM_SCRATCH = {"objective": "in_context", "pretrained": False, **SIZE}
+SIZE: dict[str, Any] = {"n_latent": 3, "n_hidden": 8}
+FROM_SCRATCH: dict[str, Any] = {"objective": "in_context", "pretrained": False, **SIZE}
 MODEL = st.sampled_from(
     [
         {"objective": "in_context"},

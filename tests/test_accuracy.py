@@ -6,6 +6,8 @@ from spaperb import datasets
 from spaperb.evaluation.baselines import BASELINES
 from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
+pytestmark = pytest.mark.slow
+
 OURS = SpaPerb({"max_epochs": 5})
 CONTEXTS = ["type_0", "type_1", "type_2", "type_3"]
 

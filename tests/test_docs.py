@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_quickstart(tmp_path, monkeypatch):
     # Fewer epochs than a reader's.
     text = (DOCS / "quickstart.md").read_text().replace("train()", "train(max_epochs=20)")
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    names = {}
+    names: dict[str, Any] = {}
     with pytest.warns(UserWarning, match="type_0"):
         exec("\n".join(blocks), names)
     assert names["scores"].set_index("metric").loc["pearson_delta", "scaled"] > 0.8

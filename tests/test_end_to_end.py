@@ -8,6 +8,8 @@ from helpers import QUIET
 
 from spaperb import SpaPerbModel, baselines, metrics
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = "CD14+ Monocytes"
 
 

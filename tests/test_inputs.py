@@ -3,8 +3,9 @@
 The same cells in other ways have to have the same prediction, and what would make it wrong has to
 be told. Each is an attack of some kind, and a judge is handed the kinds and attacks.
 
-`pytest tests/test_inputs.py --hypothesis-profile=nightly --hypothesis-show-statistics` tries ten
-times as many and counts what came of them.
+The slow tests try other examples, and more. `pytest tests/test_inputs.py -m "not slow"
+--hypothesis-profile=nightly --hypothesis-show-statistics` tries ten times as many, others each
+time, and counts what came of them.
 """
 
 import linecache
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pytest
 import scvi
 from helpers import QUIET
 from hypothesis import event, given, settings
@@ -58,6 +60,10 @@ from spaperb.evidence._moments import MIN_MEASURED
 PACKAGE = str(Path(spaperb.__file__).parent)
 LONGEST = timedelta(seconds=30)
 """An example takes half a second."""
+N_CASES = settings.default.max_examples
+N_SOUND, N_FEW = N_CASES // 5, N_CASES // 10
+MANY = 5
+"""So many times the examples of a test are tried where it is slow."""
 REGISTERED = {"_scvi_condition", "_scvi_labels", "_scvi_batch"}
 IDENTIFIERS = {"_scvi_uuid", "_scvi_manager_uuid"}
 MOST_HARM, N_DRAWN = 1.2, 3
@@ -141,21 +147,42 @@ def strict(kind: str, attack: Callable[[], str]) -> None:
     event(f"{kind}: {attack()}")
 
 
-@settings(deadline=LONGEST)
+@settings(deadline=LONGEST, max_examples=N_CASES)
 @given(CASES)
 def test_a_right_answer_or_a_clear_error(case):
     examine(case, strict)
 
 
-@settings(deadline=LONGEST, max_examples=settings.default.max_examples // 5)
+@settings(deadline=LONGEST, max_examples=N_SOUND)
 @given(SOUND)
 def test_nothing_that_would_be_wrong_goes_unnoticed(case):
     examine_sound(case, strict)
 
 
-@settings(deadline=LONGEST, max_examples=settings.default.max_examples // 10)
+@settings(deadline=LONGEST, max_examples=N_FEW)
 @given(FEW)
 def test_few_measured_cells_are_no_worse_than_none(case):
+    examine_few(case, strict)
+
+
+@pytest.mark.slow
+@settings(deadline=LONGEST, max_examples=MANY * N_CASES)
+@given(CASES)
+def test_a_right_answer_or_a_clear_error_in_many_cases(case):
+    examine(case, strict)
+
+
+@pytest.mark.slow
+@settings(deadline=LONGEST, max_examples=MANY * N_SOUND)
+@given(SOUND)
+def test_nothing_of_much_that_would_be_wrong_goes_unnoticed(case):
+    examine_sound(case, strict)
+
+
+@pytest.mark.slow
+@settings(deadline=LONGEST, max_examples=MANY * N_FEW)
+@given(FEW)
+def test_few_measured_cells_are_often_no_worse_than_none(case):
     examine_few(case, strict)
 
 
@@ -387,6 +414,7 @@ def _predicted(case: Sound, predicted: list[Reference]) -> str:
         for name in re.findall(r"(type_\d) \(\d+%\)", text):
             p = p_value(control_cells_of(train)[name], control_cells_of(query)[name], rng)
             assert p < CHANCE, f"This is not so of {name} (p = {p}): {text}"
+    assert isinstance(layer, np.ndarray)
     assert np.isfinite(layer).all()
     assert (layer >= 0).all()
     names = {key: tuple(train.obs[key].unique()) for key in (CONDITION, TYPE)}
@@ -772,7 +800,7 @@ def check_table(handed: Handed) -> None:
         check_unchanged(before, query)
     genes = list(model.get_var_names())
     groups = before.obs[groupby].astype(object)
-    is_control = np.ones(before.n_obs, dtype=bool)
+    is_control = np.full(before.n_obs, True)
     if CONDITION in before.obs:
         control = case.columns["conditions"][0]
         is_control = (before.obs[CONDITION].astype(object) == control).to_numpy()
@@ -780,7 +808,7 @@ def check_table(handed: Handed) -> None:
     x = dense(before[:, genes].X if layer is None else before[:, genes].layers[layer])
     x = x.astype(np.float32).astype(float)
     assert set(table["group"]) == set(groups)
-    shift = {}
+    shift: dict[Any, np.ndarray] | None = {}
     if asked["detection"] or groupby != TYPE:
         shift = None
     for name, rows in table.groupby("group", sort=False):

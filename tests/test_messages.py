@@ -33,7 +33,9 @@ def test_values_are_told_apart(values, words):
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), ("0", "'0'"), (np.int64(0), "0"), (np.str_("0"), "'0'")]
+    ("value", "text"),
+    [(0, "0"), ("0", "'0'"), (np.int64(0), "0"), (np.str_("0"), "'0'")],
+    ids=["int", "str", "int64", "str_"],
 )
 def test_a_value_is_shown_as_it_is_written(value, text):
     assert shown(value) == text

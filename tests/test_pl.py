@@ -1,3 +1,5 @@
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -98,7 +100,7 @@ class TestUmap:
         ax = pl.umap({"control": CONTROL, "predicted": sparse.csr_matrix(PREDICTED)})
         cells = ax.collections[0]
         assert len(cells.get_offsets()) == 35
-        counts = np.unique(cells.get_facecolors(), axis=0, return_counts=True)[1]
+        counts = np.unique(cells.get_facecolor(), axis=0, return_counts=True)[1]
         assert sorted(counts) == [17, 18]
         names = [text.get_text() for text in ax.get_legend().get_texts()]
         assert names == ["control (18)", "predicted (17)"]
@@ -135,7 +137,8 @@ class TestLatent:
         ax = pl.latent(self.Z, self.DELTA, self.GROUPS)
         cells = np.concatenate([c.get_offsets() for c in ax.collections if len(c.get_offsets())])
         assert len(cells) == 20
-        arrows = [(np.array(a.xyann), np.array(a.xy)) for a in ax.texts]
+        annotations = [text for text in ax.texts if isinstance(text, Annotation)]
+        arrows = [(np.array(a.xyann), np.array(a.xy)) for a in annotations]
         np.testing.assert_allclose(arrows[0][0], cells[:8].mean(axis=0))
         np.testing.assert_allclose(arrows[1][0], cells[8:].mean(axis=0))
         shifts = [end - start for start, end in arrows]
@@ -193,7 +196,7 @@ class TestHistory:
             pl.history(HISTORY, "elbow")
 
 
-PLOTS = {
+PLOTS: dict[str, Any] = {
     "mean_expression": lambda **kwargs: pl.mean_expression(
         PREDICTED, REAL, GENES, control=CONTROL, **kwargs
     ),

@@ -29,6 +29,7 @@ def test_these_are_all():
     assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(NAMES)
 
 
+@pytest.mark.slow
 def test_it_runs_on_simulated_cells(notebook, tmp_path, monkeypatch):
     """A folder without the real cells makes it simulate some, and say so."""
     monkeypatch.setenv("SPAPERB_DATA", str(tmp_path))

@@ -105,11 +105,13 @@ def test_empty_cells_and_silent_genes(cells):
 
 class TestModel:
     @pytest.fixture(scope="class")
-    def fold(self):
+    @classmethod
+    def fold(cls):
         return make_fold(datasets.simulated(n_cells=60, n_genes=150), "type_0", TASK)
 
     @pytest.fixture(scope="class")
-    def model(self, fold):
+    @classmethod
+    def model(cls, fold):
         scvi.settings.seed = 0
         train = fold.train.copy()
         SpaPerbModel.setup_anndata(train, counts_layer="counts")

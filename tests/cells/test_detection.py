@@ -21,7 +21,7 @@ def apply(evidence, cells, change, k=0, seed=0):
     references = [evidence.changes.pseudobulk(s) for s in evidence.whole]
     weights = np.eye(len(references))[k]
     split = Detection.of(references, Pseudobulk.of(cells), change, weights)
-    return split.apply(cells, even(*cells.shape, seed))
+    return split.apply(cells, even(len(cells), cells.shape[1], seed))
 
 
 @pytest.fixture(scope="module")

@@ -103,10 +103,12 @@ class TestSplit:
             [8, 9],
         )
 
-    @pytest.mark.parametrize("sizes", [(0.0, None), (1.1, None), (0.9, 0.2), (0.5, -0.1)])
-    def test_impossible_fractions_are_refused(self, sizes):
+    @pytest.mark.parametrize(
+        ("train", "validation"), [(0.0, None), (1.1, None), (0.9, 0.2), (0.5, -0.1)]
+    )
+    def test_impossible_fractions_are_refused(self, train, validation):
         with pytest.raises(ValueError, match="`train_size` must be in"):
-            stratified_split(np.zeros(10), *sizes, None)
+            stratified_split(np.zeros(10), train, validation, None)
 
 
 class TestArms:

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import weakref
+from typing import Any
 
 import joblib
 import numpy as np
@@ -13,10 +14,10 @@ from helpers import PUBLISHED, small_cells
 
 from spaperb import metrics, populations
 from spaperb.evaluation.baselines import BASELINES, MeanShift, NoChange
-from spaperb.evaluation.benchmark import SpaPerb, Task, benchmark, make_fold, summary
+from spaperb.evaluation.benchmark import Method, SpaPerb, Task, benchmark, make_fold, summary
 
-SETTINGS = {"seeds": (0,), "n_splits": 2, "min_cells": 10}
-TWO = {"mean_shift": MeanShift(), "no_change": NoChange()}
+SETTINGS: dict[str, Any] = {"seeds": (0,), "n_splits": 2, "min_cells": 10}
+TWO: dict[str, Method] = {"mean_shift": MeanShift(), "no_change": NoChange()}
 
 
 class Spy(NoChange):
@@ -223,7 +224,8 @@ class TestFolder:
 
 class TestParallel:
     @pytest.fixture(scope="class")
-    def expected(self):
+    @classmethod
+    def expected(cls):
         return benchmark(small_cells(), TWO, **SETTINGS).drop(columns="seconds")
 
     def test_processes(self, expected):

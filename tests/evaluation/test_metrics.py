@@ -171,8 +171,8 @@ class TestProperties:
         # All components: the first ones alone would depend on the sign and order of near ties.
         projection = PCA().fit(arrays[2])
         projection_shuffled = PCA().fit(arrays[2][:, genes])
-        first = metrics.score(*arrays, projection)
-        second = metrics.score(*shuffled, projection_shuffled)
+        first = metrics.score(arrays[0], arrays[1], arrays[2], projection)
+        second = metrics.score(shuffled[0], shuffled[1], shuffled[2], projection_shuffled)
         # Top genes may be tied; with 12 genes all are top genes.
         for name in first:
             assert second[name] == pytest.approx(first[name], rel=1e-5, abs=1e-6), name
@@ -207,8 +207,8 @@ class TestInputs:
     @pytest.mark.parametrize("convert", [sparse.csr_matrix, sparse.csc_array, np.float32])
     def test_sparse_and_single_precision(self, convert):
         expected = metrics.score(PREDICTED, REAL, CONTROL, PROJECTION)
-        arrays = (convert(x) for x in (PREDICTED, REAL, CONTROL))
-        result = metrics.score(*arrays, PROJECTION)
+        predicted, real, control = (convert(x) for x in (PREDICTED, REAL, CONTROL))
+        result = metrics.score(predicted, real, control, PROJECTION)
         assert result == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
     def test_sums_are_in_double_precision(self):

@@ -8,7 +8,7 @@ from spaperb.evidence._measured import log_mean
 N_GENES = 12
 
 
-def cells(n=(8, 9, 10, 11), seed=0):
+def cells(n=(8, 9, 10, 11), seed=0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two contexts, a and b, each with control and stimulated cells, in this order."""
     rng = np.random.default_rng(seed)
     x = rng.poisson(1.0, (sum(n), N_GENES)).astype(float)

@@ -32,7 +32,7 @@ def cells():
     return datasets.simulated(n_cell_types=5, n_cells=30, n_genes=40, seed=1)
 
 
-def arrays(cells):
+def arrays(cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     arms = (cells.obs["condition"] == "stimulated").to_numpy().astype(int)
     return cells.X, arms, cells.obs["cell_type"].cat.codes.to_numpy().astype(int)
 
@@ -348,10 +348,10 @@ def test_relations_tell_the_context_the_perturbation_its_parts_and_doses():
     np.testing.assert_array_equal(of("part of the combination"), changes.perturbation[kept] < 2)
     np.testing.assert_allclose(of("log ratio of doses"), np.log(10 / changes.dose[kept]))
     prior = np.exp(description.log_prior)
-    of, is_asked = changes.perturbation[kept], changes.dose[kept] == 10
+    part, is_asked = changes.perturbation[kept], changes.dose[kept] == 10
     # All other perturbations together, next to both parts together.
-    assert prior[of == 2].sum() == pytest.approx(np.exp(-4) * prior[of < 2].sum())
-    assert prior[of == 0].sum() == pytest.approx(prior[of == 1].sum())
+    assert prior[part == 2].sum() == pytest.approx(np.exp(-4) * prior[part < 2].sum())
+    assert prior[part == 0].sum() == pytest.approx(prior[part == 1].sum())
     assert prior[~is_asked].sum() < 0.01
     single = describe(evidence, query._replace(parts=(2,), perturbation=2), kept)
     np.testing.assert_array_equal(
@@ -379,9 +379,9 @@ def test_below_its_lowest_dose_a_part_falls_in_proportion(dose, left):
 
 @pytest.mark.parametrize("base", [2.0, 10.0])
 def test_the_base_of_logarithms_changes_nothing_that_networks_see(cells, evidence, base):
-    x, *others = arrays(cells)
+    x, arms, labels = arrays(cells)
     unit = 1 / np.log(base)
-    other = Evidence.of(x * unit, *others, NAMES, unit=unit)
+    other = Evidence.of(x * unit, arms, labels, NAMES, unit=unit)
     kept = np.array([1, 3])
     natural, based = (
         describe(e, ContextQuery.of_population(e, 0, 0), kept)._asdict() for e in (evidence, other)

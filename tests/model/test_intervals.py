@@ -218,9 +218,11 @@ def tables(models, level):
         yield table.loc[control.var_names], *truths
 
 
+@pytest.mark.slow
 class TestCoverage:
     @pytest.fixture(scope="class")
-    def models(self):
+    @classmethod
+    def models(cls):
         return list(hidden_types())
 
     def test_hidden_types(self, models):
@@ -290,7 +292,7 @@ def test_quantiles_by_hand():
     module = InContextModule(n_networks=1)
     target = np.arange(1.0, n + 1)
     episode = Episode(
-        Description(*[np.zeros((n, 1))] * 5, scale=np.ones(n)),
+        Description._make([*[np.zeros((n, 1))] * 5, np.ones(n)]),
         np.zeros((n, 1)),
         target,
         np.zeros(n),
@@ -315,7 +317,7 @@ def test_strata_are_tenths_of_the_genes_by_their_scale():
     # u^2 = sigma^2 + error^2
     sigma, error = np.full(n, 3.0), np.full(n, 4.0)
     episode = Episode(
-        Description(*[np.zeros((n, 1))] * 5, scale=scale),
+        Description._make([*[np.zeros((n, 1))] * 5, scale]),
         np.zeros((n, 1)),
         5 * ratio,
         error,
@@ -534,7 +536,8 @@ class TestPlot:
         ax = pl.response(table, save=tmp_path / "response.png")
         assert (tmp_path / "response.png").stat().st_size > 1000
         assert "distance" in ax.get_title()
-        assert sum(len(points.get_offsets()) for points in ax.collections) >= 200
+        n_points = [len(points.get_offsets()) for points in ax.collections]
+        assert sum(n_points) >= 200
 
     def test_one_group_of_several(self, model, fold):
         table = model.predict_response(fold.train)

@@ -4,6 +4,7 @@ import gc
 import warnings
 import weakref
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -218,7 +219,8 @@ class TestRepresentations:
         assert np.isfinite(z).all()
         expected = in_context._learned().evidence.project(x)
         np.testing.assert_allclose(z, expected, rtol=1e-5, atol=1e-5)
-        for argument in ({"return_dist": True}, {"dataloader": []}):
+        arguments: list[dict[str, Any]] = [{"return_dist": True}, {"dataloader": []}]
+        for argument in arguments:
             with pytest.raises(ValueError, match="have no posterior and take no `dataloader`"):
                 in_context.get_latent_representation(query, **argument)
 
@@ -688,7 +690,7 @@ def set_up_for_scvi(adata):
 
 
 OTHERS = pytest.mark.parametrize("other", [set_up_otherwise, set_up_for_scvi])
-ARGUMENTS = {"max_epochs": 2, "batch_size": 4, **QUIET}
+ARGUMENTS: dict[str, Any] = {"max_epochs": 2, "batch_size": 4, **QUIET}
 
 
 def fitted(adata, between=None, objective="in_context"):
@@ -706,7 +708,8 @@ class TestAnotherSetUp:
     """A model trains on and predicts by its own set-up, whatever its AnnData is set up for."""
 
     @pytest.fixture(scope="class")
-    def expected(self):
+    @classmethod
+    def expected(cls):
         return fitted(with_other_columns())
 
     @staticmethod
@@ -800,22 +803,28 @@ class TestAnotherSetUp:
 class TestChangedData:
     """Training refuses data other than those that were set up."""
 
+    @staticmethod
     def rename(adata):
         adata.obs["cell_type"] = adata.obs["cell_type"].cat.rename_categories({"type_0": "new"})
 
+    @staticmethod
     def relabel(adata):
         adata.obs.loc[adata.obs_names[:3], "batch"] = "a"
         adata.obs.loc[adata.obs_names[3:6], "batch"] = "b"
 
+    @staticmethod
     def drop(adata):
         del adata.obs["condition"]
 
+    @staticmethod
     def scale(adata):
         adata.X = adata.X.toarray() - 1
 
+    @staticmethod
     def reorder_genes(adata):
         adata._inplace_subset_var(np.arange(adata.n_vars)[::-1])
 
+    @staticmethod
     def leave_cells_out(adata):
         adata._inplace_subset_obs(np.arange(100))
 
@@ -882,7 +891,8 @@ class TestLeftOutCells:
     """Cells for testing take no part in what a model learns."""
 
     @pytest.fixture(scope="class")
-    def split(self):
+    @classmethod
+    def split(cls):
         """Positions for training, validation and testing."""
         fifth = np.arange(small_cells().n_obs) % 5
         return [np.flatnonzero(part) for part in (fifth > 1, fifth == 1, fifth == 0)]

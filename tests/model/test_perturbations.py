@@ -4,6 +4,7 @@ Names, and the model from set-up to prediction.
 """
 
 import warnings
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -463,16 +464,23 @@ class TestSetup:
         assert snapshot(cells)["X"] == before
 
 
-CURVE = {"doses": [0.1, 1.0, 10.0], "half_dose": 1.0, "n_cells": 90, "n_genes": 200}
+CURVE: dict[str, Any] = {
+    "doses": [0.1, 1.0, 10.0],
+    "half_dose": 1.0,
+    "n_cells": 90,
+    "n_genes": 200,
+}
 
 
 class TestDoses:
     @pytest.fixture(scope="class")
-    def series(self):
+    @classmethod
+    def series(cls):
         return datasets.simulated(n_cell_types=4, **CURVE)
 
     @pytest.fixture(scope="class")
-    def model(self, series):
+    @classmethod
+    def model(cls, series):
         hidden = (series.obs["cell_type"] == "type_0") & (series.obs["condition"] != "control")
         with pytest.warns(UserWarning, match="take no part in training: type_0"):
             return fit(series[~hidden].copy(), {"dose_key": "dose"})
@@ -616,7 +624,8 @@ class TestDoses:
 
 class TestBatches:
     @pytest.fixture(scope="class")
-    def confounded(self):
+    @classmethod
+    def confounded(cls):
         """Two batches, the second with mostly stimulated cells and five genes of its own."""
         cells = datasets.simulated(n_cell_types=3, n_cells=80, n_genes=100, response_scale=0.0)
         rng = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """From contexts to cells, through the model: contexts by label or neighbours, saved and loaded."""
 
+from typing import Any
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from helpers import IN_CONTEXT, QUIET, small_cells, snapshot
 from spaperb import SpaPerbModel
 from spaperb.module._in_context import Predicted
 
-CELLS = {"n_cell_types": 4, "n_cells": 40, "n_genes": 150}
+CELLS: dict[str, Any] = {"n_cell_types": 4, "n_cells": 40, "n_genes": 150}
 
 
 def train(adata, **kwargs) -> SpaPerbModel:
@@ -172,11 +174,13 @@ class TestACellTypeIsItsCells:
     """Cells of a known name that are not those of training."""
 
     @pytest.fixture(scope="class")
-    def split(self):
+    @classmethod
+    def split(cls):
         return hide(small_cells(**{**CELLS, "n_cell_types": 5}))
 
     @pytest.fixture(scope="class")
-    def model(self, split):
+    @classmethod
+    def model(cls, split):
         with pytest.warns(UserWarning, match="type_0"):
             return train(split[0].copy())
 

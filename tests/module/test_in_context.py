@@ -1,5 +1,7 @@
 """The in-context module: its loss, its networks side by side, and what they predict together."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,9 @@ from spaperb.module import HeldOut, InContextModule
 from spaperb.module._in_context import Predicted, predict
 from spaperb.nn import Constants, read_weights, shipped_weights
 
-SIZES = {"n_latent": 3, "n_hidden": 8, "n_networks": 2}
+SIZES: dict[str, Any] = {"n_latent": 3, "n_hidden": 8, "n_networks": 2}
 G = 40
-SIMULATION = {
+SIMULATION: dict[str, Any] = {
     "n_cell_types": 8,
     "n_cells": 60,
     "n_genes": 300,

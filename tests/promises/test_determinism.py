@@ -1,6 +1,7 @@
 """The same seed gives the same numbers on a processor, to the last bit."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ pytestmark = [
 ]
 
 
-MODELS = {**SMALL, "pretrained": {}}
+MODELS: dict[str, dict[str, Any]] = {**SMALL, "pretrained": {}}
 
 
 def train(kind, adata=None, **train_kwargs) -> SpaPerbModel:
@@ -52,7 +53,10 @@ def expected(model, cells) -> dict[str, np.ndarray]:
     return {name: predict(model, cells, **kwargs) for name, kwargs in KINDS.items()}
 
 
-KINDS = {"plain": {}, "drawn": {"give_mean": False, "n_samples": 2, "seed": 3}}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "drawn": {"give_mean": False, "n_samples": 2, "seed": 3},
+}
 
 
 def predict(model, cells, **kwargs) -> np.ndarray:

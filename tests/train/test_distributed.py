@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from helpers import SMALL
 
-SCRIPT = Path(__file__).with_name("train_in_processes.py")
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parents[1]
 # Two processes have other draws of dropout and V_delta, and batch normalisation each.
 TOLERANCE = {"published": 0.15, "in_context": 0.02}
 
@@ -17,8 +19,15 @@ TOLERANCE = {"published": 0.15, "in_context": 0.02}
 def run(objective: str, n_processes: int, folder: Path) -> list[dict]:
     """What each process has at the end."""
     folder.mkdir()
-    command = [sys.executable, str(SCRIPT), objective, str(n_processes), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    script = ["-m", "train.train_in_processes", objective, str(n_processes), str(folder)]
+    done = subprocess.run(
+        [sys.executable, *script],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(n_processes)]
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import lightning
@@ -124,7 +125,7 @@ def test_mixed_precision_is_the_same_but_for_rounding(adata):
     assert not np.array_equal(*predicted)
     # Of each type's mean: which cell is the last to be silent may hang on the last digit.
     means = [pd.DataFrame(x).groupby(adata.obs["cell_type"].to_numpy()).mean() for x in predicted]
-    np.testing.assert_allclose(*means, atol=0.03)
+    np.testing.assert_allclose(means[0], means[1], atol=0.03)
 
 
 TRAINING = """
@@ -140,7 +141,7 @@ def run(code: str, *prefix: str) -> str:
     """Run a script in a process of its own, and return all that it prints."""
     done = subprocess.run(
         [*prefix, sys.executable, "-c", TRAINING + code],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -195,14 +196,14 @@ class TestOutput:
         def fail(*_):
             raise OSError("no luck")
 
-        filters = warnings.filters.copy()
+        filters = list(warnings.filters)
         if fails:
             with pytest.raises(OSError, match="no luck"):
                 model.train(1, callbacks=[LambdaCallback(on_train_start=fail)], **QUIET)
         else:
             model.train(1, **QUIET)
         assert caplog.text == ""
-        assert warnings.filters == filters
+        assert list(warnings.filters) == filters
         lightning.Trainer(logger=False, enable_checkpointing=False)
         assert "GPU available" in caplog.text
 
@@ -566,7 +567,7 @@ class KeepCheckpoint(lightning.Callback):
             shutil.copy(self.path, self.copy)
 
 
-PLATEAU = {
+PLATEAU: dict[str, Any] = {
     "plan_kwargs": {
         "reduce_lr_on_plateau": True,
         "lr_patience": 0,

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import scvi
 from helpers import SMALL
@@ -14,7 +15,7 @@ from helpers import SMALL
 from spaperb import SpaPerbModel, datasets
 
 # For each objective what one process has, so that its steps are those of two.
-ARGUMENTS = {
+ARGUMENTS: dict[str, Any] = {
     "published": {n: {"batch_size": 64 // n, "plan_kwargs": {"lr": 1e-2}} for n in (1, 2)},
     "in_context": {1: {"batch_size": 2, "accumulate_grad_batches": 2}, 2: {"batch_size": 2}},
 }
