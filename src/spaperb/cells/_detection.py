@@ -2,13 +2,13 @@
 
 A constant added to every cell puts a value into every silent gene, and clipping at 0 loses part of
 every decrease. Here a change of the mean m = q l, with the detection q (the fraction of cells that
-express a gene) and the level l (its mean among those), is split into more or fewer cells that
+express a gene) and l (the mean of these expressing cells), is split into more or fewer cells that
 express the gene and more or less in each::
 
-    m1 = max(m0 + change, 0)     l1 between l0 (all change in detection) and m1 / q0 (all in level)
+    m1 = max(m0 + change, 0)     l1 between l0 (all in detection) and m1 / q0 (all in l)
     q1 = m1 / l1
 
-l1 is the level of the stimulated cells of similar training contexts, as far as it lies between
+l1 is that of the stimulated cells of similar training contexts, as far as it lies between
 these two. Of the silent cells the fraction (q1 - q0) / (1 - q0) turns on, of the expressing ones
 q1 / q0 stays on. Which ones is decided by numbers that are spread evenly over the cells rather
 than drawn (:mod:`spaperb.cells._order`), and what they still miss of m1 is made up for by a
@@ -27,16 +27,16 @@ from spaperb._types import FloatArray
 from spaperb.populations import Pseudobulk
 
 LEVEL_CHANGE = 0.1
-"""Smaller changes of level, in log-normalised units, do not make a cell a responding one."""
+"""Smaller changes of the mean of expressing cells do not make a cell a responding one."""
 BACKGROUND = 0.02
-"""Weight of all contexts together in a mean level, for genes that the near ones never express."""
+"""Weight of all contexts together in a mean, for genes that the near ones never express."""
 NEGLIGIBLE = 5e-4
 """A mean of less may be that of no cell at all."""
 
 
 @dataclass
 class Detection:
-    """How zeros and levels of a context's cells change, gene by gene.
+    """How zeros, and the mean of expressing cells, change, gene by gene.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class Detection:
         Probability that a silent cell expresses the gene, ``(G,)``.
     stays_on
         Probability that an expressing cell goes on expressing it, ``(G,)``.
-    level, spread
+    expressed_mean, spread
         Mean and standard deviation of the expression of cells that turned on, ``(G,)``.
     added, factor
         Expressing cells become ``factor * x + added``, ``(G,)``: a rise adds, a fall multiplies.
@@ -56,7 +56,7 @@ class Detection:
 
     turns_on: FloatArray
     stays_on: FloatArray
-    level: FloatArray
+    expressed_mean: FloatArray
     spread: FloatArray
     added: FloatArray
     factor: FloatArray
@@ -76,7 +76,7 @@ class Detection:
         Parameters
         ----------
         references
-            Profiles of the stimulated cells whose levels it takes, ``P`` of them.
+            Pseudobulks of stimulated cells, whose means it takes, ``P`` of them.
         control
             Moments of the cells to change.
         change
@@ -92,13 +92,13 @@ class Detection:
         q0, m0 = control.detection, control.mean
         m1 = np.maximum(m0 + change, 0)
         l0 = _ratio(m0, q0, np.nan)
-        level = _ratio(mean, detection, np.where(q0 > 0, l0, 1.0))
-        squares = _ratio(variance + weights @ _squares(references), detection, level**2)
-        all_in_level = _ratio(m1, q0, np.nan)
+        expressed = _ratio(mean, detection, np.where(q0 > 0, l0, 1.0))
+        squares = _ratio(variance + weights @ _squares(references), detection, expressed**2)
+        all_in_l = _ratio(m1, q0, np.nan)
         l1 = np.where(
             q0 > 0,
-            np.clip(level, np.fmin(l0, all_in_level), np.fmax(l0, all_in_level)),
-            level,
+            np.clip(expressed, np.fmin(l0, all_in_l), np.fmax(l0, all_in_l)),
+            expressed,
         )
         l1 = np.maximum(l1, m1)  # more than all cells cannot express it
         # One cell at least, where there is a mean; it has to have all of it.
@@ -107,8 +107,8 @@ class Detection:
         return cls(
             turns_on=np.clip(_ratio(q1 - q0, 1 - q0, 0.0), 0, 1),
             stays_on=np.clip(_ratio(q1, q0, 0.0), 0, 1),
-            level=l1,
-            spread=np.sqrt(np.maximum(squares - level**2, 0)),
+            expressed_mean=l1,
+            spread=np.sqrt(np.maximum(squares - expressed**2, 0)),
             added=np.where(rises, l1 - l0, 0.0),
             factor=np.where((q0 > 0) & ~rises, _ratio(l1, l0, 1.0), 1.0),
             mean=m1,
@@ -122,7 +122,7 @@ class Detection:
     def responding(self, control: Pseudobulk) -> FloatArray:
         """Fraction of cells whose expression of each gene changes, ``(G,)``.
 
-        Cells that begin to express it, cells that cease to, and, if their level changes by more
+        Cells that begin to express it, cells that cease to, and, if their mean changes by more
         than 0.1 in log-normalised units, all that go on.
         """
         q0 = control.detection
@@ -146,11 +146,11 @@ class Detection:
         stimulated = np.where(stays, self.factor * x + self.added, 0.0)
         # Few turn on, and quantiles take time.
         cell, gene = np.nonzero(~is_on & (order < self.turns_on))
-        level = self.level[gene]
+        expressed = self.expressed_mean[gene]
         # Among those that turn on the numbers are uniform too.
-        new = level + self.spread[gene] * ndtri(order[cell, gene] / self.turns_on[gene])
+        new = expressed + self.spread[gene] * ndtri(order[cell, gene] / self.turns_on[gene])
         # Symmetric bounds keep the mean, and no cell that turned on is silent.
-        stimulated[cell, gene] = np.clip(new, 0.3 * level, 1.7 * level)
+        stimulated[cell, gene] = np.clip(new, 0.3 * expressed, 1.7 * expressed)
         return stimulated.astype(np.float32) * self.exact
 
 

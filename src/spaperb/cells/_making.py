@@ -51,8 +51,8 @@ class CellMaker:
     changes
         What is predicted of each population.
     how
-        What becomes of a cell: the change is added to it (``"shift"``), split into detection and
-        level (``"detection"``), or drawn in its counts (``"counts"``).
+        What becomes of a cell: the change is added to it (``"shift"``), split into zeros and the
+        rest (``"detection"``), or drawn in its counts (``"counts"``).
     seed
         Seed of the orders that cells change in.
     n_samples
