@@ -16,7 +16,6 @@ import scvi
 from dask import array as da
 from helpers import QUIET, real_cells, small_cells, train_small
 from scipy import sparse
-from spaperb.model._table import log2_fold_change
 
 from spaperb import SpaPerbModel, datasets
 from spaperb.data._scale import (
@@ -33,6 +32,7 @@ from spaperb.data._scale import (
     check_scale,
     log_base,
 )
+from spaperb.model._response import log2_fold_change
 
 REAL = (
     "human_pbmc_covid_combat",

@@ -427,7 +427,7 @@ class TestOtherErrors:
         assert not model.module.training
         assert model.state.transfer is None
         found = model.predict_stimulated(inplace=False)
-        model._learn_contexts()
+        model._learn()
         np.testing.assert_array_equal(found, model.predict_stimulated(inplace=False))
 
 
