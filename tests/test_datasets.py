@@ -79,6 +79,7 @@ def test_dropout_loses_counts():
     assert lost.X.nnz == pytest.approx(0.5 * kept.X.nnz, rel=0.05)
 
 
+@pytest.mark.slow
 def test_published_objective_finds_the_response_of_a_hidden_type(cells):
     hidden = (cells.obs["cell_type"] == "type_0") & (cells.obs["condition"] == "stimulated")
     train = cells[~hidden].copy()

@@ -146,6 +146,7 @@ class TestFolders:
             self.write(store)
         assert self.content(store.parent) == {"out.zarr/old": "old", "out.zarr/zarr.json": "old"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("at", [0, 1, 2, 3])
     def test_a_kill_loses_neither(self, store, at):
         """Before and after each rename, and before the old one is deleted."""

@@ -200,6 +200,7 @@ class TestLazyPrediction:
         table, expected = (model.predict_response(adata) for adata in (lazy(path), cells))
         np.testing.assert_allclose(table["mean_change"], expected["mean_change"], atol=1e-6)
 
+    @pytest.mark.slow
     def test_other_processes_predict_too(self, path, model, cells):
         from dask.distributed import Client
 

@@ -377,6 +377,7 @@ def names_at_random(cells):
     return cells
 
 
+@pytest.mark.slow
 def test_intervals_of_a_type_in_which_nothing_was_measured():
     """Other perturbations in the left-out contexts must not help where the query has none."""
     coverage = []
@@ -458,6 +459,7 @@ def combinations_of(n_types, seed):
     return cells
 
 
+@pytest.mark.slow
 def test_intervals_of_combinations_whose_parts_were_measured():
     """Learned from measured combinations.
 
@@ -515,6 +517,7 @@ class TestEdges:
         assert len(model.predict_response(cells)) == 8 * 200
 
 
+@pytest.mark.slow
 def test_batches_of_a_cell_or_two_do_not_make_noise_a_response():
     cells = datasets.simulated(
         n_cells=60, n_genes=150, n_donors=30, n_cell_types=4, response_scale=0.0

@@ -291,6 +291,7 @@ class TestPrediction:
             assert least < found[genes].mean() / 1.05 < 1.05
             assert ((found - truth) ** 2).mean() < 0.5 * ((measured - truth) ** 2).mean()
 
+    @pytest.mark.slow
     def test_another_perturbation_in_the_same_context_helps(self):
         """A and B are the same stimulus, which each type responds to in a way of its own."""
         cells = datasets.simulated(
@@ -445,6 +446,7 @@ class TestSetup:
         SpaPerbModel.setup_anndata(cells, stimulated=np.array(["A", "B"]))
         assert SpaPerbModel(cells, **PUBLISHED).perturbations == ["A", "B"]
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*was never measured")
     def test_a_thousand_perturbations(self):
         cells = small_cells(n_cell_types=2, n_cells=2000, n_genes=20)

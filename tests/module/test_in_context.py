@@ -403,6 +403,7 @@ class TestAccuracy:
             schedule.step()
         return module
 
+    @pytest.mark.slow
     def test_learning_from_scratch_beats_the_prior_and_knows_its_errors(self, learned):
         error, of_prior, scale = self.errors(learned, 911)
         assert (error**2).mean() < 0.9 * (of_prior**2).mean()
