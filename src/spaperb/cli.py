@@ -65,11 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="spaperb", description="Predict stimulated cells from control cells."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
     demo = commands.add_parser("demo", help="simulate cells, hide one type's response, predict it")
     demo.add_argument("--plots", type=Path, default=Path("spaperb_demo"), metavar="DIR")
     demo.set_defaults(run=run_demo)
-
     predict = commands.add_parser(
         "predict", help="train on the cells of an .h5ad file or .zarr store and predict them"
     )
@@ -85,8 +83,20 @@ def _parser() -> argparse.ArgumentParser:
         "--plots", type=Path, metavar="DIR", help="save a UMAP and a scatter here"
     )
     predict.set_defaults(run=run_predict)
-
     bench = commands.add_parser("benchmark", help="hide each context in turn, score every method")
+    bench.set_defaults(run=run_benchmark)
+    _add_folds(bench)
+    for command in (predict, bench):
+        _add_cells(command)
+    for command, output in ((demo, Path("spaperb_demo/predicted.h5ad")), (predict, None)):
+        _add_output(command, output)
+    for command in (demo, predict, bench):
+        _add_training(command)
+    return parser
+
+
+def _add_folds(bench: argparse.ArgumentParser) -> None:
+    """Arguments of leaving contexts out."""
     bench.add_argument("--held-out", help="obs column of the contexts; default: the cell type's")
     bench.add_argument(
         "--methods",
@@ -109,61 +119,65 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="CSV and figures; finished folds are kept in DIR/folds and not run again",
     )
-    bench.set_defaults(run=run_benchmark)
 
-    for command in (predict, bench):
-        command.add_argument(
-            "file", type=Path, metavar="FILE", help="cells by genes: an .h5ad file or .zarr store"
-        )
-        command.add_argument("--condition-key", default="condition", help="obs column")
-        command.add_argument("--control", default="control", help="its value for control cells")
-        command.add_argument(
-            "--stimulated", help="its value for stimulated cells; needed if there are several"
-        )
-        command.add_argument(
-            "--labels-key", default="cell_type", help="obs column of the cell type"
-        )
-        command.add_argument(
-            "--normalize",
-            action="store_true",
-            help="X holds raw counts: normalise to 10,000 a cell and log1p (counts go to a layer)",
-        )
-        command.add_argument(
-            "--n-top-genes",
-            type=_positive,
-            help="keep the most variable genes of training cells, by log-normalised expression",
-        )
-    for command, output in ((demo, Path("spaperb_demo/predicted.h5ad")), (predict, None)):
-        command.add_argument(
-            "--output",
-            type=_cells_path,
-            default=output,
-            required=output is None,
-            metavar="OUT",
-            help=f"file to write, .h5ad or .zarr: the cells and their prediction, layer {LAYER!r}",
-        )
-        command.add_argument(
-            "--objective",
-            choices=["in_context", "published"],
-            default="in_context",
-            help="the recommended model (default) or the published one",
-        )
-        command.add_argument("--overwrite", action="store_true", help="replace the output file")
-        command.add_argument("--seed", type=int, default=0)
-    for command in (demo, predict, bench):
-        command.add_argument(
-            "--max-epochs",
-            type=_natural,
-            help="epochs at most; 0 predicts by the pretrained networks as they are",
-        )
-        command.add_argument(
-            "--pretrained",
-            type=Path,
-            metavar="FILE",
-            help="pretrained weights to start from; default: those that come with SpaPerb. Those "
-            "saw the public data sets of its documentation, which score them too well",
-        )
-    return parser
+
+def _add_cells(command: argparse.ArgumentParser) -> None:
+    """Arguments of the cells to read."""
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="cells by genes: an .h5ad file or .zarr store"
+    )
+    command.add_argument("--condition-key", default="condition", help="obs column")
+    command.add_argument("--control", default="control", help="its value for control cells")
+    command.add_argument(
+        "--stimulated", help="its value for stimulated cells; needed if there are several"
+    )
+    command.add_argument("--labels-key", default="cell_type", help="obs column of the cell type")
+    command.add_argument(
+        "--normalize",
+        action="store_true",
+        help="X holds raw counts: normalise to 10,000 a cell and log1p (counts go to a layer)",
+    )
+    command.add_argument(
+        "--n-top-genes",
+        type=_positive,
+        help="keep the most variable genes of training cells, by log-normalised expression",
+    )
+
+
+def _add_output(command: argparse.ArgumentParser, output: Path | None) -> None:
+    """Arguments of the prediction and its file."""
+    command.add_argument(
+        "--output",
+        type=_cells_path,
+        default=output,
+        required=output is None,
+        metavar="OUT",
+        help=f"file to write, .h5ad or .zarr: the cells and their prediction, layer {LAYER!r}",
+    )
+    command.add_argument(
+        "--objective",
+        choices=["in_context", "published"],
+        default="in_context",
+        help="the recommended model (default) or the published one",
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the output file")
+    command.add_argument("--seed", type=int, default=0)
+
+
+def _add_training(command: argparse.ArgumentParser) -> None:
+    """Arguments of training."""
+    command.add_argument(
+        "--max-epochs",
+        type=_natural,
+        help="epochs at most; 0 predicts by the pretrained networks as they are",
+    )
+    command.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="FILE",
+        help="pretrained weights to start from; default: those that come with SpaPerb. Those "
+        "saw the public data sets of its documentation, which score them too well",
+    )
 
 
 def run_demo(args: argparse.Namespace) -> None:

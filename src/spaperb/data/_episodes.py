@@ -62,14 +62,14 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
     if (layer := manager.registry["setup_args"]["counts_layer"]) is not None:
         counts = _by_rows(manager.adata.layers[layer])
     return Evidence.of(
-        _by_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
-        arms,
-        registered_codes(manager, REGISTRY_KEYS.LABELS_KEY),
-        list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
-        batches,
-        doses,
-        counts,
-        known.parts,
+        x=_by_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
+        arms=arms,
+        labels=registered_codes(manager, REGISTRY_KEYS.LABELS_KEY),
+        names=list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
+        batches=batches,
+        doses=doses,
+        counts=counts,
+        parts=known.parts,
         unit=1 / math.log(log_base(manager.adata) or math.e),
         settings=Settings(),
     )

@@ -239,16 +239,16 @@ class Evidence:
         if parts is None:
             parts = [(p,) for p in range(int(max(arms.max() - STIMULATED + 1, 0)))]
         return cls(
-            [names[c] for c in codes],
-            parts,
-            populations,
-            _changes(changes, noise, x.shape[1]),
-            pca.mean_,
-            pca.components_,
-            noise.ratio,
-            noise.has_mean,
-            unit,
-            settings,
+            names=[names[c] for c in codes],
+            parts=parts,
+            populations=populations,
+            changes=_changes(changes, noise, x.shape[1]),
+            center=pca.mean_,
+            components=pca.components_,
+            ratio=noise.ratio,
+            has_mean=noise.has_mean,
+            unit=unit,
+            settings=settings,
         )
 
     @property

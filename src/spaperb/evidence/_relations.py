@@ -98,16 +98,16 @@ class ContextQuery(NamedTuple):
         Their pseudobulk and components (``Evidence.project``).
         """
         return cls(
-            pseudobulk.mean,
-            pseudobulk.detection,
-            evidence.error_of_mean(pseudobulk),
-            cells,
-            correlations(pseudobulk.mean[None], evidence.populations.mean)[0],
-            context,
-            alike,
-            parts,
-            perturbation,
-            dose,
+            mean=pseudobulk.mean,
+            detection=pseudobulk.detection,
+            error=evidence.error_of_mean(pseudobulk),
+            cells=cells,
+            correlation=correlations(pseudobulk.mean[None], evidence.populations.mean)[0],
+            context=context,
+            alike=alike,
+            parts=parts,
+            perturbation=perturbation,
+            dose=dose,
         )
 
     @classmethod
@@ -133,16 +133,16 @@ class ContextQuery(NamedTuple):
         """Ask for a population of the evidence; ``is_known`` tells which context it is of."""
         p = evidence.populations
         return cls(
-            p.mean[population],
-            p.detection[population],
-            p.error[population],
-            p.cells[population],
-            p.correlation[population],
-            int(p.context[population]) if is_known else None,
-            1.0,
-            evidence.parts[perturbation],
-            perturbation,
-            dose,
+            mean=p.mean[population],
+            detection=p.detection[population],
+            error=p.error[population],
+            cells=p.cells[population],
+            correlation=p.correlation[population],
+            context=int(p.context[population]) if is_known else None,
+            alike=1.0,
+            parts=evidence.parts[perturbation],
+            perturbation=perturbation,
+            dose=dose,
         )
 
 

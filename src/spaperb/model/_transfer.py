@@ -217,16 +217,16 @@ class Transfer:
             prior[relation.kept] += share * np.exp(relation.log_prior)
         references, weights = self._references(prior, target)
         return CellChange(
-            rest * np.where(is_shown, mean, 0.0),
-            rest * sigma,
-            shares @ np.array([description.scale for description in described]),
-            pseudobulk,
-            references,
-            weights,
-            self._distance(asked, target, alike),
-            is_control,
-            alike,
-            self._intervals_of(number, alike),
+            mean=rest * np.where(is_shown, mean, 0.0),
+            sigma=rest * sigma,
+            scale=shares @ np.array([description.scale for description in described]),
+            control=pseudobulk,
+            references=references,
+            weights=weights,
+            distance=self._distance(asked, target, alike),
+            is_control=is_control,
+            alike=alike,
+            intervals=self._intervals_of(number, alike),
         )
 
     def _near_measured(self, mean: FloatArray, query: ContextQuery) -> FloatArray:
