@@ -135,4 +135,6 @@ def test_without_halves_all_that_is_of_whole_contexts_stays():
     np.testing.assert_array_equal(
         rest.populations.correlation, evidence.populations.correlation[:2, :2]
     )
-    assert rest.usual_distance() == evidence.usual_distance() or np.isnan(rest.usual_distance())
+    assert rest.largest_distance() == evidence.largest_distance() or np.isnan(
+        rest.largest_distance()
+    )

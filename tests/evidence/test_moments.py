@@ -192,8 +192,8 @@ def test_distance_to_where_a_perturbation_was_measured():
     others = evidence.distance(pseudobulk, cells, 0, besides=0)
     assert own < others < np.inf
     assert evidence.distance(pseudobulk, cells, 1) == np.inf
-    assert evidence.usual_distance() >= others
-    assert np.isnan(evidence.keep(evidence.context != 0).usual_distance())
+    assert evidence.largest_distance() >= others
+    assert np.isnan(evidence.keep(evidence.context != 0).largest_distance())
 
 
 def test_cells_that_take_no_part_change_nothing():

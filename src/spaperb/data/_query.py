@@ -226,7 +226,7 @@ def select_rows(indices: object, n_obs: int) -> np.ndarray:
     """
     if indices is None:
         return np.arange(n_obs)
-    # Not by NumPy's type, which a mask with missing values has none of.
+    # By pandas: NumPy has no boolean type with missing values.
     selected = pd.array(np.atleast_1d(np.asarray(indices)))
     if n_missing := int(selected.isna().sum()):
         raise ValueError(

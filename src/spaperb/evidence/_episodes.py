@@ -138,8 +138,8 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     is_here = changes.population[others] == changes.population[target]
     is_same = changes.perturbation[others] == changes.perturbation[target]
     ways = [others[~is_here], others[~is_same], others]
-    # With all that was measured there, which most users ask for; with its perturbation, which no
-    # other context then tells of; alone. The last two need further measurements there.
+    # Left out with everything measured in its context, the usual question; with every measurement
+    # of its perturbation; or alone. The last two need other measurements in that context.
     chances = np.array([1.0, 0.25, 0.5] if is_here.any() else [1.0, 0.0, 0.0])
     chances *= [len(kept) > 0 for kept in ways]
     if not chances.any():
@@ -197,11 +197,11 @@ class Fold(NamedTuple):
 def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     """Hold each measured change out of one fold, with all that was measured in its context.
 
-    With several perturbations each is held out alone, at all of its doses. What nothing else tells
-    of is never held out. With fewer than three contexts (or changes) to hold out there are no
-    folds: what is left would not be worth learning from. Two or more are left in each fold; one
-    fold holds half of them out. Where there are more folds than contexts, the last ones are as the
-    first.
+    With several perturbations one of them in one context is held out, at all of its doses. A
+    change is not held out if no other measurement is of its perturbation or its parts. With fewer
+    than three contexts (or changes) to hold out there are no folds: what is left would not be
+    worth learning from. Two or more are left in each fold; one fold holds half of them out. Where
+    there are more folds than contexts, the last ones are as the first.
     """
     whole = evidence.whole
     is_single = len(np.unique(evidence.changes.perturbation)) == 1

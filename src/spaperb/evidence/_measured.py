@@ -17,7 +17,7 @@ from spaperb.evidence._settings import DEFAULT, Settings
 from spaperb.populations import Pseudobulk, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0
-"""The half of a population that is no half."""
+"""Value of `half` for a whole context."""
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 MAX_REFERENCE, MIN_CELLS = 20_000, 50
@@ -34,7 +34,7 @@ MIN_DISTANCES = 3
 MAX_DISTANCE_VALUES = 10_000_000
 """Distances of cells that are in memory at a time: 80 MB."""
 MAX_DISTANCES = 200
-"""Of more measured changes as many, the first, tell what is usual."""
+"""Measured changes, the first ones, that the largest distance is taken from."""
 TINY = 1e-9
 
 
@@ -138,8 +138,8 @@ class Evidence:
     ratio, has_mean
         How variances go with means, see ``Noise``.
     unit
-        What a natural logarithm of 1 is in this data set's expression: less than 1 where its
-        logarithms are to base 10. The networks see natural logarithms, whatever the base.
+        Factor from natural logarithms to those of this data set, one over the logarithm of their
+        base. The networks see natural logarithms, whatever the base.
     settings
         Constants that the networks learned with.
     """
@@ -195,7 +195,7 @@ class Evidence:
         seed
             Seed of the halves.
         unit
-            What a natural logarithm of 1 is in this expression.
+            Factor from natural logarithms to those of the expression.
         settings
             Constants.
         """
@@ -383,7 +383,7 @@ class Evidence:
         near = self.neighbours(cells, among)
         return float(near @ [distance(pseudobulk, self.populations.pseudobulk(p)) for p in among])
 
-    def usual_distance(self) -> float:
+    def largest_distance(self) -> float:
         """Largest distance of a training context from the others; NaN if they are too few."""
         changes, populations = self.changes, self.populations
         distances = [
@@ -444,8 +444,8 @@ def _components(cells: sparse.csr_matrix, n_components: int) -> PCA:
     """
     # No more components than the data have, so that tiny data have at least one.
     n_components = max(1, min(n_components, min(cells.shape) - 1))
-    # ARPACK finds no component of cells that are all the same but for rounding, and makes up those
-    # that cells of a lower rank lack anew each time, so that chance says which cells are nearest.
+    # ARPACK fails on cells that differ only by rounding. Where cells have a low rank it makes up
+    # the components that they lack, others each time, so that nearest cells would be random.
     is_same = variance(cells).max() <= SAME * (mean_expression(cells) ** 2).max()
     is_small = n_components == min(cells.shape) or math.prod(cells.shape) <= EXACT_VALUES
     solver = "full" if is_same or is_small else "arpack"
@@ -481,7 +481,10 @@ def _changes(measured: list[tuple[int, Measured]], noise: Noise, n_genes: int) -
 
 
 def distance(a: Pseudobulk, b: Pseudobulk) -> float:
-    """Distance of two means, less what noise adds to it, but not less than noise can tell."""
+    """Distance of two means.
+
+    The expected noise is subtracted from its square, which is never less than that noise.
+    """
     noise = (a.variance / a.n).sum() + (b.variance / b.n).sum()
     return math.sqrt(max(((a.mean - b.mean) ** 2).sum() - noise, noise, TINY))
 

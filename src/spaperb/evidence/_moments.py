@@ -20,9 +20,9 @@ from spaperb.populations import Pseudobulk
 MIN_MEASURED = 3
 """Fewer cells in a condition measure no shift, unless there are no better contexts."""
 PRIOR_CELLS = 10
-"""Cells that what other contexts say of a variance counts as."""
+"""The variance pooled over all contexts counts as much as so many cells."""
 TINY_MEAN = 0.01
-"""Mean that the usual ratio of variance to mean counts as, in each of these cells."""
+"""The usual ratio of variance to mean is added as if these cells had this mean."""
 MANY_CELLS = 300_000
 """Measuring so many takes more than a few seconds, and shows progress."""
 MAX_DOSES = 10

@@ -93,10 +93,7 @@ class ContextQuery(NamedTuple):
         context: int | None = None,
         alike: float = 1.0,
     ) -> ContextQuery:
-        """Ask for cells that may be new.
-
-        Their pseudobulk and components (``Evidence.project``).
-        """
+        """Ask for cells that may be new, by their pseudobulk and components."""
         return cls(
             mean=pseudobulk.mean,
             detection=pseudobulk.detection,
@@ -283,15 +280,15 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     """Relate pieces of evidence to a query, a limited number of them.
 
     The prior weight of a piece is half the share of its context's cells among the query's nearest,
-    half the softmax of correlations. The query's own context takes the rest of the weight, times
-    how far the cells are alike and n / (n + 30). Other perturbations have a small share together.
-    Between two doses weights go by their logarithms, and the parts of a combination have equal
-    weights.
+    half the softmax of correlations. With w = alike n / (n + 30), pieces of the query's own
+    context get share + (1 - share) w, and those of other contexts on the same perturbation are
+    multiplied by 1 - w. Other perturbations have a small share together. Between two doses weights
+    go by their logarithms, and the parts of a combination have equal weights.
     """
     changes, settings = evidence.changes, evidence.settings
     of, inverse = np.unique(changes.population[kept], return_inverse=True)
     near, correlation = evidence.neighbours(query.cells, of), query.correlation[of]
-    alike = softmax(correlation / settings.temperature)
+    similar = softmax(correlation / settings.temperature)
     perturbation, doses = changes.perturbation[kept], changes.dose[kept]
     is_same = perturbation == (-1 if query.perturbation is None else query.perturbation)
     is_part = np.isin(perturbation, query.parts) & ~is_same
@@ -311,7 +308,7 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
             log_ratio,
         ]
     )
-    share = ((near + alike) / 2)[inverse]
+    share = ((near + similar) / 2)[inverse]
     own = query.alike * is_here * reliability
     taken = max(own[is_target], default=0.0)
     share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
@@ -369,8 +366,8 @@ def balanced(
 def foremost(log_prior: FloatArray, target: IntArray, n: int) -> IntArray:
     """Positions of the n pieces with the greatest weights, in their order.
 
-    As many of each part of a combination, whichever was measured more often; others where place is
-    left.
+    Each part of a combination gets as many places, however often it was measured; other
+    perturbations fill the rest.
     """
     if len(target) <= n:
         return np.arange(len(target))
@@ -404,7 +401,7 @@ def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
 
 
 def others_here(evidence: Evidence, query: ContextQuery, kept: IntArray) -> FloatArray:
-    """Mean shift of other perturbations in the query's context, as far as it is that, ``(G,)``."""
+    """Mean shift of other perturbations in the query's context, times `alike`, ``(G,)``."""
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
     asked, perturbation = set(query.parts), evidence.changes.perturbation
     others = [s for s in kept[is_here] if asked.isdisjoint(evidence.parts[perturbation[s]])]

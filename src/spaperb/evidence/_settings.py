@@ -33,14 +33,15 @@ class Settings:
     twins
         Share of the episodes with a near twin in the evidence: the other half of the context.
     measured
-        Share of those whose query is told to be that context: a measurement to be improved.
+        Share of the twin episodes in which the query is told that it is of the measured half's
+        context. They teach the networks to improve a measurement.
     all_kept
         Share of the episodes that keep all the evidence they may; others keep some contexts'.
     max_errors
         Standard errors that a measured change is shrunk by at most ("Measured contexts" there).
     least_apart
-        Contexts are never taken for nearer, in squared distances over those of a context's genes
-        from their mean: the types of Kang et al. are 0.13 to 0.4 from the nearest other one.
+        Least squared distance to the nearest other context, over the sum of squares of the
+        context's gene means around their mean. The types of Kang et al. are at 0.13 to 0.4.
     n_deviations
         Standard deviations of sampling noise that cells of a known name may be off. Donors of one
         type in Kang et al. then have a likeness of 0.83 to 1.

@@ -88,7 +88,3 @@ class SpaPerbBase(BaseModelClass):
         if (checked := self.adata if adata is None else adata) is not None:
             check_genes(checked, self.get_var_names())
         return super()._validate_anndata(adata, *args, **kwargs)
-
-
-FIXED_ARGUMENTS = ("n_input", "composition", "dosed", "n_batch")
-"""Arguments of modules that follow from the data."""

@@ -114,7 +114,7 @@ class Intervals(NamedTuple):
 def _least(pseudobulks: list[Pseudobulk], n: int) -> FloatArray:
     """Least sampling variance of a mean over n cells, ``(G,)``.
 
-    A gene that is in none of them may be in one of n + 1, at its usual mean.
+    Where no cell expresses a gene, one in n is taken to, at the mean of expressing cells.
     """
     mean, detection = np.sum([(p.mean, p.detection) for p in pseudobulks], axis=0)
     return (np.divide(mean, detection, where=detection > 0, out=np.ones_like(mean)) / n) ** 2

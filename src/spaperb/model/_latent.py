@@ -13,7 +13,7 @@ from anndata import AnnData
 from spaperb.data import perturbations_of, select_rows
 from spaperb.model._base import SpaPerbBase
 from spaperb.model._networks import encode
-from spaperb.model._prediction import check_draws
+from spaperb.model._prediction import check_sizes
 
 
 class LatentMixin(SpaPerbBase):
@@ -88,7 +88,7 @@ class LatentMixin(SpaPerbBase):
                 adata, indices, give_mean, mc_samples, batch_size, return_dist, dataloader
             )
         adata, query = self._query(adata)
-        chunk_size = check_draws(1, batch_size)
+        chunk_size = check_sizes(1, batch_size)
         rows = select_rows(indices, adata.n_obs)
         if self.objective == "in_context":
             evidence = self._learned().evidence
@@ -153,9 +153,9 @@ class LatentMixin(SpaPerbBase):
     def get_elbo(self, *args: Any, **kwargs: Any) -> float:
         """Evidence lower bound of cells, of a published model.
 
-        It does not say how well the model predicts: the published loss asks D(Z + Z_delta) to be a
-        stimulated cell, and never D(Z) to be the cell itself, which this is of. Both terms are
-        means over features, where the bound of a likelihood has sums.
+        It does not say how well the model predicts. The published loss asks D(Z + Z_delta) to be a
+        stimulated cell. It never asks D(Z) to be the cell itself, and the bound measures just
+        that. Both terms are means over features, where the bound of a likelihood has sums.
 
         Parameters
         ----------

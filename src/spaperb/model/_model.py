@@ -187,19 +187,19 @@ class SpaPerbModel(
         self._module_cls, self._data_splitter_cls, self._training_plan_cls, _ = parts
         self._model_summary_string = f"SpaPerbModel with objective: {objective}"
         if objective == "in_context":
-            module_kwargs = self._start(pretrained, module_kwargs)
+            module_kwargs = self._make_in_context(pretrained, module_kwargs)
             pretrained = STRUCTURE if self.module.pretrained is not None else False
             of = "from scratch" if self.module.pretrained is None else "pretrained"
             self._model_summary_string += f", {len(self.module.networks)} networks, {of}"
         else:
-            self._publish(module_kwargs)
+            self._make_published(module_kwargs)
         # Without data there is nothing to look at, and `load` puts the saved state here.
         if adata is not None:
             x = self.adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY)
             self.state = State(Scale.of(x, log_base(adata) or math.e))
         self.init_params_ = self._get_init_params(locals())
 
-    def _start(
+    def _make_in_context(
         self, pretrained: bool | str | Path, module_kwargs: dict[str, Any]
     ) -> dict[str, Any]:
         """Make in-context networks, and return the arguments that make such ones again."""
@@ -223,7 +223,7 @@ class SpaPerbModel(
         self.module = InContextModule(**module_kwargs).start_from(networks)
         return module_kwargs
 
-    def _publish(self, module_kwargs: dict[str, Any]) -> None:
+    def _make_published(self, module_kwargs: dict[str, Any]) -> None:
         """Make the published networks."""
         known = perturbations_of(self.registry)
         dosed = self.registry["setup_args"]["dose_key"] is not None
@@ -345,8 +345,8 @@ class SpaPerbModel(
         adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         adata_manager.register_fields(adata, **kwargs)
         if is_training_data:
-            # Once more, from itself: after another set-up of the AnnData scvi-tools gives a model
-            # its codes again, and the same ones only if it has a registry to take them from.
+            # Again, from the first registry: so scvi-tools can restore the same codes if the
+            # AnnData is set up for another model later.
             first = adata_manager
             adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
             adata_manager.register_fields(adata, source_registry=first.registry)
@@ -374,9 +374,9 @@ class SpaPerbModel(
         third part of ``external_indexing``) are looked at by nothing; ``test_indices`` tells them.
         The others are measured for the in-context objective, which learns from episodes: a
         measured change is left out and predicted from the rest. Each of its networks leaves some
-        contexts out altogether, which validation and intervals are of. From pretrained weights it
-        does not train on fewer than three contexts (with several perturbations, measured changes):
-        the pretrained networks predict then. The published networks learn from pairs of training
+        contexts out; validation and intervals are computed on those. With fewer than three
+        contexts (with several perturbations, measured changes) pretrained networks are not
+        trained, and predict as they are. The published networks learn from pairs of training
         cells, and early stopping watches those of validation.
 
         It trains on the set-up that the model was made from, whatever the AnnData was set up for

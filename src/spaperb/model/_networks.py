@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,13 +14,9 @@ import torch
 from spaperb.data import Cells, Query, Target
 from spaperb.module import PublishedModule
 
-if TYPE_CHECKING:
-    pass
-
-
 BLOCK = 128
-"""Cells that pass the networks together on a processor. Its matrix products round otherwise with
-other numbers of rows, and with some processors a row's place matters too."""
+"""Cells that pass the networks together on a processor. Matrix products round
+differently with other numbers of rows, and on some processors by a row's place."""
 
 
 class Prediction(NamedTuple):

@@ -157,7 +157,7 @@ class PredictionMixin(SpaPerbBase):
         """
         target = self._target(perturbation, dose)
         adata, query = self._query(adata, with_contexts=self.objective == "in_context")
-        chunk_size = check_draws(n_samples, batch_size)
+        chunk_size = check_sizes(n_samples, batch_size)
         if sample:
             if n_samples > 1:
                 raise ValueError("Counts are drawn once: `sample=True` needs `n_samples=1`.")
@@ -181,8 +181,8 @@ class PredictionMixin(SpaPerbBase):
             0.0 if is_nonnegative else -np.inf,
             chunk_size,
         )
-        networks = self._networks(query, asked)
-        predict = self._cells(query, rows, asked) if networks is None else networks.make
+        networks = self._published(query, asked)
+        predict = self._maker(query, rows, asked) if networks is None else networks.make
         in_all: Callable[..., Any] = predict_lazily if is_on_disk(query.x) else predict_now
         predicted = in_all(predict, query, rows)
         if not inplace:
@@ -196,7 +196,7 @@ class PredictionMixin(SpaPerbBase):
         adata.uns["spaperb"] = {**adata.uns.get("spaperb", {}), key_added: made_by}
         return None
 
-    def _networks(self, query: Query, asked: Asked) -> Predictor | None:
+    def _published(self, query: Query, asked: Asked) -> Predictor | None:
         """What predicts by the published networks alone; ``None`` in context."""
         if self.objective == "in_context":
             return None
@@ -212,7 +212,7 @@ class PredictionMixin(SpaPerbBase):
             batch_size=asked.chunk_size,
         )
 
-    def _cells(self, query: Query, rows: np.ndarray, asked: Asked) -> PredictRows:
+    def _maker(self, query: Query, rows: np.ndarray, asked: Asked) -> PredictRows:
         """What makes cells of the changes of their contexts."""
         v_delta: FloatArray | None = None
         if not asked.give_mean:
@@ -291,8 +291,8 @@ class PredictionMixin(SpaPerbBase):
         return counts.tocsr() if sparse.issparse(counts) else counts
 
 
-def check_draws(n_samples: int, batch_size: int | None) -> int:
-    """Check how many draws are averaged, and return how many cells are predicted at once."""
+def check_sizes(n_samples: int, batch_size: int | None) -> int:
+    """Check how many draws are averaged, and return the number of cells predicted at once."""
     if n_samples < 1:
         raise ValueError(f"`n_samples` must be at least 1; it is {n_samples}.")
     if (chunk_size := settings.batch_size if batch_size is None else batch_size) < 1:
@@ -338,7 +338,7 @@ def predict_lazily(predict: PredictRows, query: Query, rows: np.ndarray) -> dask
     is_wanted[rows] = True
     x = as_dask(query.x)
     sources = [x] if query.counts is None else [x, as_dask(query.counts).rechunk(x.chunks)]
-    # Its expression would be sent along with each block, and what cells are is known by now.
+    # Expression and labels would be sent along with each block; contexts are assigned by now.
     columns, known = query.columns, query._replace(x=None, counts=None, labels=None)
 
     def block(places: np.ndarray, *sources: Expression) -> np.ndarray:

@@ -15,7 +15,7 @@ from spaperb._types import IntArray
 from spaperb.cells import Survey
 from spaperb.data import Query, Scale, check_column
 from spaperb.model._base import SpaPerbBase
-from spaperb.model._transfer import CellChange, populations_of, some_of
+from spaperb.model._transfer import ContextChange, populations_of, some_of
 from spaperb.populations import Pseudobulk
 
 MAX_CELLS = 10_000
@@ -113,7 +113,7 @@ class ResponseMixin(SpaPerbBase):
 def response_table(
     groups: Mapping[Any, IntArray],
     query: Query,
-    changes: Mapping[int, CellChange],
+    changes: Mapping[int, ContextChange],
     var_names: Sequence[str],
     scale: Scale,
     confidence_level: float,
@@ -166,7 +166,7 @@ def response_table(
     return pd.concat(tables, ignore_index=True)
 
 
-def _columns(control: Pseudobulk, change: CellChange, confidence_level: float) -> pd.DataFrame:
+def _columns(control: Pseudobulk, change: ContextChange, confidence_level: float) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
     half_width = change.intervals.half_width(
         change.sigma, change.scale, control, change.references, change.weights, confidence_level

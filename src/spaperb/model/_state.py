@@ -48,7 +48,7 @@ class State:
                 "evidence": transfer.evidence.to_plain(),
                 "intervals": transfer.intervals._asdict(),
                 "intervals_unseen_context": transfer.intervals_unseen_context._asdict(),
-                "usual_distance": transfer.usual_distance,
+                "largest_distance": transfer.largest_distance,
             },
         }
 
@@ -61,7 +61,7 @@ class State:
                 module,
                 Intervals(**transfer["intervals"]),
                 Intervals(**transfer["intervals_unseen_context"]),
-                transfer["usual_distance"],
+                transfer["largest_distance"],
             )
         return cls(
             Scale(**plain["scale"]),

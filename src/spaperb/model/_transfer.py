@@ -44,8 +44,7 @@ MAX_REFERENCES = 30
 UNLIKE = 0.75
 """Cells of a known name that are less like those of training are warned of."""
 HIGH_DISTANCE = 1.25
-"""A context that is farther from training, by a quarter more than any training context is from the
-others, is warned of."""
+"""Warn of a larger distance; 1 is the largest of a training context from the others."""
 
 
 class ControlCells(NamedTuple):
@@ -69,7 +68,7 @@ class ControlCells(NamedTuple):
     is_control: bool
 
 
-class CellChange(NamedTuple):
+class ContextChange(NamedTuple):
     """Change of a context.
 
     Attributes
@@ -125,7 +124,7 @@ class Transfer:
         How far held-out changes were off.
     intervals_unseen_context
         How far they were off where nothing was known of their contexts.
-    usual_distance
+    largest_distance
         Largest distance of a training context from the others.
     """
 
@@ -133,7 +132,7 @@ class Transfer:
     module: InContextModule
     intervals: Intervals
     intervals_unseen_context: Intervals
-    usual_distance: float
+    largest_distance: float
 
     def __post_init__(self) -> None:
         self._told: set[Any] = set()
@@ -163,11 +162,11 @@ class Transfer:
         module.choose_share(held_out)
         evidence = evidence.without_halves()
         of_all, of_unseen = (Intervals.of(some, module) for some in (held_out, unseen))
-        return cls(evidence, module, of_all, of_unseen, evidence.usual_distance())
+        return cls(evidence, module, of_all, of_unseen, evidence.largest_distance())
 
     def change(
         self, asked: ControlCells, target: Target, v_delta: FloatArray | None = None
-    ) -> CellChange:
+    ) -> ContextChange:
         """Change of a context.
 
         Parameters
@@ -187,7 +186,7 @@ class Transfer:
         # What nothing shows stays silent.
         return change._replace(mean=np.where(change.mean == 0, 0.0, drawn))
 
-    def _attended(self, asked: ControlCells, target: Target) -> CellChange:
+    def _attended(self, asked: ControlCells, target: Target) -> ContextChange:
         """Change that the networks predict, attending over the evidence."""
         pseudobulk, cells, number, is_control = asked
         evidence = self.evidence
@@ -208,7 +207,7 @@ class Transfer:
         ]
         mean = shares @ np.array(means)
         sigma = shares @ np.array([p.sigma for p in predicted])
-        # What nothing shows, here or after any stimulus, stays silent.
+        # A gene that no control cell expresses and no piece of evidence shifts stays silent.
         is_shown = pseudobulk.mean != 0
         for description in described:
             is_shown = is_shown | description.shifts.any(axis=0)
@@ -216,7 +215,7 @@ class Transfer:
         for share, relation in zip(shares, relations, strict=True):
             prior[relation.kept] += share * np.exp(relation.log_prior)
         references, weights = self._references(prior, target)
-        return CellChange(
+        return ContextChange(
             mean=rest * np.where(is_shown, mean, 0.0),
             sigma=rest * sigma,
             scale=shares @ np.array([description.scale for description in described]),
@@ -251,7 +250,7 @@ class Transfer:
             self.evidence.settings.max_errors,
         )
 
-    def _added(self, asked: ControlCells, target: Target) -> CellChange:
+    def _added(self, asked: ControlCells, target: Target) -> ContextChange:
         """Change of a combination where none was measured: the sum of its parts' changes.
 
         Networks that saw no example make them too small (``benchmarks/accuracy/combinations.py``).
@@ -269,7 +268,7 @@ class Transfer:
         )
 
     def _intervals_of(self, number: int | None, alike: float) -> Intervals:
-        """Intervals of a context, of which nothing that was measured there may count."""
+        """Intervals for contexts with, or without, a measurement of their own that counts."""
         is_seen = number is not None and alike > 0 and (self.evidence.context == number).any()
         return self.intervals if is_seen else self.intervals_unseen_context
 
@@ -321,11 +320,11 @@ class Transfer:
 
         perturbations = target.parts if target.number is None else (target.number,)
         distance = max(map(of, perturbations))
-        return distance / self.usual_distance if distance else 0.0
+        return distance / self.largest_distance if distance else 0.0
 
     def changes(
         self, survey: Survey, target: Target, v_delta: FloatArray | None = None
-    ) -> dict[int, CellChange]:
+    ) -> dict[int, ContextChange]:
         """Change of each context of a query.
 
         Parameters
@@ -445,7 +444,7 @@ class Transfer:
             )
 
     def _is_learned(self, target: Target) -> bool:
-        """Whether training saw changes of a kind: without a combination, none of combinations."""
+        """Whether it was measured, or any combination was."""
         return target.number is not None or any(len(of) > 1 for of in self.evidence.parts)
 
     def _warn_of_combination(self, target: Target) -> None:
@@ -457,7 +456,7 @@ class Transfer:
                 "those of measured perturbations."
             )
 
-    def _warn_of(self, changes: dict[int, CellChange], names: Sequence[Any]) -> None:
+    def _warn_of(self, changes: dict[int, ContextChange], names: Sequence[Any]) -> None:
         """Warn of contexts unlike training, or unlike the training cells of their name."""
         if any(change.is_control for change in changes.values()) and (
             without := [names[code] for code, c in changes.items() if not c.is_control]
