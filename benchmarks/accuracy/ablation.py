@@ -19,8 +19,7 @@ import numpy as np
 from common import HERE, KANG, N_TOP_GENES, log_normalised, make_parser, without
 
 from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark, summary
-from spaperb.evidence import Settings, relate
-from spaperb.evidence._relations import Relation
+from spaperb.evidence import Relation, Settings, relate
 
 SETTINGS = "spaperb.data._episodes.Settings"
 """What gives the settings of a model's evidence."""

@@ -63,7 +63,7 @@ def train(adata: ad.AnnData, epochs: int, objective: str = "in_context"):
 def measure(way: str, store: Path, scratch: Path) -> dict[str, float]:
     """Run one way in this process."""
     from spaperb import SpaPerbModel, read_mapped
-    from spaperb.data._splitters import PairedDataSplitter
+    from spaperb.data import PairedDataSplitter
 
     if way == "predict":
         from anndata.experimental import read_elem_lazy

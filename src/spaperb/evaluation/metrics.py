@@ -5,7 +5,8 @@ cells and ``control`` cells, all log-normalised. Arrays may be dense or sparse, 
 sums run in double precision and over blocks, so that memory stays small next to the arrays
 themselves.
 
-:func:`evaluate` computes all of them, between a floor ("no change": the control cells as they are)
+:func:`evaluate` computes them, but for :func:`coverage` (of intervals) and
+:func:`classifier_auc` (slow), between a floor ("no change": the control cells as they are)
 and a ceiling (one random half of the real cells scored against the other half).
 """
 

@@ -418,12 +418,12 @@ class SpaPerbModel(
         ------
         ValueError
             If the model has no data, or data that changed since they were set up, ``max_epochs``
-            is below 1 or no whole number, there is nothing to make episodes of, there are fewer
-            than two pairs in a minibatch, a perturbation has all of its pairs left out of
-            training, or early stopping has no validation pairs to watch, or the checkpoint is of
-            training with other cells, genes or settings or of more epochs, is damaged, or holds
-            more than data (it is a pickle, which could run code, and is looked through first). The
-            model is then as it was before.
+            is below 1 (0 for pretrained networks) or no whole number, there is nothing to make
+            episodes of, there are fewer than two pairs in a minibatch, a perturbation has all of
+            its pairs left out of training, or early stopping has no validation pairs to watch, or
+            the checkpoint is of training with other cells, genes or settings or of more epochs, is
+            damaged, or holds more than data (it is a pickle, which could run code, and is looked
+            through first). The model is then as it was before.
         FloatingPointError
             If the loss or a weight became NaN or infinite.
         OSError
