@@ -167,7 +167,7 @@ class TestTable:
         assert half.mean() < 0.6 * most.mean()
 
     def test_wrong_arguments(self, model, fold):
-        with pytest.raises(ValueError, match="`level` must be between 0 and 1"):
+        with pytest.raises(ValueError, match="`confidence_level` must be between 0 and 1"):
             model.predict_response(fold.control, confidence_level=90)
         with pytest.raises(ValueError, match="no column 'clusters'"):
             model.predict_response(fold.control, groupby="clusters")

@@ -432,7 +432,7 @@ class TestFiles:
         SpaPerbModel.load(tmp_path / "model", adata)
 
     def test_no_file(self, adata, tmp_path):
-        with pytest.raises(ValueError, match="Failed to load model file"):
+        with pytest.raises(ValueError, match="There is no model file"):
             SpaPerbModel.load(tmp_path, adata)
 
 
