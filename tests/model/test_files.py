@@ -21,6 +21,7 @@ from helpers import (
 )
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy import sparse
 from scvi.model.base import BaseModelClass
 
 from spaperb import SpaPerbModel, datasets
@@ -152,6 +153,21 @@ class TestExport:
             with pytest.raises(TypeError, match=r"own_\.when is a Timestamp"):
                 write(tmp_path / "model")
         assert not os.listdir(tmp_path)
+
+    def test_names_of_arrays_do_not_meet(self, trained, tmp_path, monkeypatch):
+        own = {"a.b": np.zeros(2), "a": {"b": np.ones(2)}, "array": "10x"}
+        monkeypatch.setattr(trained, "own_", own, raising=False)
+        trained.export(tmp_path / "model")
+        found = SpaPerbModel.load_exported(tmp_path / "model").own_
+        np.testing.assert_array_equal(found["a.b"], 0)
+        np.testing.assert_array_equal(found["a"]["b"], 1)
+        assert found["array"] == "10x"
+
+    def test_keys_are_text(self, trained, tmp_path, monkeypatch):
+        monkeypatch.setattr(trained, "own_", {0: "B cell"}, raising=False)
+        for write in (trained.export, trained.save):
+            with pytest.raises(TypeError, match="own_ has the key 0"):
+                write(tmp_path / "model")
 
 
 class TestLoadExported:
@@ -320,6 +336,31 @@ class TestSave:
             assert list(loaded.get_var_names()) == list(model.get_var_names())
             expected = model.predict_response(model.adata, dose=0.5)
             pd.testing.assert_frame_equal(loaded.predict_response(model.adata, dose=0.5), expected)
+
+    def test_a_later_format(self, model, tmp_path):
+        model.save(tmp_path / "model")
+        file = tmp_path / "model" / "model.pt"
+        content = torch.load(file, weights_only=True)
+        content["attr_dict"][saving.CONTENT]["format"] = 99
+        torch.save(content, file)
+        with pytest.raises(ValueError, match="another format than 1"):
+            SpaPerbModel.load(tmp_path / "model", adata=False)
+        del content["attr_dict"]
+        torch.save(content, file)
+        with pytest.raises(ValueError, match="holds no model"):
+            SpaPerbModel.load(tmp_path / "model", adata=False)
+
+    def test_saved_with_cells_whose_x_is_empty(self, tmp_path):
+        adata = datasets.simulated(n_cell_types=3, n_cells=20, n_genes=20)
+        drop_layers(adata)
+        adata.layers["log"] = adata.X.copy()
+        SpaPerbModel.setup_anndata(adata, layer="log")
+        model = SpaPerbModel(adata, **IN_CONTEXT)
+        model.train(1, **QUIET)
+        adata.X = sparse.csr_matrix(adata.shape)
+        model.save(tmp_path / "model", save_anndata=True)
+        with pytest.raises(ValueError, match="nothing but zeros"):
+            SpaPerbModel.load(tmp_path / "model")
 
     def test_saving_changes_nothing(self, model, tmp_path):
         before = dict(vars(model))

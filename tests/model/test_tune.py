@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scvi
 
-from spaperb import datasets
+from spaperb import SpaPerbModel, datasets
 from spaperb.model.tune import SCORE, TunableSpaPerbModel
 
 
@@ -36,6 +36,21 @@ def test_the_score_is_that_of_hidden_contexts(cells, settings, low, high):
     model.train(1, callbacks=[seen], enable_progress_bar=False)
     assert low < seen.score < high
     assert model.is_trained
+
+
+@pytest.mark.parametrize("settings", [{"latent_weight": 7.0}, {"objective": "published"}])
+def test_files_keep_the_settings(cells, settings, tmp_path):
+    model = TunableSpaPerbModel(cells, **settings)
+    SpaPerbModel.train(model, 1, enable_progress_bar=False)
+    model.save(tmp_path / "model")
+    model.export(tmp_path / "file")
+    expected = model.predict_stimulated(cells, inplace=False)
+    for loaded in (
+        TunableSpaPerbModel.load(tmp_path / "model", adata=False),
+        TunableSpaPerbModel.load_exported(tmp_path / "file"),
+    ):
+        assert loaded.module.latent_weight == model.module.latent_weight
+        np.testing.assert_array_equal(loaded.predict_stimulated(cells, inplace=False), expected)
 
 
 def test_several_perturbations_are_refused(cells):

@@ -124,12 +124,6 @@ class Perturbations:
         )
 
     @property
-    def singles(self) -> list[int]:
-        """Numbers of the perturbations that are neither a combination nor named like one."""
-        of_names = enumerate(zip(self.names, self.parts, strict=True))
-        return [i for i, (name, of) in of_names if len(of) == 1 and name not in self.whole]
-
-    @property
     def composition(self) -> npt.NDArray[np.float32]:
         """How often each perturbation is a part of each value of the column, ``(n_values, P)``."""
         rows = np.zeros((len(self.arms), len(self.names)), dtype=np.float32)

@@ -53,7 +53,7 @@ class Query(NamedTuple):
     labels
         Cell type of every cell, ``(n,)``, missing where not known; ``None`` if there are none.
     is_control
-        Cells that are not known to be stimulated, ``(n,)``.
+        Cells that are not known to be stimulated, ``(n,)``; all where conditions have no say.
     batches
         For every cell the shares of the model's batches, ``(n, n_batch)``; ``None`` without
         batches.
@@ -143,6 +143,7 @@ def make_query(
     """
     for key in ("labels_key", "condition_key"):
         check_named_once(adata, key, setup[key])
+    x, columns = _expression_of(adata, var_names, setup["layer"])
     batches = None
     if known_batches is not None:
         batches = batch_shares(adata, setup["batch_key"], known_batches)
@@ -152,7 +153,6 @@ def make_query(
             labels = adata.obs[key].to_numpy()
         if (key := setup["condition_key"]) in adata.obs:
             is_control = control_cells(adata.obs[key], setup["control"], perturbations)
-    x, columns = _expression_of(adata, var_names, setup["layer"])
     check_scale(Scale.of(x, log_base(adata) or trained_on.base, columns), trained_on)
     return Query(x, columns, labels, is_control, batches)
 

@@ -58,7 +58,7 @@ ONE_COUNT, UNEVEN = 1e-3, 1.8
 totals of the middle eight of ten differ by this factor (2.1 or more in all of eight data sets)."""
 FAR = 3.0
 """A query whose median total is as many times beyond all totals of training is on another scale.
- Of nine data sets with 500 genes or more, whatever cell type was left out of training,
+Of nine data sets with 500 genes or more, whatever cell type was left out of training,
 none was farther from the other cells than by a factor of 2.7."""
 
 ROWS_AT_ONCE = 4096

@@ -62,7 +62,7 @@ class SpaPerbBase(BaseModelClass):
         return known.target(perturbation, dose, self._setup["dose_key"], self.state.dose_ranges)
 
     def _query(self, adata: AnnData | None, with_contexts: bool = False) -> tuple[AnnData, Query]:
-        """Check the cells to predict, and find their contexts if these have a say."""
+        """Check the cells to predict, with what tells their contexts if these have a say."""
         self._check_if_trained(warn=False)
         if adata is None and (adata := self.adata) is None:
             raise ValueError("This model was loaded without data: pass the cells, an AnnData.")
@@ -79,7 +79,7 @@ class SpaPerbBase(BaseModelClass):
             self.perturbations if with_contexts else None,
             known_batches,
         )
-        return adata, self._learned().assign(query) if with_contexts else query
+        return adata, query
 
     def _validate_anndata(
         self, adata: AnnData | None = None, *args: Any, **kwargs: Any

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy import sparse
@@ -39,7 +39,7 @@ WEIGHTS = "weights."
 """Prefix of the names of the networks' tensors."""
 CONTENT = "content_"
 """Name of the content among the attributes that scvi-tools saves."""
-ARRAY = "array"
+ARRAY = "spaperb array"
 """Key of a dictionary that stands for an array, and names it."""
 
 Tensors = dict[str, np.ndarray]
@@ -76,7 +76,8 @@ class FilesMixin(SpaPerbBase):
         ValueError
             If the folder is there and ``overwrite`` is not set.
         TypeError
-            If the registry holds other than numbers and text (dates as conditions, say).
+            If the registry, or an attribute of your own whose name ends in an underscore, holds
+            other than numbers, text, arrays of numbers, and lists and dictionaries of these.
         """
         # scvi-tools saves the attributes that it finds on a model, so it is handed another one.
         content = with_arrays(self._content(), lambda array, _: torch.tensor(array))
@@ -121,10 +122,14 @@ class FilesMixin(SpaPerbBase):
         for name, value in content["attributes"].items():
             if is_saved(name):
                 setattr(self, name, value)
-        self.history_ = {
-            name: pd.DataFrame(columns, index=pd.Index(index, name=of_index))
-            for name, (of_index, index, columns) in content["history"].items()
-        }
+        self.history_ = (
+            None
+            if not content["history"]
+            else {
+                name: pd.DataFrame(columns, index=pd.Index(index, name=of_index))
+                for name, (of_index, index, columns) in content["history"].items()
+            }
+        )
         self.state = State.from_plain(content["state"], self.module)
 
     def export(self, path: str | Path, overwrite: bool = False) -> None:
@@ -149,7 +154,8 @@ class FilesMixin(SpaPerbBase):
         FileExistsError
             If a file is there and ``overwrite`` is not set.
         TypeError
-            If the registry holds other than numbers and text (dates as conditions, say).
+            If the registry, or an attribute of your own whose name ends in an underscore, holds
+            other than numbers, text, arrays of numbers, and lists and dictionaries of these.
         """
         weights = {k: tensor.cpu().numpy() for k, tensor in self.module.state_dict().items()}
         write_export(Path(path), Exported(weights, self._content()), overwrite)
@@ -236,19 +242,27 @@ class FilesMixin(SpaPerbBase):
         if not path.is_file():
             raise ValueError(f"There is no model file {path}. Give the folder that `save` wrote.")
         check_pickle(path)
-        saved = torch.load(path, map_location="cpu", weights_only=True)["attr_dict"]
-        if (found := saved["registry_"]["model_name"]) != cls.__name__:
+        saved = torch.load(path, map_location="cpu", weights_only=True).get("attr_dict", {})
+        if (found := saved.get("registry_", {}).get("model_name")) != cls.__name__:
+            what = "no model" if found is None else f"a {found}, not a {cls.__name__}"
+            with_ = "" if found is None else f" Load it with {found}.load()."
+            raise ValueError(f"{path} holds {what}.{with_}")
+        if CONTENT not in saved or saved[CONTENT]["format"] > FORMAT:
             raise ValueError(
-                f"{path} holds a {found}, not a {cls.__name__}. Load it with {found}.load()."
+                f"{path} was written by a version of spaperb with another format than {FORMAT}. "
+                "Load it with that version, or train the model anew."
             )
-        adata = kwargs.get("adata", args[0] if args else None)
+        adata = kwargs.pop("adata", args[0] if args else None)
+        kept = Path(dir_path) / f"{prefix or ''}adata.h5ad"
+        if adata is None and kept.is_file():
+            adata = read_h5ad(kept)
         if isinstance(adata, AnnData) and sparse.issparse(adata.X) and adata.X.nnz == 0:
             raise ValueError(
                 "adata.X holds nothing but zeros, which scvi-tools takes for cells whose "
                 "expression was taken out. Load with `adata=False` to predict other cells, or "
                 "with a dense X: adata.X = adata.X.toarray()."
             )
-        model = super().load(str(dir_path), *args, prefix=prefix, **kwargs)
+        model = super().load(str(dir_path), adata, *args[1:], prefix=prefix, **kwargs)
         delattr(model, CONTENT)
         model._restore(with_arrays(saved[CONTENT], lambda tensor, _: tensor.numpy(), torch.Tensor))
         return model
@@ -302,6 +316,7 @@ def write_export(path: Path, model: Exported, overwrite: bool) -> None:
     tensors = {f"{WEIGHTS}{name}": weight for name, weight in model.weights.items()}
 
     def keep(array: np.ndarray, name: str) -> dict[str, str]:
+        name = f"{name}.{len(tensors)}"  # unique, whatever keys may be
         tensors[name] = np.asarray(array, order="C")
         return {ARRAY: name}
 
@@ -362,7 +377,7 @@ def _checksum(text: str, tensors: Tensors) -> str:
 
 
 def storable(value: Any, name: str) -> Any:
-    """Turn tuples into lists, and leave arrays of numbers.
+    """Turn tuples into lists and NumPy's numbers into Python's; leave arrays of numbers.
 
     Raises
     ------
@@ -378,7 +393,9 @@ def storable(value: Any, name: str) -> Any:
             return str(value)  # of NumPy's too
         case None | bool() | int() | float():
             return value
-        case dict() if all(isinstance(key, str) for key in value):
+        case dict():
+            if others := [key for key in value if not isinstance(key, str) or key == ARRAY]:
+                raise TypeError(f"{name} has the key {others[0]!r}; a model's file takes text.")
             return {str(key): storable(v, f"{name}.{key}") for key, v in value.items()}
         case list() | tuple():
             return [storable(v, f"{name}.{i}") for i, v in enumerate(value)]
@@ -405,8 +422,8 @@ def with_arrays(
 def _named(value: Any, tensors: Tensors) -> Any:
     """Put arrays in the places of their names."""
     match value:
-        case {"array": name}:
-            return tensors[name]
+        case dict() if value.keys() == {ARRAY}:
+            return tensors[value[ARRAY]]
         case dict():
             return {key: _named(v, tensors) for key, v in value.items()}
         case list():

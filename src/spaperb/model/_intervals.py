@@ -114,7 +114,7 @@ class Intervals(NamedTuple):
 def _least(pseudobulks: list[Pseudobulk], n: int) -> FloatArray:
     """Least sampling variance of a mean over n cells, ``(G,)``.
 
-    Where no cell expresses a gene, one in n is taken to, at the mean of expressing cells.
+    As if one cell in n expressed the gene, at the mean of expressing cells, or 1 without any.
     """
     mean, detection = np.sum([(p.mean, p.detection) for p in pseudobulks], axis=0)
     return (np.divide(mean, detection, where=detection > 0, out=np.ones_like(mean)) / n) ** 2

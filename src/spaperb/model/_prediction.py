@@ -218,8 +218,9 @@ class PredictionMixin(SpaPerbBase):
         if not asked.give_mean:
             rng = np.random.default_rng(asked.seed)
             v_delta = rng.uniform(SMALLEST, 1, (asked.n_samples, len(query.columns)))
-        maker = self._learned().maker(
-            query,
+        learned = self._learned()
+        maker = learned.maker(
+            learned.assign(query),
             rows,
             asked.target,
             v_delta,

@@ -101,9 +101,10 @@ class ResponseMixin(SpaPerbBase):
             name: rows[query.is_control[rows]] if query.is_control[rows].any() else rows
             for name, rows in of_group.items()
         }
-        rows = np.concatenate(list(groups.values()))
-        survey = Survey.of(query, populations_of(query, rows))
-        changes = self._learned().changes(survey, target)
+        learned = self._learned()
+        query = learned.assign(query)
+        survey = Survey.of(query, populations_of(query, np.concatenate(list(groups.values()))))
+        changes = learned.changes(survey, target)
         var_names = self.get_var_names().tolist()
         return response_table(
             groups, query, changes, var_names, self.state.scale, confidence_level

@@ -106,7 +106,7 @@ class ContextChange(NamedTuple):
 
     @property
     def detection(self) -> Detection:
-        """What the change does to zeros and levels of its control cells."""
+        """What the change does to zeros, and to the mean of expressing cells."""
         return Detection.of(self.references, self.control, self.mean, self.weights)
 
 
@@ -239,7 +239,7 @@ class Transfer:
         changes = self.evidence.changes
         is_own = self.evidence.context == query.context
         is_own &= changes.perturbation == query.perturbation
-        is_own &= np.isclose(changes.dose, query.dose, rtol=CLOSE, atol=0, equal_nan=True)
+        is_own &= (changes.dose == query.dose) | (np.isnan(changes.dose) & np.isnan(query.dose))
         if not is_own.any() or query.alike == 0:
             return mean
         (own,) = np.flatnonzero(is_own)

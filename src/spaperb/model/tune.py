@@ -9,7 +9,8 @@ does, and the score is a mean over contexts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -47,9 +48,17 @@ class TunableSpaPerbModel(SpaPerbModel):
     ... )
     """
 
-    def __init__(self, adata: AnnData | None = None, registry: dict | None = None, **kwargs: Any):
-        super().__init__(adata, registry, **kwargs)
-        self._settings = kwargs
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        objective: Literal["in_context", "published"] = "in_context",
+        pretrained: bool | str | Path = True,
+        **module_kwargs: Any,
+    ):
+        # With the arguments of the model, by which scvi-tools makes it again when it is loaded.
+        super().__init__(adata, registry, objective, pretrained, **module_kwargs)
+        self._settings = {"objective": objective, "pretrained": pretrained, **module_kwargs}
 
     def train(
         self,

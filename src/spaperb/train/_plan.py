@@ -1,7 +1,4 @@
-"""How training runs.
-
-Optimiser defaults, pairs into the module's loss, checkpoints, and an end at Ctrl-C or NaN.
-"""
+"""Training plans: optimisers, what is logged, and what checkpoints hold."""
 
 from __future__ import annotations
 

@@ -104,7 +104,10 @@ def quiet_training() -> Iterator[None]:
 
 @contextmanager
 def one_thread(*, if_: bool) -> Iterator[None]:
-    """Train with one thread: networks of a few thousand weights take longer with several."""
+    """Train with one thread: networks of a few thousand weights take longer with several.
+
+    Strategies that start processes set a number of their own.
+    """
     n_threads = torch.get_num_threads()
     if if_:
         torch.set_num_threads(1)
