@@ -563,11 +563,12 @@ class TestDoses:
         doses = cells.obs["dose"].to_numpy(copy=True)
         doses[::2] = doses[::2].astype("float32")
         cells.obs["dose"] = doses
-        found = mean_change(fit(cells, {"dose_key": "dose"}), self.query(series), dose=0.1)
-        expected = mean_change(
-            fit(series.copy(), {"dose_key": "dose"}), self.query(series), dose=0.1
+        query = self.query(series)
+        found, expected = (
+            mean_change(fit(x, {"dose_key": "dose"}), query, dose=0.1)
+            for x in (cells, series.copy())
         )
-        assert np.corrcoef(found, expected)[0, 1] > 0.9
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
     @pytest.mark.filterwarnings("ignore:stimulated was measured at doses")
     def test_a_perturbation_without_a_dose_above_0(self):

@@ -13,7 +13,7 @@ from spaperb.data._conditions import (
 from spaperb.data._disk import as_dask, is_on_disk, read_mapped
 from spaperb.data._episodes import EpisodeSplitter, measure
 from spaperb.data._labels import match_labels
-from spaperb.data._perturbations import CLOSE, Perturbations, Target, warn_of_whole_names
+from spaperb.data._perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.data._query import Cells, Query, batch_shares, make_query, select_rows
 from spaperb.data._registry import (
     CONDITION_KEY,
@@ -34,7 +34,6 @@ from spaperb.data._scale import (
 from spaperb.data._splitters import MIN_PAIRS, N_BATCHES, PairedDataSplitter, StratifiedSplitter
 
 __all__ = [
-    "CLOSE",
     "CONDITION_KEY",
     "DOSE_KEY",
     "MIN_PAIRS",

@@ -16,9 +16,7 @@ import numpy.typing as npt
 
 from spaperb._messages import format_list, shown, warn
 from spaperb._types import CONTROL, NEITHER, IntArray
-
-CLOSE = 1e-6
-"""Doses of a relative difference of less are the same: columns come in single precision too."""
+from spaperb.evidence import CLOSE
 
 
 class Target(NamedTuple):

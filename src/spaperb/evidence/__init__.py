@@ -11,6 +11,7 @@ from spaperb.evidence._episodes import (
     make_folds,
 )
 from spaperb.evidence._measured import Changes, Evidence, Populations
+from spaperb.evidence._moments import CLOSE
 from spaperb.evidence._relations import (
     EVIDENCE_FEATURES,
     RELATIONS,
@@ -27,6 +28,7 @@ from spaperb.evidence._relations import (
 from spaperb.evidence._settings import Settings
 
 __all__ = [
+    "CLOSE",
     "EVIDENCE_FEATURES",
     "RELATIONS",
     "STATE_FEATURES",

@@ -25,6 +25,8 @@ TINY_MEAN = 0.01
 """The usual ratio of variance to mean is added as if these cells had this mean."""
 MANY_CELLS = 300_000
 """Measuring so many takes more than a few seconds, and shows progress."""
+CLOSE = 1e-6
+"""Doses of a smaller relative difference are the same: columns come in single precision too."""
 MAX_DOSES = 10
 """Doses of one perturbation that are told apart; more are grouped into as many by rank."""
 TINY = 1e-9
@@ -245,9 +247,16 @@ def _treatments(arms: IntArray, doses: FloatArray | None) -> Iterator[tuple[int,
             continue
         if (doses[rows] > 0).any():
             rows = rows[doses[rows] > 0]
-        levels = doses[rows]
+        levels = merged(doses[rows])
         if len(np.unique(levels)) > MAX_DOSES:
             ranks = pd.qcut(levels, MAX_DOSES, labels=False, duplicates="drop")
             levels = pd.Series(levels).groupby(ranks).transform("median").to_numpy()
         for level in np.unique(levels):
             yield int(perturbation), float(level), rows[levels == level]
+
+
+def merged(doses: FloatArray) -> FloatArray:
+    """Doses, those that differ by rounding alone as the lowest of them."""
+    levels, of_dose = np.unique(doses, return_inverse=True)
+    is_new = np.r_[True, levels[1:] > levels[:-1] * (1 + CLOSE)]
+    return levels[is_new][np.cumsum(is_new)[of_dose] - 1]

@@ -18,8 +18,9 @@ from scipy.special import ndtri
 from spaperb._messages import format_list, warn
 from spaperb._types import FloatArray, IntArray
 from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
-from spaperb.data import CLOSE, Query, Target, match_labels
+from spaperb.data import Query, Target, match_labels
 from spaperb.evidence import (
+    CLOSE,
     ContextQuery,
     Evidence,
     Plan,
