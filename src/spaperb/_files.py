@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -131,7 +132,9 @@ def check_annotations(adata: AnnData, path: Path) -> None:
     stores = [_hdf5_in_memory(), *([_new_zarr({})] if path.suffix == ".zarr" else [])]
     for store, (name, part) in itertools.product(stores, parts.items()):
         try:
-            _write(store, name, dict(part) if isinstance(part, Mapping) else part)
+            # anndata 0.13 takes no slash in the name of what it writes.
+            key = name.replace("/", "_")
+            _write(store, key, dict(part) if isinstance(part, Mapping) else part)
         except Exception as error:
             raise ValueError(
                 f"{path} could not be written in the end, because {name} holds something that a "
@@ -273,7 +276,11 @@ def _hdf5_in_memory() -> h5py.File:
 
 
 def _new_zarr(store: Any) -> zarr.Group:
-    return zarr.open_group(store, mode="w", zarr_format=ad.settings.zarr_write_format)
+    with warnings.catch_warnings():
+        # anndata 0.13 deprecates the setting, and honours it until 0.14.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        zarr_format = getattr(ad.settings, "zarr_write_format", 3)
+    return zarr.open_group(store, mode="w", zarr_format=zarr_format)
 
 
 def _write(store: h5py.Group | zarr.Group, name: str, elem: Any) -> None:
