@@ -279,7 +279,7 @@ def _new_zarr(store: Any) -> zarr.Group:
     with warnings.catch_warnings():
         # anndata 0.13 deprecates the setting, and honours it until 0.14.
         warnings.simplefilter("ignore", DeprecationWarning)
-        zarr_format = getattr(ad.settings, "zarr_write_format", 3)
+        zarr_format: Any = getattr(ad.settings, "zarr_write_format", 3)
     return zarr.open_group(store, mode="w", zarr_format=zarr_format)
 
 
