@@ -854,3 +854,20 @@ class TestCheckpoint:
         path.write_bytes(path.read_bytes()[:1000])
         with pytest.raises(ValueError, match=r"training\.ckpt could not be read"):
             self.model().train(2, ckpt_path=path, **QUIET)
+
+
+def test_in_context_networks_train_with_one_thread_and_leave_the_number_alone(adata):
+    SpaPerbModel.setup_anndata(adata)
+    model = SpaPerbModel(adata, **IN_CONTEXT)
+    seen = []
+    look = LambdaCallback(on_train_epoch_end=lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model.train(1, callbacks=[look], **QUIET)
+        with pytest.raises(RuntimeError, match="of somebody else's"):
+            model.train(3, callbacks=[Fail()], **QUIET)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]

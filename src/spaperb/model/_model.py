@@ -470,7 +470,8 @@ class SpaPerbModel(
         # Again, since Lightning starts nothing where no epoch was left to train.
         self._begin(self.trainer)
         if is_in_context:
-            self._learn()
+            with one_thread(if_=True):
+                self._learn()
 
     def _check_training(
         self, max_epochs: int | None, batch_size: int, kwargs: Mapping[str, Any]

@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from scvi.train import TrainRunner, merge_kwargs
+from threadpoolctl import threadpool_limits
 
 from spaperb._files import atomic_write, check_pickle, check_writable
 
@@ -104,14 +105,18 @@ def quiet_training() -> Iterator[None]:
 
 @contextmanager
 def one_thread(*, if_: bool) -> Iterator[None]:
-    """Train with one thread: networks of a few thousand weights take longer with several.
+    """Compute with one thread, in PyTorch and NumPy.
 
+    Networks of a few thousand weights, and products of small arrays, take longer with several.
     Strategies that start processes set a number of their own.
     """
-    n_threads = torch.get_num_threads()
-    if if_:
-        torch.set_num_threads(1)
-    try:
+    if not if_:
         yield
+        return
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
     finally:
         torch.set_num_threads(n_threads)
