@@ -1,5 +1,6 @@
 """From contexts to cells, through the model: contexts by label or neighbours, saved and loaded."""
 
+from functools import partial
 from typing import Any
 
 import anndata as ad
@@ -8,6 +9,7 @@ import pytest
 from helpers import IN_CONTEXT, QUIET, small_cells, snapshot
 
 from spaperb import SpaPerbModel
+from spaperb.evidence import Settings
 from spaperb.module._in_context import Predicted
 
 CELLS: dict[str, Any] = {"n_cell_types": 4, "n_cells": 40, "n_genes": 150}
@@ -165,9 +167,34 @@ class TestContextOfACell:
         predicted = change_of(model, control)
         strongest = np.argsort(-np.abs(measured))[:10]
         assert (predicted[strongest] / measured[strongest] > 0.5).all()
+        # Genes are matched by name, here too.
+        order = np.random.default_rng(0).permutation(control.n_vars)
+        shuffled = change_of(model, control[:, order].copy())
+        np.testing.assert_allclose(shuffled, predicted[order], atol=1e-6)
+        # Cells of that name, but of another study, are not those that were measured.
+        other = control.copy()
+        other.X = other.X[:, order]
+        with pytest.warns(UserWarning, match=r"type_1 \(0%\)"):
+            np.testing.assert_array_equal(change_of(model, other), 0)
         # Nothing was measured of cells of another name.
         with pytest.warns(UserWarning, match="knows none"):
             np.testing.assert_array_equal(change_of(model, renamed(control, "new")), 0)
+
+
+def test_a_saved_model_keeps_the_constants_that_it_learned_with(tmp_path, monkeypatch):
+    cells = small_cells(**CELLS)
+    monkeypatch.setattr("spaperb.data._episodes.Settings", partial(Settings, max_errors=0.0))
+    model = train(cells)
+    model.save(tmp_path / "model")
+    model.export(tmp_path / "file")
+    monkeypatch.undo()
+    expected = predict(model, cells)
+    for loaded in (
+        SpaPerbModel.load(tmp_path / "model", cells),
+        SpaPerbModel.load_exported(tmp_path / "file"),
+    ):
+        np.testing.assert_array_equal(predict(loaded, cells), expected)
+    assert not np.allclose(predict(train(cells.copy()), cells), expected)
 
 
 class TestACellTypeIsItsCells:
