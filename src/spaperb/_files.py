@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import zarr
 from anndata import AnnData
+from safetensors import SafetensorError, safe_open
 
 from spaperb._messages import format_list
 
@@ -26,6 +28,8 @@ SUFFIXES = (".h5ad", ".zarr")
 """Of files of cells that are read and written."""
 NUMBERS = "biuf"
 """Kinds of NumPy data types that safetensors stores."""
+READ_ERRORS = (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a safetensors file may raise."""
 ANNOTATIONS = ("obs", "var", "uns", "obsm", "varm", "obsp", "varp")
 """What an AnnData holds beside expression."""
 
@@ -289,6 +293,43 @@ def _write(store: h5py.Group | zarr.Group, name: str, elem: Any) -> None:
     # them.
     with ad.settings.override(allow_write_nullable_strings=True):
         ad.io.write_elem(store, name, elem, dataset_kwargs=options)
+
+
+def read_safetensors(
+    path: Path, framework: str, checksum: Callable[[str, dict[str, Any]], str], latest: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Content and tensors of a safetensors file that holds a JSON text and a checksum of both.
+
+    Nothing in the file is run.
+
+    Parameters
+    ----------
+    path
+        The file.
+    framework
+        What tensors are to be: ``"numpy"`` or ``"pt"``.
+    checksum
+        Checksum of a text and tensors.
+    latest
+        Latest format that is read.
+
+    Raises
+    ------
+    SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError
+        As READ_ERRORS lists them: if it is another file, was damaged or changed, or is of a later
+        format.
+    """
+    with safe_open(path, framework=framework) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    text = metadata["spaperb"]
+    if checksum(text, tensors) != metadata["sha256"]:
+        raise ValueError("its checksum is not that of its content")
+    content = json.loads(text)
+    if content["format"] > latest:
+        by = f", written by spaperb {content['version']}" if "version" in content else ""
+        raise ValueError(f"it is of format {content['format']}{by}; a newer spaperb reads it")
+    return content, tensors
 
 
 def check_pickle(path: Path) -> None:

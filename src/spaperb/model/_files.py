@@ -24,12 +24,18 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData, read_h5ad
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy import sparse
 from scvi.model.base import BaseModelClass
 
-from spaperb._files import NUMBERS, atomic_write, check_pickle, plain
+from spaperb._files import (
+    NUMBERS,
+    READ_ERRORS,
+    atomic_write,
+    check_pickle,
+    plain,
+    read_safetensors,
+)
 from spaperb.model._base import SpaPerbBase
 from spaperb.model._state import State
 
@@ -345,20 +351,9 @@ def read_export(path: Path) -> Exported:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        text = metadata["spaperb"]
-        if _checksum(text, tensors) != metadata["sha256"]:
-            raise ValueError("its checksum is not that of its content")
-        content = json.loads(text)
-        if content["format"] > FORMAT:
-            raise ValueError(
-                f"it is of format {content['format']}, written by spaperb {content['version']}, "
-                f"and this version reads up to format {FORMAT}; a newer spaperb reads it"
-            )
+        content, tensors = read_safetensors(path, "numpy", _checksum, FORMAT)
         content = _named(content, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except READ_ERRORS as error:
         raise ValueError(
             f"{path} could not be read as an exported model: {error}. If it is truncated or "
             "damaged, copy or export it again."

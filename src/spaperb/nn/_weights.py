@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from spaperb._files import READ_ERRORS, read_safetensors
 from spaperb._messages import format_list
 from spaperb.evidence import EVIDENCE_FEATURES, RELATIONS, STATE_FEATURES
 from spaperb.nn._genes import Constants, InContextNetwork
@@ -115,19 +115,11 @@ def _read(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
             "spaperb, or `pretrained=False` for none."
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        text = metadata["spaperb"]
-        if _checksum(text, tensors) != metadata["sha256"]:
-            raise ValueError("its checksum is not that of its content")
-        content = json.loads(text)
-        if content["format"] > FORMAT:
-            raise ValueError(f"it is of format {content['format']}; a newer spaperb reads it")
+        content, tensors = read_safetensors(path, "pt", _checksum, FORMAT)
         if missing := SAID - content.keys():
             raise ValueError(f"it does not say its {format_list(sorted(missing))}")
         return content, tensors
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except READ_ERRORS as error:
         raise ValueError(
             f"{path} could not be read as pretrained weights: {error}. If it is truncated or "
             "damaged, copy it again."
