@@ -22,7 +22,8 @@ def forget_with(model: Any) -> None:
     It keeps what binds a model to its data for as long as the process lives: a loop over models
     would hold all of their cells.
     """
-    weakref.finalize(model, type(model)._per_instance_manager_store.pop, model.id, None)
+    managers = getattr(type(model), "_per_instance_manager_store", {})
+    weakref.finalize(model, managers.pop, model.id, None)
 
 
 def adjust_layers(layers: FCLayers, momentum: float, dropout: Callable[[], nn.Module]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
@@ -226,7 +227,7 @@ class SpaPerbModel(
     def _make_published(self, module_kwargs: dict[str, Any]) -> None:
         """Make the published networks."""
         known = perturbations_of(self.registry)
-        dosed = self.registry["setup_args"]["dose_key"] is not None
+        dosed = self._setup["dose_key"] is not None
         self.module = PublishedModule(
             n_input=self.summary_stats.n_vars,
             composition=known.composition if len(known.names) > 1 or dosed else None,
@@ -449,7 +450,7 @@ class SpaPerbModel(
         # Lightning trains in the mode that it finds, and a trained model is in that of prediction.
         self.module.train()
         try:
-            with interrupt, quiet_training(), one_thread(if_=is_in_context):
+            with interrupt, quiet_training(), one_thread() if is_in_context else nullcontext():
                 super().train(
                     max_epochs=max_epochs,
                     batch_size=batch_size,
@@ -470,7 +471,7 @@ class SpaPerbModel(
         # Again, since Lightning starts nothing where no epoch was left to train.
         self._begin(self.trainer)
         if is_in_context:
-            with one_thread(if_=True):
+            with one_thread():
                 self._learn()
 
     def _check_training(

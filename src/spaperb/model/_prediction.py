@@ -173,13 +173,13 @@ class PredictionMixin(SpaPerbBase):
         is_nonnegative = self.state.scale.nonnegative
         how: How = "detection" if detection and is_nonnegative else "shift"
         asked = Asked(
-            target,
-            n_samples,
-            give_mean,
-            seed,
-            "counts" if sample else how,
-            0.0 if is_nonnegative else -np.inf,
-            chunk_size,
+            target=target,
+            n_samples=n_samples,
+            give_mean=give_mean,
+            seed=seed,
+            how="counts" if sample else how,
+            minimum=0.0 if is_nonnegative else -np.inf,
+            chunk_size=chunk_size,
         )
         networks = self._published(query, asked)
         predict = self._maker(query, rows, asked) if networks is None else networks.make
@@ -282,7 +282,7 @@ class PredictionMixin(SpaPerbBase):
 
     def _counts(self, adata: AnnData, query: Query) -> Any:
         """Raw counts of the cells to predict."""
-        layer = self.registry["setup_args"]["counts_layer"]
+        layer = self._setup["counts_layer"]
         if layer is None or self.objective == "published":
             raise ValueError(
                 "Counts are drawn by a model with the in-context objective that was set up with "
@@ -339,8 +339,8 @@ def predict_lazily(predict: PredictRows, query: Query, rows: np.ndarray) -> dask
     is_wanted[rows] = True
     x = as_dask(query.x)
     sources = [x] if query.counts is None else [x, as_dask(query.counts).rechunk(x.chunks)]
-    # Expression and labels would be sent along with each block; contexts are assigned by now.
-    columns, known = query.columns, query._replace(x=None, counts=None, labels=None)
+    # Expression would be sent along with each block.
+    columns, known = query.columns, query._replace(x=None, counts=None)
 
     def block(places: np.ndarray, *sources: Expression) -> np.ndarray:
         predicted = np.full((len(places), n_vars), np.nan, dtype=np.float32)

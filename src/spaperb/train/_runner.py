@@ -104,15 +104,12 @@ def quiet_training() -> Iterator[None]:
 
 
 @contextmanager
-def one_thread(*, if_: bool) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Compute with one thread, in PyTorch and NumPy.
 
     Networks of a few thousand weights, and products of small arrays, take longer with several.
     Strategies that start processes set a number of their own.
     """
-    if not if_:
-        yield
-        return
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
