@@ -109,3 +109,14 @@ def flip_byte_of_weight(path: Path, model: SpaPerbModel) -> None:
     weight = next(model.module.parameters()).detach().numpy().tobytes()
     content[content.index(weight)] ^= 0xFF
     path.write_bytes(content)
+
+
+def populations_of(seed: int, n_genes: int = 12, shift: float = 0.0) -> tuple[np.ndarray, ...]:
+    """Predicted, real and control cells with zeros, as log-normalised expression has."""
+    rng = np.random.default_rng(seed)
+    mean = rng.gamma(2, 1, n_genes)
+    change = rng.normal(0, 1, n_genes)
+    return tuple(
+        np.log1p(rng.poisson(mean * np.exp(c * change), (n, n_genes)))
+        for n, c in ((27, shift), (39, 1.0), (28, 0.0))
+    )

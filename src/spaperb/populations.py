@@ -125,7 +125,7 @@ def wilcoxon_scores(cells: Expression, control: Expression) -> FloatArray:
     Positive scores are higher in ``cells``; genes without any difference in rank get 0.
     """
     scores = np.empty(cells.shape[1])
-    for genes in _blocks(cells.shape[1], cells.shape[0] + control.shape[0]):
+    for genes in blocks(cells.shape[1], cells.shape[0] + control.shape[0]):
         both = ad.AnnData(np.concatenate([dense(cells[:, genes]), dense(control[:, genes])]))
         both.obs["of"] = pd.Categorical(
             ["cells"] * cells.shape[0] + ["control"] * control.shape[0]
@@ -153,11 +153,11 @@ def fit_projection(train: Expression, n_components: int = N_PCS) -> PCA:
 
 def project(x: Expression, projection: Projection) -> FloatArray:
     """Map cells to components, block by block, ``(n, n_components)``."""
-    blocks = [
+    projected = [
         projection.transform(dense(x[rows]).astype(np.float64))
-        for rows in _blocks(x.shape[0], x.shape[1])
+        for rows in blocks(x.shape[0], x.shape[1])
     ]
-    return np.concatenate(blocks)
+    return np.concatenate(projected)
 
 
 def neighbour_shares(
@@ -227,13 +227,13 @@ def _mean(x: Expression, function: Callable[[FloatArray, Any], npt.NDArray]) -> 
         if not x.has_canonical_format:
             x = x.copy()
             x.sum_duplicates()
-        for stored in _blocks(x.nnz, 1):
+        for stored in blocks(x.nnz, 1):
             values, genes = x.data[stored].astype(np.float64), x.indices[stored]
             total += np.bincount(genes, function(values, genes), n_genes)
             n_stored += np.bincount(genes, minlength=n_genes)
     else:
         # Cell after cell and without the zeros, so that sums are rounded as those of sparse cells.
-        for rows in _blocks(n, n_genes):
+        for rows in blocks(n, n_genes):
             block = np.ascontiguousarray(x[rows], dtype=np.float64)
             is_stored = block != 0
             total += np.where(is_stored, function(block, slice(None)), 0.0).sum(axis=0)
@@ -242,7 +242,7 @@ def _mean(x: Expression, function: Callable[[FloatArray, Any], npt.NDArray]) -> 
     return (total + (n - n_stored) * function(np.zeros(n_genes), slice(None))) / n
 
 
-def _blocks(n: int, width: int) -> Iterator[slice]:
+def blocks(n: int, width: int) -> Iterator[slice]:
     """Slices of ``n`` rows (or columns) of ``width`` values that hold BLOCK_VALUES at most."""
     step = max(1, BLOCK_VALUES // max(1, width))
     for start in range(0, n, step):

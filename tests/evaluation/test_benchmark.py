@@ -1,9 +1,13 @@
 """Nothing hidden reaches a method, failures are recorded, and finished folds are kept."""
 
 import gc
+import importlib.util
 import json
 import os
+import sys
+import types
 import weakref
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -93,7 +97,16 @@ def test_a_method_never_receives_hidden_cells(held_out):
         values = adata.X[hidden.to_numpy()].data
         for given in (train, control):
             check_untouched(given, set(adata.obs_names[hidden]), values)
-        assert train.n_obs == adata.n_obs - hidden.sum()
+        hidden_control = (adata.obs[held_out] == context) & ~adata.obs_names.isin(train.obs_names)
+        hidden_control &= adata.obs["condition"] == "control"
+        n_control = (
+            (adata.obs[held_out] == context) & (adata.obs["condition"] == "control")
+        ).sum()
+        assert hidden_control.sum() == n_control // 2
+        values = adata.X[hidden_control.to_numpy()].data
+        for given in (train, control):
+            check_untouched(given, set(adata.obs_names[hidden_control]), values)
+        assert train.n_obs == adata.n_obs - hidden.sum() - n_control // 2
         assert set(control.obs[held_out]) == {context}
         assert set(control.obs["condition"]) == {"control"}
         assert setup["held_out"] == held_out
@@ -121,16 +134,82 @@ def test_results_are_the_metrics_of_the_prediction():
     fold = make_fold(adata, "type_1", task)
     projection = populations.fit_projection(fold.train.X)
     predicted = MeanShift().fit(fold.train).predict(fold.control)
-    expected = metrics.score(predicted, fold.real, fold.control.X, projection)
+    # The real change is from the control cells that the method never saw.
+    assert fold.control_real.shape == fold.control.shape == (20, 30)
+    judged = {"control_real": fold.control_real, "others": fold.others}
+    expected = metrics.score(predicted, fold.real, fold.control.X, projection, **judged)
     rows = results[(results["context"] == "type_1") & (results["method"] == "mean_shift")]
-    assert dict(zip(rows["metric"], rows["value"], strict=True)) == pytest.approx(expected)
+    same = {"nan_ok": True}
+    assert dict(zip(rows["metric"], rows["value"], strict=True)) == pytest.approx(expected, **same)
 
-    ceiling = metrics.ceiling(fold.real, fold.control.X, projection, 2, 0)
-    assert dict(zip(rows["metric"], rows["ceiling"], strict=True)) == pytest.approx(ceiling)
+    ceiling = metrics.ceiling(fold.real, fold.control.X, projection, 2, 0, **judged)
+    assert dict(zip(rows["metric"], rows["ceiling"], strict=True)) == pytest.approx(
+        ceiling, **same
+    )
     floor = results[(results["context"] == "type_1") & (results["method"] == "no_change")]
     np.testing.assert_allclose(floor["value"], floor["floor"])
-    assert (rows["n_control"] == 40).all()
+    assert (rows["n_control"] == 20).all()
     assert (rows["seconds"] > 0).all()
+
+
+def test_each_seed_draws_the_control_cells_anew():
+    adata = small_cells(n_cells=40)
+    task = Task("cell_type", "condition", "control", None, "cell_type", None, 2)
+    names = [set(make_fold(adata, "type_1", task, seed).control.obs_names) for seed in (0, 0, 1)]
+    assert names[0] == names[1] != names[2]
+    results = benchmark(adata, TWO, **{**SETTINGS, "seeds": (0, 1)})
+    rows = results[results["metric"] == "pearson_delta"]
+    for column in ("value", "ceiling"):
+        assert (
+            rows[rows["method"] == "mean_shift"].groupby("context")[column].nunique().eq(2).all()
+        )
+
+
+def test_shared_control_cells_are_as_before():
+    adata = small_cells(n_cells=40)
+    task = Task("cell_type", "condition", "control", None, "cell_type", None, 2, False)
+    fold = make_fold(adata, "type_1", task)
+    assert fold.control.n_obs == 40
+    assert fold.control_real is fold.control.X
+    results = benchmark(adata, TWO, split_controls=False, **SETTINGS)
+    assert (results["n_control"] == 40).all()
+
+
+class TestOthers:
+    """The changes that a prediction should be told from."""
+
+    @staticmethod
+    def change(adata, context, condition, before=None):
+        in_context = (adata.obs["cell_type"] == context).to_numpy()
+        arms = {
+            name: adata.X[in_context & (adata.obs["condition"] == name).to_numpy()].mean(0)
+            for name in ("control", condition)
+        }
+        return np.ravel(arms[condition] - (arms["control"] if before is None else before))
+
+    def test_other_contexts(self):
+        adata = small_cells()
+        task = Task("cell_type", "condition", "control", None, "cell_type", None, 2)
+        others = make_fold(adata, "type_1", task).others
+        expected = [self.change(adata, name, "stimulated") for name in ("type_0", "type_2")]
+        np.testing.assert_allclose(np.sort(others, 0), np.sort(expected, 0), atol=1e-5)
+
+    def test_other_perturbations_from_the_control_cells_of_the_real_change(self):
+        adata = small_cells(n_cells=40)
+        rng = np.random.default_rng(0)
+        is_stimulated = (adata.obs["condition"] == "stimulated").to_numpy()
+        names = np.where(is_stimulated, rng.choice(list("ABCD"), adata.n_obs), "control")
+        adata.obs["condition"] = names
+        task = Task("cell_type", "condition", "control", "B", "cell_type", None, 2)
+        fold = make_fold(adata, "type_1", task)
+        before = fold.control_real.mean(0)
+        expected = [self.change(adata, "type_1", name, before) for name in "ACD"]
+        np.testing.assert_allclose(np.sort(fold.others, 0), np.sort(expected, 0), atol=1e-5)
+
+    def test_none(self):
+        adata = small_cells(n_cell_types=1)
+        task = Task("cell_type", "condition", "control", None, "cell_type", None, 2)
+        assert make_fold(adata, "type_0", task).others.shape == (0, 30)
 
 
 def test_spaperb_is_a_method():
@@ -162,10 +241,10 @@ def test_cells_of_finished_folds_are_let_go():
     ("result", "error"),
     [
         (RuntimeError("out of ideas"), "RuntimeError: out of ideas"),
-        (lambda x: x[:, :-1], "shape (20, 29) instead of (20, 30)"),
-        (lambda x: x[:-1], "shape (19, 30)"),
-        (lambda x: x * np.nan, "600 NaN or infinite values"),
-        (lambda x: x - 100, "600 negative values, down to -100"),
+        (lambda x: x[:, :-1], "shape (10, 29) instead of (10, 30)"),
+        (lambda x: x[:-1], "shape (9, 30)"),
+        (lambda x: x * np.nan, "300 NaN or infinite values"),
+        (lambda x: x - 100, "300 negative values, down to -100"),
     ],
 )
 def test_a_fold_that_fails_is_recorded_and_the_rest_go_on(result, error):
@@ -174,7 +253,8 @@ def test_a_fold_that_fails_is_recorded_and_the_rest_go_on(result, error):
     assert set(zip(failed["context"], failed["method"], strict=True)) == {("type_1", "bad")}
     assert error in failed["error"].iloc[0]
     assert failed["value"].isna().all()
-    assert results.loc[results["error"].isna(), "value"].notna().all()
+    is_scored = results["error"].isna() & (results["metric"] == "mse_mean")
+    assert results.loc[is_scored, "value"].notna().all()
     assert summary(results).set_index(["method", "metric"])["n_failed"]["bad", "mse_mean"] == 1
 
 
@@ -204,6 +284,37 @@ class TestFolder:
             before = len(list(fits.iterdir()))
             benchmark(adata, {"a": Counting(fits)}, folder=folder, **SETTINGS, **extra)
             assert len(list(fits.iterdir())) == before + 3
+
+    def test_folds_of_edited_code_are_run_again(self, tmp_path):
+        (fits := tmp_path / "fits").mkdir()
+        settings = {**SETTINGS, "folder": tmp_path / "folds"}
+        file = tmp_path / "of_a_user.py"
+        code = Path(__file__).read_text()
+        for number, edited in enumerate((code, code, code.replace("Writes a file", "Makes one"))):
+            file.write_text(edited)
+            spec = importlib.util.spec_from_file_location("of_a_user", file)
+            sys.modules["of_a_user"] = module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            benchmark(small_cells(), {"a": module.Counting(fits)}, **settings)
+            assert len(list(fits.iterdir())) == (3, 3, 6)[number]
+        del sys.modules["of_a_user"]
+
+    def test_folds_of_an_edited_class_without_a_file_are_run_again(self, tmp_path):
+        (fits := tmp_path / "fits").mkdir()
+        settings = {**SETTINGS, "folder": tmp_path / "folds"}
+        for number, factor in enumerate((1, 1, 2)):
+            names: dict[str, Any] = {"__name__": "notebook", "Counting": Counting}
+            exec(
+                "class InNotebook(Counting):\n"
+                f"    def predict(self, adata_control):\n"
+                f"        return {factor} * adata_control.X.toarray()\n",
+                names,
+            )
+            sys.modules["notebook"] = types.ModuleType("notebook")
+            sys.modules["notebook"].InNotebook = names["InNotebook"]
+            benchmark(small_cells(), {"a": names["InNotebook"](fits)}, **settings)
+            assert len(list(fits.iterdir())) == (3, 3, 6)[number]
+        del sys.modules["notebook"]
 
     def test_failed_folds_are_run_again(self, tmp_path):
         settings = {**SETTINGS, "folder": tmp_path}
@@ -293,8 +404,10 @@ class TestBadInput:
 
     def test_context_of_few_cells(self):
         adata = small_cells(n_cells=9)
-        with pytest.raises(ValueError, match="at least 10 control and 10 stimulated"):
+        with pytest.raises(ValueError, match="at least 20 control and 10 stimulated"):
             benchmark(adata, TWO, contexts=["type_0"], **SETTINGS)
+        with pytest.raises(ValueError, match="at least 10 control and 10 stimulated"):
+            benchmark(adata, TWO, contexts=["type_0"], split_controls=False, **SETTINGS)
 
     def test_reserved_names(self):
         with pytest.raises(ValueError, match="taken by the benchmark: ceiling"):

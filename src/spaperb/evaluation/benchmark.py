@@ -10,19 +10,26 @@ what you need and the rest as ``**setup``. The hidden cells never reach a method
 new AnnData, copied from the other cells alone. Everything in
 :data:`spaperb.evaluation.baselines.BASELINES` is a method, and :class:`SpaPerb` makes one of the
 model.
+
+Half of the hidden context's control cells are hidden too. The method predicts from the others,
+and the real change is measured from these: with the same control cells on both sides, their
+sampling noise would be in the predicted and in the real change (Nicol, Shivakumar and Irizarry
+2026, bioRxiv 2026.05.07.723486). Each seed draws the halves anew.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 import json
 import logging
+import marshal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -39,7 +46,7 @@ from scvi.utils import track
 from spaperb import populations
 from spaperb._files import atomic_write
 from spaperb._messages import format_list
-from spaperb._types import Expression
+from spaperb._types import Expression, FloatArray
 from spaperb.data import (
     MOST_LOG,
     check_column,
@@ -49,9 +56,14 @@ from spaperb.data import (
 )
 from spaperb.evaluation import metrics
 from spaperb.model import SpaPerbModel
+from spaperb.populations import mean_expression
 
 MIN_CELLS = 10
 """Fewer cells in a condition give scores of noise."""
+
+MIN_OTHERS = 3
+"""Other perturbations in the context that a prediction is told from; if fewer, other contexts."""
+N_SPLITS = 10
 
 FLOOR, CEILING = "floor", "ceiling"
 
@@ -137,6 +149,7 @@ class Task:
     labels_key: str
     n_top_genes: int | None
     n_splits: int
+    split_controls: bool = True
 
     def setup(self, seed: int) -> dict[str, Any]:
         """Keywords of a method's ``fit``."""
@@ -153,11 +166,33 @@ class Task:
 
 
 class Fold(NamedTuple):
-    """One context's cells: what methods may see, and apart from it the hidden cells."""
+    """One context's cells: what methods may see, and apart from it the hidden cells.
+
+    Attributes
+    ----------
+    train
+        Training cells.
+    control
+        Control cells of the hidden context, to predict from; they are among ``train``.
+    real
+        Hidden stimulated cells, ``(n, G)``.
+    control_real
+        Control cells that the real change is measured from, ``(n, G)``: hidden ones, or those of
+        ``control``.
+    others
+        Real mean changes that the prediction should be told from, ``(n_others, G)``: of the
+        context's other perturbations if three or more were measured, else of the other contexts.
+    """
 
     train: AnnData
     control: AnnData
     real: Expression
+    control_real: Expression
+    others: FloatArray
+
+    def judged(self) -> dict[str, Any]:
+        """Keywords of :func:`spaperb.evaluation.metrics.evaluate` beside the cells."""
+        return {"control_real": self.control_real, "others": self.others}
 
 
 def benchmark(
@@ -173,7 +208,8 @@ def benchmark(
     min_cells: int = 50,
     n_top_genes: int | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    n_splits: int = metrics.N_SPLITS,
+    n_splits: int = N_SPLITS,
+    split_controls: bool = True,
     n_jobs: int | None = None,
     folder: str | Path | None = None,
 ) -> pd.DataFrame:
@@ -205,15 +241,20 @@ def benchmark(
         Number of genes to keep, the most variable (scanpy's ``"seurat"`` flavour) of the training
         cells of each fold; ``None`` for all.
     seeds
-        Seeds; every method is run with each.
+        Seeds; every method is run with each, and each draws the halves of the control cells.
     n_splits
-        Random splits of the real cells for the ceiling.
+        Random splits of the real cells for the ceiling of each seed.
+    split_controls
+        Whether half of the hidden context's control cells are kept from the methods, and the real
+        change is measured from these. ``False`` takes all of them for both: scores of changes are
+        then too high, those of weak changes most.
     n_jobs
         Folds to run at once, as joblib counts; ``joblib.parallel_config`` chooses where (a dask or
         Ray cluster, say).
     folder
         Folder for one small file a finished fold. A restarted run takes what is there, as long as
-        data, task and method are the same, and runs the rest; failed folds are run again.
+        data, task, method and code are the same, and runs the rest; failed folds are run again.
+        Code is that of this package and of the file that defines the method.
 
     Returns
     -------
@@ -226,10 +267,20 @@ def benchmark(
     Raises
     ------
     ValueError
-        If columns, conditions or contexts are wrong, a context has fewer than 10 cells in a
-        condition, or genes are to be chosen and ``X`` is not log-normalised.
+        If columns, conditions or contexts are wrong, a context has fewer than 10 stimulated or 20
+        control cells (10 if they are not split), or genes are to be chosen and ``X`` is not
+        log-normalised.
     """
-    task = Task(held_out, condition_key, control, stimulated, labels_key, n_top_genes, n_splits)
+    task = Task(
+        held_out,
+        condition_key,
+        control,
+        stimulated,
+        labels_key,
+        n_top_genes,
+        n_splits,
+        split_controls,
+    )
     contexts = _contexts(adata, task, contexts, min_cells)
     chooses = n_top_genes is not None and n_top_genes < adata.n_vars
     if chooses and not is_log_normalised(expression_matrix(adata, None)):
@@ -244,14 +295,12 @@ def benchmark(
             f"These names of methods are taken by the benchmark: {format_list(taken)}."
         )
     cells = _plain(adata, np.ones(adata.n_obs, dtype=bool))
-    data = joblib.hash([task, version("spaperb"), cells.X, cells.obs, cells.var_names.to_numpy()])
-
-    runs: list[tuple[Any, str, Method | None, int]]
-    runs = [(context, limit, None, 0) for context in contexts for limit in (FLOOR, CEILING)]
-    runs += [
+    data = joblib.hash([task, cells.X, cells.obs, cells.var_names.to_numpy()])
+    named: dict[str, Method | None] = {FLOOR: None, CEILING: None, **methods}
+    runs = [
         (context, name, method, seed)
         for context in contexts
-        for name, method in methods.items()
+        for name, method in named.items()
         for seed in seeds
     ]
     files = [_file(folder, data, *run) for run in runs]
@@ -300,7 +349,7 @@ def summary(results: pd.DataFrame, value: str = "value") -> pd.DataFrame:
     ).reset_index()
 
 
-def make_fold(adata: AnnData, context: Any, task: Task) -> Fold:
+def make_fold(adata: AnnData, context: Any, task: Task, seed: int = 0) -> Fold:
     """Split cells into those a method may see and the hidden ones, with genes of the former.
 
     Parameters
@@ -308,13 +357,20 @@ def make_fold(adata: AnnData, context: Any, task: Task) -> Fold:
     adata
         All cells.
     context
-        Context whose stimulated cells are hidden.
+        Context whose stimulated cells are hidden, and half of its control cells.
     task
         The task.
+    seed
+        Seed of the halves of the control cells.
     """
     is_control, is_stimulated = task.arms(adata)
     in_context = adata.obs[task.held_out].to_numpy() == context
-    hidden = in_context & is_stimulated
+    is_real = in_context & is_stimulated
+    is_control_real = np.zeros(adata.n_obs, dtype=bool)
+    if task.split_controls:
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(in_context & is_control))
+        is_control_real[order[: len(order) // 2]] = True
+    hidden = is_real | is_control_real
     train = _plain(adata, ~hidden)
     if task.n_top_genes is not None and task.n_top_genes < adata.n_vars:
         chosen = sc.pp.highly_variable_genes(
@@ -324,7 +380,36 @@ def make_fold(adata: AnnData, context: Any, task: Task) -> Fold:
         chosen = np.ones(adata.n_vars, dtype=bool)
     train = train[:, chosen].copy()
     control = train[(in_context & is_control)[~hidden]].copy()
-    return Fold(train, control, adata.X[hidden][:, chosen])
+    x = expression_matrix(adata, None)
+    x = x.tocsr() if sparse.issparse(x) else x
+    real = x[is_real][:, chosen]
+    control_real = x[is_control_real][:, chosen] if task.split_controls else control.X
+    return Fold(train, control, real, control_real, _others(train, context, control_real, task))
+
+
+def _others(train: AnnData, context: Any, control_real: Expression, task: Task) -> FloatArray:
+    """Measure changes of other perturbations in the context, or of other contexts."""
+    condition = train.obs[task.condition_key].to_numpy()
+    of_context = train.obs[task.held_out].to_numpy()
+    before = mean_expression(control_real)
+    others = [
+        mean_expression(train.X[(of_context == context) & (condition == name)]) - before
+        for name in pd.unique(condition[of_context == context])
+        if name != task.control
+    ]
+    if len(others) < MIN_OTHERS:
+        is_control, is_stimulated = task.arms(train)
+        arms = [
+            (is_control & (of_context == name), is_stimulated & (of_context == name))
+            for name in pd.unique(of_context)
+            if name != context
+        ]
+        others = [
+            mean_expression(train.X[after]) - mean_expression(train.X[control])
+            for control, after in arms
+            if min(control.sum(), after.sum()) >= MIN_CELLS
+        ]
+    return np.array(others).reshape(len(others), train.n_vars)
 
 
 def _plain(adata: AnnData, rows: np.ndarray) -> AnnData:
@@ -359,13 +444,19 @@ def _contexts(
         for context in pd.unique(of_context)
     }
     found = format_list([f"{context} {c} and {s}" for context, (c, s) in counts.items()])
-    needed = MIN_CELLS if contexts is not None else max(min_cells, MIN_CELLS)
+    least = MIN_CELLS if contexts is not None else max(min_cells, MIN_CELLS)
+    # Half of the control cells are hidden too.
+    needed = max(least, 2 * MIN_CELLS) if task.split_controls else least, least
+
+    def is_enough(context: Any) -> bool:
+        return all(n >= m for n, m in zip(counts.get(context, (0, 0)), needed, strict=True))
+
     if contexts is None:
-        contexts = sorted(c for c, n in counts.items() if min(n) >= needed)
-    too_small = [context for context in contexts if min(counts.get(context, (0, 0))) < needed]
+        contexts = sorted(filter(is_enough, counts))
+    too_small = [context for context in contexts if not is_enough(context)]
     if too_small or not contexts:
         raise ValueError(
-            f"A context needs at least {needed} control and {needed} stimulated cells to be "
+            f"A context needs at least {needed[0]} control and {needed[1]} stimulated cells to be "
             f"hidden, and {format_list(too_small) if too_small else 'every context'} in "
             f"obs[{task.held_out!r}] has fewer. Control and stimulated cells: {found}."
         )
@@ -384,16 +475,18 @@ def _run(
     """Run one fold; what goes wrong in it is its result."""
     row: dict[str, Any] = {"context": context, "method": name, "seed": seed}
     try:
-        fold = make_fold(cells, context, task)
+        fold = make_fold(cells, context, task, seed)
         row |= {"n_control": fold.control.n_obs, "n_stimulated": fold.real.shape[0]}
         projection = populations.fit_projection(fold.train.X)
         if name == CEILING:
-            row |= metrics.ceiling(fold.real, fold.control.X, projection, task.n_splits, seed)
+            row |= metrics.ceiling(
+                fold.real, fold.control.X, projection, task.n_splits, seed, **fold.judged()
+            )
         else:
             start = time.perf_counter()
             predicted = fold.control.X if method is None else _predict(method, fold, task, seed)
             row["seconds"] = time.perf_counter() - start
-            row |= metrics.score(predicted, fold.real, fold.control.X, projection)
+            row |= metrics.score(predicted, fold.real, fold.control.X, projection, **fold.judged())
     except Exception as error:  # noqa: BLE001  a method may fail in any way, and the others go on
         row["error"] = f"{type(error).__name__}: {error}"
     return number, row
@@ -433,10 +526,11 @@ def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
         id_vars=[c for c in wide.columns if c not in metrics.HIGHER_IS_BETTER], var_name="metric"
     )
     limits = tidy[tidy["method"].isin([FLOOR, CEILING])].pivot(
-        index=["context", "metric"], columns="method", values="value"
+        index=["context", "seed", "metric"], columns="method", values="value"
     )
     tidy = tidy[~tidy["method"].isin([FLOOR, CEILING])]
-    tidy = tidy.merge(limits.reset_index(), on=["context", "metric"], how="left", validate="m:1")
+    of_fold = ["context", "seed", "metric"]
+    tidy = tidy.merge(limits.reset_index(), on=of_fold, how="left", validate="m:1")
     tidy["scaled"] = metrics.scaled(tidy)
     order = ["context", "method", "seed", "metric", "value", "floor", "ceiling", "scaled"]
     return tidy[[*order, *(c for c in tidy.columns if c not in order)]]
@@ -448,7 +542,31 @@ def _file(
     """File of a finished fold, named after all that its result depends on."""
     if folder is None:
         return None
-    return Path(folder) / f"{joblib.hash([data, str(context), name, method, seed])}.json"
+    key = joblib.hash([data, str(context), name, method, _code_of(method), seed])
+    return Path(folder) / f"{key}.json"
+
+
+def _code_of(method: Method | None) -> str:
+    """Digest of the code that a result depends on: this package, and where the method is defined.
+
+    A class that no file defines, as in a notebook, is told by the code of its functions.
+    """
+    content: list[Any] = [_code_of_package()]
+    for cls in type(method).__mro__:
+        if cls.__module__.partition(".")[0] in ("builtins", "typing", "spaperb"):
+            continue
+        try:
+            content.append(Path(inspect.getfile(cls)).read_bytes())
+        except (OSError, TypeError):
+            functions = [f for f in vars(cls).values() if inspect.isfunction(f)]
+            content += [(f.__name__, marshal.dumps(f.__code__)) for f in functions]
+    return joblib.hash(content)
+
+
+@functools.cache
+def _code_of_package() -> str:
+    folder = Path(__file__).parents[1]
+    return joblib.hash([path.read_bytes() for path in sorted(folder.rglob("*.py"))])
 
 
 def _read(file: Path | None) -> dict[str, Any] | None:
