@@ -284,7 +284,7 @@ FEW = st.builds(
     n_cell_types=st.integers(5, 8),
     n_cells=st.integers(60, 100),
     n_genes=st.integers(150, 300),
-    n_kept=st.integers(1, 3),
+    n_kept=st.integers(4, 8),
 )
 
 

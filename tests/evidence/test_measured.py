@@ -8,7 +8,7 @@ from spaperb.evidence._measured import log_mean
 N_GENES = 12
 
 
-def cells(n=(8, 9, 10, 11), seed=0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cells(n=(12, 13, 14, 15), seed=0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Two contexts, a and b, each with control and stimulated cells, in this order."""
     rng = np.random.default_rng(seed)
     x = rng.poisson(1.0, (sum(n), N_GENES)).astype(float)
@@ -26,7 +26,7 @@ def test_shapes():
     assert populations.mean.shape == populations.error.shape == (6, N_GENES)
     assert populations.correlation.shape == (6, 6)
     assert changes.population.tolist() == [0, 1, 2, 3, 4, 5]
-    assert changes.n.tolist() == [8, 10, 4, 4, 5, 5]
+    assert changes.n.tolist() == [12, 14, 6, 6, 7, 7]
     assert all(len(moments) == 6 for moments in changes)
     assert evidence.whole.tolist() == [0, 1]
 
@@ -46,7 +46,7 @@ def test_changes_are_differences_of_means():
 
 
 def test_halves_share_no_cell_and_make_up_the_whole():
-    x, arms, labels = cells(n=(8, 10, 12, 6))
+    x, arms, labels = cells(n=(12, 14, 16, 10))
     evidence = Evidence.of(x, arms, labels, ["a", "b"])
     populations, changes = evidence.populations, evidence.changes
     for k in (0, 1):
@@ -62,8 +62,8 @@ def test_halves_share_no_cell_and_make_up_the_whole():
 
 def test_halves_are_of_each_batch():
     """A batch that one half held alone would move its means."""
-    x, arms, labels = cells(n=(8, 8, 8, 8))
-    batches = np.tile([0, 1], 16)
+    x, arms, labels = cells(n=(12, 12, 12, 12))
+    batches = np.tile([0, 1], 24)
     x[batches == 1] += 100
     evidence = Evidence.of(x, arms, labels, ["a", "b"], batches)
     means = evidence.populations.mean.mean(axis=1)

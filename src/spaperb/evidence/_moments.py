@@ -1,6 +1,6 @@
 """What is measured of cells: moments of a context's control cells, and the shift a stimulus makes.
 
-A context is *paired* if both conditions have at least three cells. Its *shift* is the mean of its
+A context is *paired* if both conditions have at least five cells. Its *shift* is the mean of its
 stimulated cells minus the mean of its control cells. Where batches are registered it is measured
 within each batch, and averaged with the weights n m / (n + m) of n control and m stimulated cells.
 """
@@ -17,8 +17,9 @@ from scvi.utils import track
 from spaperb._types import CONTROL, STIMULATED, Expression, FloatArray, IntArray
 from spaperb.populations import Pseudobulk
 
-MIN_MEASURED = 3
-"""Fewer cells in a condition measure no shift, unless there are no better contexts."""
+MIN_MEASURED = 5
+"""Fewer cells in a condition measure no shift, unless there are no better contexts: they would make
+predictions worse (``benchmarks/accuracy/README.md``, "Few cells")."""
 PRIOR_CELLS = 10
 """The variance pooled over all contexts counts as much as so many cells."""
 TINY_MEAN = 0.01
