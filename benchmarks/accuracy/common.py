@@ -11,7 +11,8 @@ import pandas as pd
 import scvi
 
 from spaperb import SpaPerbModel, pl
-from spaperb.evaluation.benchmark import Fold, Task, make_fold, summary
+from spaperb.evaluation.benchmark import CEILING, FLOOR, Fold, Task, make_fold, summary
+from spaperb.evaluation.metrics import HIGHER_IS_BETTER, scaled
 from spaperb.module import InContextModule
 from spaperb.nn import data_sets_of, read_weights
 
@@ -33,12 +34,14 @@ __all__ = [
     "LEAST_CELLS",
     "MIN_CELLS",
     "N_TOP_GENES",
+    "by_fold",
     "chosen",
     "data_sets",
     "log_normalised",
     "make_parser",
     "networks_without",
     "paired_types",
+    "read_folds",
     "read_set",
     "simulated_evidence",
     "split",
@@ -52,6 +55,8 @@ HERE = Path(__file__).parent
 KANG = "kang_pbmc_ifnb"
 MIN_CELLS = 50
 """Cells of a type in each condition, or it is not hidden."""
+KEYS_OF_FOLD = ("data_set", "controls", "n_training_types", "context", "method", "seed")
+NOT_OF_FOLD = ("metric", "value", "floor", "ceiling", "scaled")
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"type": Path, "help": "the cells, <name>.h5ad"},
     "folder": {"type": Path, "help": "folder of the data sets, <name>.h5ad"},
@@ -81,10 +86,18 @@ def paired_types(cells: ad.AnnData) -> list[str]:
     return list(sizes.index[sizes.min(axis=1) >= MIN_CELLS])
 
 
-def split(cells: ad.AnnData, hidden: str, held_out: str = "cell_type") -> Fold:
-    """Hide the stimulated cells of a context."""
-    task = Task(held_out, "condition", "control", None, "cell_type", N_TOP_GENES, 0)
-    return make_fold(cells, hidden, task)
+def split(
+    cells: ad.AnnData,
+    hidden: str,
+    held_out: str = "cell_type",
+    seed: int = 0,
+    split_controls: bool = True,
+) -> Fold:
+    """Hide the stimulated cells of a context, and half of its control cells."""
+    task = Task(
+        held_out, "condition", "control", None, "cell_type", N_TOP_GENES, 0, split_controls
+    )
+    return make_fold(cells, hidden, task, seed)
 
 
 def without(data_set: str) -> Path:
@@ -119,10 +132,41 @@ def trained(
     return model
 
 
+def read_folds(path: Path) -> pd.DataFrame:
+    """Read the results that :func:`write` wrote."""
+    return of_metrics(pd.read_csv(path, dtype={"context": str}, na_values={"error": [""]}))
+
+
 def summaries(results: pd.DataFrame, key: str) -> pd.DataFrame:
     """Summarise the rows of each value of a column."""
     of_each = {value: summary(rows) for value, rows in results.groupby(key, sort=False)}
     return pd.concat(of_each, names=[key, None]).reset_index(level=0)
+
+
+def by_fold(results: pd.DataFrame) -> pd.DataFrame:
+    """Give each fold a row and each metric a column, floor and ceiling as two more methods."""
+    fold = [name for name in results.columns if name not in NOT_OF_FOLD]
+    limits = [
+        results.assign(method=limit, value=results[limit], seconds=float("nan"), error=None)
+        for limit in (FLOOR, CEILING)
+    ]
+    rows = pd.concat([*limits, results])
+    rows = rows.drop_duplicates([*(key for key in KEYS_OF_FOLD if key in fold), "metric"])
+    rows = rows.fillna({"error": ""})
+    wide = rows.set_index([*fold, "metric"])["value"].unstack()
+    return wide[list(dict.fromkeys(results["metric"]))].reset_index()
+
+
+def of_metrics(folds: pd.DataFrame) -> pd.DataFrame:
+    """Turn a table of folds into the rows of :func:`spaperb.evaluation.benchmark.benchmark`."""
+    names = [name for name in HIGHER_IS_BETTER if name in folds]
+    fold = [name for name in folds.columns if name not in names]
+    tidy = folds.melt(id_vars=fold, var_name="metric", value_vars=names)
+    keys = [name for name in fold if name in KEYS_OF_FOLD and name != "method"] + ["metric"]
+    is_limit = tidy["method"].isin([FLOOR, CEILING])
+    limits = tidy[is_limit].pivot(index=keys, columns="method", values="value")
+    tidy = tidy[~is_limit].merge(limits.reset_index(), on=keys, how="left", validate="m:1")
+    return tidy.assign(scaled=scaled(tidy))
 
 
 def write(
@@ -130,12 +174,14 @@ def write(
 ) -> None:
     """Write `<name>.csv`, `<name>_summary.csv` and a figure for each of some metrics.
 
-    Rows of methods that `stay` are those of the file that is there.
+    The first has a row a fold (:func:`by_fold`). Rows of methods that `stay` are those of the
+    file that is there.
     """
+    path = HERE / f"{name}.csv"
     if stay:
-        before = pd.read_csv(HERE / f"{name}.csv", dtype={"context": str})
+        before = read_folds(path)
         results = pd.concat([results, before[before["method"].isin(stay)]])
-    results.to_csv(HERE / f"{name}.csv", index=False, float_format="%.6g")
+    by_fold(results).to_csv(path, index=False, float_format="%.5g")
     table = summary(results)
     table.to_csv(HERE / f"{name}_summary.csv", index=False, float_format="%.6g")
     for metric in metrics:

@@ -14,7 +14,7 @@ contain. Types that the donor has in one condition only are left as they are. Wr
 import anndata as ad
 import numpy as np
 import pandas as pd
-from common import HERE, log_normalised, make_parser, split
+from common import HERE, log_normalised, make_parser, read_folds, split
 
 from spaperb import metrics
 from spaperb.populations import dense
@@ -33,7 +33,9 @@ def oracle(adata: ad.AnnData, donor: str) -> dict[str, float]:
     return {
         "donor": donor,
         "mixture_change": 0.5 * shares[0].subtract(shares[1], fill_value=0).abs().sum(),
-        "pearson_delta_oracle": metrics.pearson_delta(predicted, real, fold.control.X),
+        "pearson_delta_oracle": metrics.pearson_delta(
+            predicted, real, fold.control.X, control_real=fold.control_real
+        ),
         "mse_mean_oracle": metrics.mse_mean(predicted, real),
     }
 
@@ -44,7 +46,7 @@ def main() -> None:
     donors = adata.obs["donor"].astype(str)
     adata.obs["donor"] = donors
     table = pd.DataFrame([oracle(adata, donor) for donor in sorted(donors.unique())])
-    results = pd.read_csv(HERE / "kang_donor.csv").astype({"context": str})
+    results = read_folds(HERE / "kang_donor.csv")
     for metric, best in (("pearson_delta", "max"), ("mse_mean", "min")):
         rows = results[results["metric"] == metric]
         scores = rows.groupby(["context", "method"])["value"].median().unstack()

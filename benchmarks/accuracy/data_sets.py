@@ -18,6 +18,7 @@ from common import (
     HERE,
     LEAST_CELLS,
     N_TOP_GENES,
+    by_fold,
     data_sets,
     log_normalised,
     make_parser,
@@ -70,7 +71,7 @@ def main() -> None:
         file = args.folder / f"{row['name']}.h5ad"
         results.append(run(file, row, args.seeds, n_jobs=args.n_jobs, folder=args.folds))
         whole = pd.concat(results)
-        whole.to_csv(HERE / "data_sets.csv", index=False, float_format="%.6g")
+        by_fold(whole).to_csv(HERE / "data_sets.csv", index=False, float_format="%.5g")
         of_sets = summaries(whole, "data_set")
         of_sets.to_csv(HERE / "data_sets_summary.csv", index=False, float_format="%.6g")
     for metric in ("pearson_delta", "mse_mean"):

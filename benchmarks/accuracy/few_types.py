@@ -15,6 +15,7 @@ from common import (
     HERE,
     KANG,
     N_TOP_GENES,
+    by_fold,
     log_normalised,
     make_parser,
     paired_types,
@@ -64,7 +65,7 @@ def main() -> None:
                 context = f"{hidden}, draw {draw}"
                 results.append(of_draw.assign(context=context, n_training_types=n))
     whole = pd.concat(results)
-    whole.to_csv(HERE / "few_types.csv", index=False, float_format="%.6g")
+    by_fold(whole).to_csv(HERE / "few_types.csv", index=False, float_format="%.5g")
     table = summaries(whole, "n_training_types")
     table.to_csv(HERE / "few_types_summary.csv", index=False, float_format="%.6g")
     columns = ["n_training_types", "metric"]

@@ -37,7 +37,9 @@ class ScoreEachEpoch(Callback):
             {
                 "epoch": trainer.current_epoch,
                 "r2_mean": metrics.r2_mean(predicted, real),
-                "pearson_delta": metrics.pearson_delta(predicted, real, control),
+                "pearson_delta": metrics.pearson_delta(
+                    predicted, real, control, control_real=self.fold.control_real
+                ),
                 "mse_mean": metrics.mse_mean(predicted, real),
             }
         )
@@ -45,7 +47,7 @@ class ScoreEachEpoch(Callback):
 
 def run(adata: ad.AnnData, cell_type: str, seed: int, max_epochs: int) -> list[dict]:
     """Train once and score the three ways to pick an epoch."""
-    fold = split(adata, cell_type)
+    fold = split(adata, cell_type, seed=seed)
     scvi.settings.seed = seed
     SpaPerbModel.setup_anndata(fold.train)
     model = SpaPerbModel(fold.train, objective="published")

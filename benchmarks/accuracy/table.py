@@ -3,26 +3,26 @@
     python benchmarks/accuracy/table.py kang_cell_type.csv [more.csv ...]
 
 Mean over contexts of the median over seeds; ± the standard deviation over seeds of the mean over
-contexts, for methods that depend on the seed.
+contexts. Each seed draws the split of the control cells, so all methods vary with it.
 """
 
 import argparse
-from pathlib import Path
 
 import pandas as pd
-
-HERE = Path(__file__).parent
+from common import HERE, read_folds
 
 # metric, column, factor, digits, heading
 COLUMNS = [
     ("pearson_delta", "value", 1, 3, "pearson_delta"),
-    ("pearson_delta_degs", "value", 1, 3, "top-100 DEGs"),
-    ("r2_mean", "value", 1, 3, "r2_mean"),
+    ("pearson_delta_specific", "value", 1, 3, "specific"),
+    ("discrimination", "value", 1, 2, "discrimination"),
+    ("weighted_r2_delta", "value", 1, 2, "weighted R²"),
     ("mse_mean", "value", 1e3, 1, "mse_mean × 10³"),
     ("energy_distance", "of_no_change", 1, 3, "energy distance / no change"),
     ("variance_ratio", "value", 1, 2, "variance_ratio"),
     ("zero_fraction_error", "value", 1, 2, "zero_fraction_error"),
     ("deg_overlap", "value", 1, 2, "deg_overlap"),
+    ("deg_average_precision", "value", 1, 2, "DEGs, average precision"),
 ]
 
 
@@ -30,9 +30,9 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", help="results of a benchmark, beside this file")
-    results = pd.concat([pd.read_csv(HERE / name) for name in parser.parse_args().files])
+    results = pd.concat([read_folds(HERE / name) for name in parser.parse_args().files])
     # The ceiling as one more method.
-    ceiling = results.drop_duplicates(["context", "metric"]).assign(method="*ceiling*", seed=0)
+    ceiling = results.drop_duplicates(["context", "seed", "metric"]).assign(method="*ceiling*")
     results = pd.concat([results, ceiling.assign(value=ceiling["ceiling"])])
     results["of_no_change"] = results["value"] / results["floor"]
 

@@ -547,9 +547,11 @@ def _file(
 
 
 def _code_of(method: Method | None) -> str:
-    """Digest of the code that a result depends on: this package, and where the method is defined.
+    """Digest of what a result depends on beside arguments.
 
-    A class that no file defines, as in a notebook, is told by the code of its functions.
+    This package with its weights, the code that defines the method, and files that the method
+    names: other weights. A class that no file defines, as in a notebook, is told by the code of
+    its functions.
     """
     content: list[Any] = [_code_of_package()]
     for cls in type(method).__mro__:
@@ -560,13 +562,24 @@ def _code_of(method: Method | None) -> str:
         except (OSError, TypeError):
             functions = [f for f in vars(cls).values() if inspect.isfunction(f)]
             content += [(f.__name__, marshal.dumps(f.__code__)) for f in functions]
+    content += [_code_of_argument(value) for value in getattr(method, "__dict__", {}).values()]
     return joblib.hash(content)
+
+
+def _code_of_argument(value: Any) -> Any:
+    """What an attribute of a method adds: another method's code, or the bytes of a file."""
+    if isinstance(value, Mapping):
+        return [_code_of_argument(v) for v in value.values()]
+    if hasattr(value, "fit"):
+        return _code_of(value)
+    is_file = isinstance(value, str | Path) and Path(value).is_file()
+    return Path(value).read_bytes() if is_file else None
 
 
 @functools.cache
 def _code_of_package() -> str:
-    folder = Path(__file__).parents[1]
-    return joblib.hash([path.read_bytes() for path in sorted(folder.rglob("*.py"))])
+    files = [path for path in sorted(Path(__file__).parents[1].rglob("*")) if path.is_file()]
+    return joblib.hash([path.read_bytes() for path in files if path.suffix != ".pyc"])
 
 
 def _read(file: Path | None) -> dict[str, Any] | None:

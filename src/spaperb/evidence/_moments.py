@@ -18,8 +18,8 @@ from spaperb._types import CONTROL, STIMULATED, Expression, FloatArray, IntArray
 from spaperb.populations import Pseudobulk
 
 MIN_MEASURED = 5
-"""Fewer cells in a condition measure no shift, unless there are no better contexts: they would make
-predictions worse (``benchmarks/accuracy/README.md``, "Few cells")."""
+"""Fewer cells in a condition measure no shift, unless there are no better contexts: they would
+make predictions worse (``benchmarks/accuracy/README.md``, "Few cells")."""
 PRIOR_CELLS = 10
 """The variance pooled over all contexts counts as much as so many cells."""
 TINY_MEAN = 0.01
