@@ -16,7 +16,7 @@ from spaperb.data import check_column
 from spaperb.evaluation.metrics._evaluate import N_SPLITS, check_populations, evaluate
 from spaperb.populations import Projection, fit_projection, mean_expression
 
-PERTURBATION_KEY = "target_gene"
+PERTURBATION_KEY = "target"
 CONTROL = "non-targeting"
 
 
@@ -45,7 +45,7 @@ def as_anndata(
     var_names
         Names of the genes.
     perturbation_key
-        Column of ``obs`` for the perturbation; by default as cell-eval's command line expects it.
+        Column of ``obs`` for the perturbation; the default is cell-eval's.
     control_name
         Value of control cells in that column.
 
