@@ -37,3 +37,16 @@ def test_quickstart(tmp_path, monkeypatch):
         exec("\n".join(blocks), names)
     assert names["scores"].set_index("metric").loc["pearson_delta", "scaled"] > 0.8
     assert (tmp_path / "mean_change.png").exists()
+
+
+def test_a_model_of_ones_own_is_judged():
+    text = (DOCS / "evaluation.md").read_text()
+    (block,) = re.findall(r"^## Judge your own model\n\n```python\n(.*?)^```", text, re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    table = names["table"].set_index(["method", "metric"])["mean"]
+    half, whole = (table[m] for m in ("half of the mean change", "mean_shift"))
+    assert names["results"]["error"].isna().all()
+    assert half["pearson_delta"] > 0.3
+    # Half of the change has the direction of the whole, and not its size.
+    assert half["weighted_r2_delta"] < whole["weighted_r2_delta"]
