@@ -69,6 +69,8 @@ myst_enable_extensions = ["colon_fence", "dollarmath", "html_image"]
 myst_heading_anchors = 4
 
 autosummary_generate = True
+# Names that a room gives from its files are documented with the room.
+autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 # Names as users write them, instead of where a package keeps them; "~" shows the last part.

@@ -310,8 +310,8 @@ class TestFolder:
                 f"        return {factor} * adata_control.X.toarray()\n",
                 names,
             )
-            sys.modules["notebook"] = types.ModuleType("notebook")
-            sys.modules["notebook"].InNotebook = names["InNotebook"]
+            sys.modules["notebook"] = notebook = types.ModuleType("notebook")
+            notebook.__dict__.update(names)
             benchmark(small_cells(), {"a": names["InNotebook"](fits)}, **settings)
             assert len(list(fits.iterdir())) == (3, 3, 6)[number]
         del sys.modules["notebook"]

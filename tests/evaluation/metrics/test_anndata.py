@@ -97,6 +97,16 @@ def test_wrong_names(change, match):
         metrics.evaluate_anndata(*both(), **change)
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_expression_that_is_not_log_normalised(side):
+    """cell-eval takes counts too, and would be right to; here they would give wrong numbers."""
+    sides = both()
+    name = ("predicted", "real")[side]
+    sides[side].X = np.round(np.expm1(sides[side].X.toarray())) * 3
+    with pytest.raises(ValueError, match=f"X of `{name}` is not log-normalised"):
+        metrics.evaluate_anndata(*sides)
+
+
 def test_other_perturbations_or_genes():
     predicted, real = both()
     some = predicted[predicted.obs["target"] != "b"].copy()

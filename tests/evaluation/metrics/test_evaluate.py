@@ -52,8 +52,9 @@ class TestProperties:
         projection = PCA().fit(arrays[2])
         projection_shuffled = PCA().fit(arrays[2][:, genes])
         others = JUDGED["others"]
-        first = metrics.score(*arrays, projection, others=others)
-        second = metrics.score(*shuffled, projection_shuffled, others=others[:, genes])
+        (p, s, c), (p_, s_, c_) = arrays, shuffled
+        first = metrics.score(p, s, c, projection, others=others)
+        second = metrics.score(p_, s_, c_, projection_shuffled, others=others[:, genes])
         # Top genes may be tied; with 12 genes all are top genes.
         for name in first:
             same = pytest.approx(first[name], rel=1e-5, abs=1e-6, nan_ok=True)

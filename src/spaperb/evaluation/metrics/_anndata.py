@@ -12,7 +12,7 @@ from scipy import sparse
 
 from spaperb._messages import format_list
 from spaperb._types import Expression
-from spaperb.data import check_column
+from spaperb.data import MOST_LOG, check_column, expression_matrix, is_log_normalised
 from spaperb.evaluation.metrics._evaluate import N_SPLITS, check_populations, evaluate
 from spaperb.populations import Projection, fit_projection, mean_expression
 
@@ -130,10 +130,10 @@ def evaluate_anndata(
     Raises
     ------
     ValueError
-        If a column or the control cells are missing, or perturbations or genes differ. The order
-        of genes may differ.
+        If a column or the control cells are missing, perturbations or genes differ, or ``X`` is
+        not log-normalised. The order of genes may differ.
     """
-    sides = []
+    conditions = []
     for name, adata in (("predicted", predicted), ("real", real)):
         check_column(adata, "perturbation_key", perturbation_key)
         condition = adata.obs[perturbation_key].astype(str).to_numpy()
@@ -142,20 +142,26 @@ def evaluate_anndata(
                 f"No cell of `{name}` has {control!r} in obs[{perturbation_key!r}]. Name the "
                 "control cells by `control`."
             )
-        sides.append(condition)
-    of_predicted, of_real = sides
+        if not is_log_normalised(expression_matrix(adata, None)):
+            raise ValueError(
+                f"X of `{name}` is not log-normalised: it holds counts, negative values or some "
+                f"above {MOST_LOG}. Put log-normalised expression into X on both sides."
+            )
+        conditions.append(condition)
+    of_predicted, of_real = conditions
     _check_same(set(of_predicted), set(of_real))
     _check_same(set(predicted.var_names), set(real.var_names), "genes")
-    x = predicted[:, real.var_names].X
-    projection = fit_projection(real.X) if projection is None else projection
-    before, before_real = x[of_predicted == str(control)], real.X[of_real == str(control)]
+    x = _by_rows(predicted)[:, predicted.var_names.get_indexer(real.var_names)]
+    x_real = _by_rows(real)
+    projection = fit_projection(x_real) if projection is None else projection
+    before, before_real = x[of_predicted == str(control)], x_real[of_real == str(control)]
     names = sorted(set(of_real) - {str(control)})
-    changes = np.array([mean_expression(real.X[of_real == name]) for name in names])
+    changes = np.array([mean_expression(x_real[of_real == name]) for name in names])
     changes -= mean_expression(before_real)
     tables = [
         evaluate(
             x[of_predicted == name],
-            real.X[of_real == name],
+            x_real[of_real == name],
             before,
             projection,
             n_splits,
@@ -167,6 +173,11 @@ def evaluate_anndata(
     ]
     table = pd.concat(tables, ignore_index=True)
     return table[["perturbation", *table.columns.drop("perturbation")]]
+
+
+def _by_rows(adata: AnnData) -> Expression:
+    x = expression_matrix(adata, None)
+    return x.tocsr() if sparse.issparse(x) else x
 
 
 def _check_same(predicted: set[str], real: set[str], what: str = "perturbations") -> None:
