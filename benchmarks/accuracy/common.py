@@ -175,10 +175,10 @@ def write(
     """Write `<name>.csv`, `<name>_summary.csv` and a figure for each of some metrics.
 
     The first has a row a fold (:func:`by_fold`). Rows of methods that `stay` are those of the
-    file that is there.
+    file, if there is one.
     """
     path = HERE / f"{name}.csv"
-    if stay:
+    if stay and path.exists():
         before = read_folds(path)
         results = pd.concat([results, before[before["method"].isin(stay)]])
     by_fold(results).to_csv(path, index=False, float_format="%.5g")

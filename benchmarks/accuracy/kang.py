@@ -17,7 +17,7 @@ from spaperb.evaluation.benchmark import SpaPerb, benchmark
 
 def main() -> None:
     """Run one protocol."""
-    parser = make_parser(__doc__, "file", "--folds", "--only", "--n-jobs")
+    parser = make_parser(__doc__, "file", "--seeds", "--folds", "--only", "--n-jobs")
     parser.add_argument("--held-out", choices=["cell_type", "donor"], required=True)
     args = parser.parse_args()
 
@@ -35,6 +35,7 @@ def main() -> None:
         methods,
         held_out=args.held_out,
         n_top_genes=N_TOP_GENES,
+        seeds=args.seeds,
         n_jobs=args.n_jobs,
         folder=args.folds,
     )
