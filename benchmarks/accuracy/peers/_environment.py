@@ -34,7 +34,7 @@ class InEnvironment:
     def __init__(self, name: str, python: str | Path):
         self.name = name
         self.python = str(python)
-        # A benchmark takes finished folds of equal methods: other code or versions are another one.
+        # A benchmark keeps finished folds of equal methods: with other code it is another one.
         files = PEERS / f"{name}.py", PEERS / "requirements" / f"{name}.txt"
         self.code = [file.read_text() for file in files if file.exists()]
 

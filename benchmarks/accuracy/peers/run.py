@@ -26,9 +26,16 @@ from spaperb.evaluation.benchmark import benchmark
 
 OWN = {"linear": LatentLinear(), "trvae": TrVAE()}
 """Peers that need nothing but what this package needs."""
-PYTHON = {"scgen": "3.12"}
+PYTHON = {
+    "scgen": "3.12",
+    "scpram": "3.10",
+    "biolord": "3.11",
+    "cpa": "3.10",
+    "scarches_trvae": "3.10",
+    "cellflow": "3.11",
+}
 """Version of Python of the other peers' environments."""
-SLOW = {"scgen"}
+SLOW = {"biolord"}
 """Peers that take more than five minutes a fold: one seed."""
 ENVIRONMENTS = Path(".venv-peers")
 
@@ -42,15 +49,17 @@ def main() -> None:
 
     adata = log_normalised(args.file)
     known = [*OWN, *PYTHON]
-    methods = dict(OWN)
-    for name in set(args.only or known) & set(PYTHON):
+    methods = {}
+    for name in args.only or known:
+        if name in OWN:
+            methods[name] = OWN[name]
+            continue
         try:
             python = environment(name, PYTHON[name], args.environments)
         except (RuntimeError, subprocess.CalledProcessError) as error:
             print(f"{name} is left out: {error}")
         else:
             methods[name] = InEnvironment(name, python)
-    wanted = [name for name in args.only or known if name in methods]
     results = [
         benchmark(
             adata,
@@ -62,12 +71,12 @@ def main() -> None:
             folder=args.folds,
         )
         for names, seeds in (
-            ([name for name in wanted if name not in SLOW], args.seeds),
-            ([name for name in wanted if name in SLOW], args.seeds[:1]),
+            ([name for name in methods if name not in SLOW], args.seeds),
+            ([name for name in methods if name in SLOW], args.seeds[:1]),
         )
         if names
     ]
-    stay = set(known) - set(wanted) if (HERE / "kang_peers.csv").exists() else ()
+    stay = set(known) - set(methods) if (HERE / "kang_peers.csv").exists() else ()
     write(pd.concat(results), "kang_peers", stay=stay)
 
 
