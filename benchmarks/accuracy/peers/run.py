@@ -17,7 +17,7 @@ import pandas as pd
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from common import HERE, N_TOP_GENES, log_normalised, make_parser, write
+from common import N_TOP_GENES, log_normalised, make_parser, write
 from peers._environment import InEnvironment, environment
 from peers.linear import LatentLinear
 from peers.trvae import TrVAE
@@ -35,7 +35,7 @@ PYTHON = {
     "cellflow": "3.11",
 }
 """Version of Python of the other peers' environments."""
-SLOW = {"biolord"}
+SLOW = {"biolord", "scpram"}
 """Peers that take more than five minutes a fold: one seed."""
 ENVIRONMENTS = Path(".venv-peers")
 
@@ -76,8 +76,7 @@ def main() -> None:
         )
         if names
     ]
-    stay = set(known) - set(methods) if (HERE / "kang_peers.csv").exists() else ()
-    write(pd.concat(results), "kang_peers", stay=stay)
+    write(pd.concat(results), "kang_peers", stay=set(known) - set(methods))
 
 
 if __name__ == "__main__":
