@@ -8,7 +8,7 @@ also its default of 128). All contestants run one after the other in each of som
 epoch is not counted, and what counts is the ratio to the bare loop of the same round. `--variants`
 runs ways to be faster instead, `--profile` tells which operations the bare loop spends its time
 on. Writes `throughput.csv` (or `throughput_variants.csv`, `throughput_profile.csv`) beside this
-file. The environment for scGen is that of `benchmarks/accuracy/scgen.py`.
+file. `scgen-requirements.txt` is for scGen's environment, which needs this package too.
 """
 
 import argparse
