@@ -47,7 +47,7 @@ class CellFlow:
             optimizer=optax.adam(1e-4),
             seed=seed,
         )
-        self.model.train(num_iterations=10_000, batch_size=256, valid_freq=10_001)
+        self.model.train(num_iterations=2000, batch_size=256, valid_freq=2001)
         return self
 
     def predict(self, adata_control):
