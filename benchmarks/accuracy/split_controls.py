@@ -7,7 +7,14 @@ targets of `crispr.py`, one seed: once with half of the hidden context's control
 method and half for the real change, and once with all of them for both, as published benchmarks
 and version 0.1.0 have it. Writes `split_controls.csv` beside this file, a row a fold, and prints
 the means over folds. `--folds DIR` keeps finished folds.
+
+A method that takes the control cells' sampling noise back predicts a change with that noise in it.
+How much of it is the slope of the predicted change on the difference of the two halves of the
+control cells, which is noise alone: 0 for a method that adds a change to each cell, -1 for one
+whose prediction does not depend on the cells. Writes `split_controls_noise.csv`, a row a type.
 """
+
+import copy
 
 import anndata as ad
 import pandas as pd
@@ -18,15 +25,32 @@ from common import (
     by_fold,
     log_normalised,
     make_parser,
+    paired_types,
     read_folds,
+    split,
     without,
 )
 from crispr import METHODS, SETUP, run_targets
 
 from spaperb.evaluation.baselines import BASELINES
-from spaperb.evaluation.benchmark import SpaPerb, benchmark
+from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark
+from spaperb.populations import mean_expression
 
+SHIFTS = ("knn_shift", "gene_forest")
 METRICS = ("pearson_delta", "weighted_r2_delta", "mse_mean", "deg_overlap", "discrimination")
+
+
+def noise_taken_back(cells: ad.AnnData, name: str, method: Method) -> float:
+    """Slope over genes of the predicted change on the noise of the control cells."""
+    fold = split(cells, name)
+    setup = {"held_out": "cell_type", "condition_key": "condition", "control": "control"}
+    setup |= {"stimulated": None, "labels_key": "cell_type", "seed": 0}
+    fitted = copy.deepcopy(method)
+    fitted.fit(fold.train, **setup)
+    before = mean_expression(fold.control.X)
+    change = mean_expression(fitted.predict(fold.control)) - before
+    noise = before - mean_expression(fold.control_real)
+    return float(change @ noise / (noise @ noise))
 
 
 def main() -> None:
@@ -35,6 +59,15 @@ def main() -> None:
     cells = log_normalised(args.folder / f"{KANG}.h5ad")
     targets = ad.read_h5ad(args.folder / "crispr_multi.h5ad")
     methods = {"spaperb_in_context": SpaPerb(pretrained=without(KANG)), **BASELINES}
+    slopes = pd.DataFrame(
+        {
+            name: [noise_taken_back(cells, of, methods[name]) for of in paired_types(cells)]
+            for name in ("spaperb_in_context", *SHIFTS)
+        },
+        index=pd.Index(paired_types(cells), name="context"),
+    )
+    slopes.to_csv(HERE / "split_controls_noise.csv", float_format="%.4g")
+    print(slopes.round(2).to_string(), slopes.mean().round(2).to_string(), sep="\n")
     results = []
     for is_split in (False, True):
         how = {"seeds": [0], "n_jobs": args.n_jobs, "folder": args.folds}
