@@ -55,7 +55,7 @@ from scipy import sparse
 
 import spaperb
 from spaperb import SpaPerbModel
-from spaperb.evidence._moments import MIN_MEASURED
+from spaperb.evidence import Settings
 
 PACKAGE = str(Path(spaperb.__file__).parent)
 LONGEST = timedelta(seconds=30)
@@ -937,7 +937,7 @@ def _has_few_changes(handed: Handed) -> bool:
     n_measured = 0
     for name in names if isinstance(names, list) else [names]:
         n = np.minimum(n_cells[arguments["control"]], n_cells[name])
-        n_measured += (n >= max(1, min(MIN_MEASURED, n.max()))).sum()
+        n_measured += (n >= max(1, min(Settings.min_cells, n.max()))).sum()
     return n_measured < 2
 
 

@@ -5,8 +5,7 @@ from scipy import sparse
 
 from spaperb import datasets
 from spaperb._types import NEITHER
-from spaperb.evidence import Evidence
-from spaperb.evidence._moments import MAX_DOSES
+from spaperb.evidence import Evidence, Settings
 from spaperb.populations import Pseudobulk
 
 
@@ -154,7 +153,7 @@ def test_many_doses_are_grouped_by_rank():
     doses = np.random.default_rng(0).permutation(np.arange(1.0, len(arms) + 1))
     evidence = Evidence.of(x, arms, labels, names, doses=doses)
     of_type = evidence.changes.dose[evidence.whole[evidence.context[evidence.whole] == 0]]
-    assert len(of_type) == MAX_DOSES
+    assert len(of_type) == Settings.max_doses
     assert (np.diff(of_type) > 0).all()
 
 

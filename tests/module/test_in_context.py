@@ -294,7 +294,7 @@ class TestShare:
                 Predicted(pretrained * episode.target, sigma),
             )
         ] * n
-        module.choose_share(held_out)
+        module.choose_share(held_out, pull=6.0)
         return float(module.share)
 
     def test_without_held_out_changes_it_is_a_half(self, evidence):
@@ -316,8 +316,7 @@ class TestShare:
     def test_networks_that_did_not_move(self, evidence):
         assert 0 <= self.share(evidence, 5, 0.5, 0.5) <= 1
 
-    def test_it_has_the_least_squares_of_all_shares(self, evidence, monkeypatch):
-        monkeypatch.setattr("spaperb.module._in_context.FULL_PULL", 0.0)
+    def test_it_has_the_least_squares_of_all_shares(self, evidence):
         rng = np.random.default_rng(0)
         episodes = [draw(evidence, rng) for _ in range(8)]
 
@@ -339,14 +338,14 @@ class TestShare:
         best = shares[np.argmin([squares(share) for share in shares])]
         assert 0.05 < best < 0.95
         module = InContextModule(**SIZES).start_from(list(make(evidence).networks))
-        module.choose_share(held_out)
+        module.choose_share(held_out, pull=0.0)
         assert float(module.share) == pytest.approx(best, abs=1e-3)
 
     def test_from_scratch_there_is_nothing_to_mix(self, module, evidence):
         episode = draw(evidence, np.random.default_rng(0))
         said = Predicted(episode.target, np.ones(G))
         for held_out in ([], [HeldOut(episode, said, None)]):
-            module.choose_share(held_out)
+            module.choose_share(held_out, pull=6.0)
             assert module.share == 1
 
 

@@ -199,9 +199,9 @@ class Evidence:
         settings
             Constants.
         """
-        wholes = Measuring(x, arms, labels, batches, doses, counts)
+        wholes = Measuring(x, arms, labels, batches, doses, counts, settings)
         half = _halves(arms, labels, batches, seed)
-        halves = Measuring(x, arms, 2 * labels + half, batches, doses, counts)
+        halves = Measuring(x, arms, 2 * labels + half, batches, doses, counts, settings)
         of_wholes, of_halves = wholes.shifts(), halves.shifts()
 
         with_control = np.unique(labels[arms == CONTROL])
@@ -218,7 +218,7 @@ class Evidence:
         pca = _components(reference, settings.n_components)
         rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
         pseudobulks = [wholes.pseudobulk(wholes.rows(c)) for c in codes]
-        noise = Noise.of(pseudobulks, unit)
+        noise = Noise.of(pseudobulks, unit, settings)
         pseudobulks += [halves.pseudobulk(halves.rows(c)) for c in half_codes]
         mean = np.array([p.mean for p in pseudobulks])
         populations = Populations(
@@ -290,7 +290,8 @@ class Evidence:
 
     def error_of_mean(self, pseudobulk: Pseudobulk) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
-        return Noise(self.ratio, self.has_mean).error_of_mean(pseudobulk)
+        noise = Noise(self.ratio, self.has_mean, self.settings.prior_cells)
+        return noise.error_of_mean(pseudobulk)
 
     def assign(self, cells: FloatArray) -> IntArray:
         """Context that most of each cell's nearest control cells belong to, ``(n,)``."""

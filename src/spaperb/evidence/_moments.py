@@ -15,21 +15,13 @@ import pandas as pd
 from scvi.utils import track
 
 from spaperb._types import CONTROL, STIMULATED, Expression, FloatArray, IntArray
+from spaperb.evidence._settings import DEFAULT, Settings
 from spaperb.populations import Pseudobulk
 
-MIN_MEASURED = 5
-"""Fewer cells in a condition measure no shift, unless there are no better contexts: they would
-make predictions worse (``benchmarks/accuracy/README.md``, "Few cells")."""
-PRIOR_CELLS = 10
-"""The variance pooled over all contexts counts as much as so many cells."""
-TINY_MEAN = 0.01
-"""The usual ratio of variance to mean is added as if these cells had this mean."""
 MANY_CELLS = 300_000
 """Measuring so many takes more than a few seconds, and shows progress."""
 CLOSE = 1e-6
 """Doses of a smaller relative difference are the same: columns come in single precision too."""
-MAX_DOSES = 10
-"""Doses of one perturbation that are told apart; more are grouped into as many by rank."""
 TINY = 1e-9
 
 
@@ -83,16 +75,19 @@ class Noise(NamedTuple):
     """How the variance of a gene's cells goes with their mean.
 
     The variance of n cells is shrunk towards ``ratio`` times their mean, and that mean towards
-    that of the control cells: as if PRIOR_CELLS more cells had been seen. Few cells happen not to
+    that of the control cells: as if ``prior_cells`` more had been seen. Few cells happen not to
     show many genes at all, and these are not certain. Where expression is negative, variance has
     nothing to do with the mean, and ``ratio`` is the variance itself.
     """
 
     ratio: FloatArray
     has_mean: bool
+    prior_cells: float
 
     @classmethod
-    def of(cls, pseudobulks: list[Pseudobulk], unit: float = 1.0) -> Noise:
+    def of(
+        cls, pseudobulks: list[Pseudobulk], unit: float = 1.0, settings: Settings = DEFAULT
+    ) -> Noise:
         """Pool the control cells of all contexts; ``unit`` as in :class:`Evidence`."""
         has_mean = all((p.mean >= 0).all() for p in pseudobulks)
         squares = np.sum([p.n * p.variance for p in pseudobulks], axis=0)
@@ -101,9 +96,9 @@ class Noise(NamedTuple):
         total = degrees @ np.array(levels)
         # A gene that no control cell shows varies as the others do.
         usual = squares.sum() / max(total.sum(), TINY)
-        tiny = PRIOR_CELLS * TINY_MEAN * unit
+        tiny = settings.prior_cells * settings.tiny_mean * unit
         ratio = (squares + tiny * usual) / (total + tiny)
-        return cls(ratio, has_mean)
+        return cls(ratio, has_mean, settings.prior_cells)
 
     def error_of_mean(self, pseudobulk: Pseudobulk) -> FloatArray:
         """Standard error of the mean of a population, ``(G,)``."""
@@ -121,13 +116,11 @@ class Noise(NamedTuple):
         self, batches: list[Pseudobulk], shares: FloatArray, expected: FloatArray
     ) -> FloatArray:
         """Sampling variance of the mean of cells in batches, whose cells vary alike, ``(G,)``."""
-        n = np.array([p.n for p in batches])
-        mean = (n @ np.array([p.mean for p in batches]) + PRIOR_CELLS * expected) / (
-            n.sum() + PRIOR_CELLS
-        )
+        n, more = np.array([p.n for p in batches]), self.prior_cells
+        mean = (n @ np.array([p.mean for p in batches]) + more * expected) / (n.sum() + more)
         prior = self.ratio * (mean if self.has_mean else 1.0)
         squares = n @ np.array([p.variance for p in batches])
-        variance = (squares + PRIOR_CELLS * prior) / (max((n - 1).sum(), 0) + PRIOR_CELLS)
+        variance = (squares + more * prior) / (max((n - 1).sum(), 0) + more)
         return (shares**2 / n).sum() * variance
 
 
@@ -149,6 +142,8 @@ class Measuring:
         For every cell its dose, ``(n,)``.
     counts
         Raw counts, ``(n, G)``.
+    settings
+        Constants.
     """
 
     def __init__(
@@ -159,7 +154,9 @@ class Measuring:
         batches: IntArray | None = None,
         doses: FloatArray | None = None,
         counts: Expression | None = None,
+        settings: Settings = DEFAULT,
     ):
+        self.settings = settings
         self.x, self.counts, self.arms, self.labels = x, counts, arms, labels
         self.batches = np.zeros_like(arms) if batches is None else batches
         self.doses = doses
@@ -174,7 +171,9 @@ class Measuring:
         """Measure every paired context of every perturbation and dose."""
         todo = [
             (perturbation, dose, code, by_batch)
-            for perturbation, dose, rows in _treatments(self.arms, self.doses)
+            for perturbation, dose, rows in _treatments(
+                self.arms, self.doses, self.settings.max_doses
+            )
             for code, by_batch in self._paired(rows).items()
         ]
         is_short = self.x.shape[0] < MANY_CELLS or len(todo) < 2
@@ -210,7 +209,7 @@ class Measuring:
             )
             for code, by_batch in by_context.items()
         }
-        least = min(MIN_MEASURED, max(sizes.values(), default=0))
+        least = min(self.settings.min_cells, max(sizes.values(), default=0))
         return {code: rows for code, rows in by_context.items() if sizes[code] >= least}
 
     def _measure(
@@ -233,7 +232,9 @@ def _groups(*keys: IntArray) -> Iterator[tuple[tuple[int, ...], IntArray]]:
         yield tuple(int(key) for key in group), groups[group]
 
 
-def _treatments(arms: IntArray, doses: FloatArray | None) -> Iterator[tuple[int, float, IntArray]]:
+def _treatments(
+    arms: IntArray, doses: FloatArray | None, max_doses: int
+) -> Iterator[tuple[int, float, IntArray]]:
     """Each perturbation, or each of its doses: its number, dose (NaN without), and cells.
 
     Cells at a dose of 0 tell of no stimulus, unless a perturbation has no other dose.
@@ -249,8 +250,8 @@ def _treatments(arms: IntArray, doses: FloatArray | None) -> Iterator[tuple[int,
         if (doses[rows] > 0).any():
             rows = rows[doses[rows] > 0]
         levels = merged(doses[rows])
-        if len(np.unique(levels)) > MAX_DOSES:
-            ranks = pd.qcut(levels, MAX_DOSES, labels=False, duplicates="drop")
+        if len(np.unique(levels)) > max_doses:
+            ranks = pd.qcut(levels, max_doses, labels=False, duplicates="drop")
             levels = pd.Series(levels).groupby(ranks).transform("median").to_numpy()
         for level in np.unique(levels):
             yield int(perturbation), float(level), rows[levels == level]

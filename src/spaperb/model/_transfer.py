@@ -40,12 +40,6 @@ MAX_CELLS = 1000
 """Control cells of a context that its nearest ones are sought for."""
 MAX_HELD_OUT = 20
 """Held-out changes of each network that are predicted."""
-MAX_REFERENCES = 30
-"""Stimulated populations that tell of zeros, those with the greatest weights."""
-UNLIKE = 0.75
-"""Cells of a known name that are less like those of training are warned of."""
-HIGH_DISTANCE = 1.25
-"""Warn of a larger distance; 1 is the largest of a training context from the others."""
 
 
 class ControlCells(NamedTuple):
@@ -160,7 +154,7 @@ class Transfer:
                     unseen.append(held_out[-1])
                 else:
                     unseen.append(hold_out(f, without))
-        module.choose_share(held_out)
+        module.choose_share(held_out, evidence.settings.pull)
         evidence = evidence.without_halves()
         of_all, of_unseen = (Intervals.of(some, module) for some in (held_out, unseen))
         return cls(evidence, module, of_all, of_unseen, evidence.largest_distance())
@@ -303,7 +297,8 @@ class Transfer:
         if not is_target.any():
             is_target = is_used & np.isin(perturbation, target.parts)
         some = np.flatnonzero(is_target)
-        best = some[np.argsort(-prior[some], kind="stable")[:MAX_REFERENCES]]
+        best = some[np.argsort(-prior[some], kind="stable")]
+        best = best[: self.evidence.settings.max_references]
         pseudobulks = [self.evidence.changes.pseudobulk(s) for s in best]
         return pseudobulks, prior[best] / prior[best].sum()
 
@@ -469,7 +464,7 @@ class Transfer:
         far = [
             f"{names[code]} ({change.distance:.2f})"
             for code, change in changes.items()
-            if change.distance > HIGH_DISTANCE
+            if change.distance > self.evidence.settings.high_distance
         ]
         if far:
             warn(
@@ -481,7 +476,7 @@ class Transfer:
         unlike = [
             f"{names[code]} ({change.alike:.0%})"
             for code, change in changes.items()
-            if change.alike < UNLIKE
+            if change.alike < self.evidence.settings.low_likeness
         ]
         if unlike:
             warn(

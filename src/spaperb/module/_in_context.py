@@ -20,8 +20,6 @@ BLOCK = 200_000
 """Pairs of a gene and a piece of evidence predicted at a time: some 100 MB."""
 HALF = 0.5
 """Share of the trained networks that held-out changes have to speak against."""
-FULL_PULL = 6.0
-"""Held-out changes that weigh as much as the pull to a half."""
 TINY = 1e-12
 
 
@@ -249,10 +247,17 @@ class InContextModule(BaseModuleClass):
             extra_metrics={"latent_loss": l_latent.mean()},
         )
 
-    def choose_share(self, held_out: Sequence[HeldOut]) -> None:
+    def choose_share(self, held_out: Sequence[HeldOut], pull: float) -> None:
         """Choose the share of the trained networks by least squares on held-out changes.
 
         With few of them it stays near a half.
+
+        Parameters
+        ----------
+        held_out
+            Changes that networks did not learn from, and what is predicted of them.
+        pull
+            Held-out changes that weigh as much as the pull to a half.
         """
         gain = size = 0.0
         for episode, trained, pretrained in held_out:
@@ -263,7 +268,7 @@ class InContextModule(BaseModuleClass):
             gain += unit * ((episode.target - pretrained.mean) * moved).mean()
             size += unit * (moved**2).mean()
         if held_out:
-            pull = FULL_PULL / len(held_out)
+            pull /= len(held_out)
             share = (gain + pull * HALF * size) / max((1 + pull) * size, TINY)
             self.share.fill_(min(max(share, 0.0), 1.0))
 
