@@ -2,11 +2,11 @@
 
     python benchmarks/accuracy/split_controls.py FOLDER
 
-FOLDER holds `kang_pbmc_ifnb.h5ad` and `crispr_multi.h5ad`. The cell types of `kang.py`, and with
-baselines alone the targets of `crispr.py`, one seed: once with half of the hidden context's control cells for the
-method and half for the real change, and once with all of them for both, as published benchmarks
-and version 0.1.0 have it. Writes `split_controls.csv` beside this file, a row a fold, and prints
-the means over folds. `--folds DIR` keeps finished folds.
+FOLDER holds `kang_pbmc_ifnb.h5ad` and `crispr_multi.h5ad`. The cell types of `kang.py` and, with
+baselines alone, the targets of `crispr.py`, one seed: once with half of the hidden context's
+control cells for the method and half for the real change, and once with all of them for both, as
+published benchmarks and version 0.1.0 have it. Writes `split_controls.csv` beside this file, a row
+a fold, and prints the means over folds. `--folds DIR` keeps finished folds.
 
 A method that takes the control cells' sampling noise back predicts a change with that noise in it.
 How much of it is the slope of the predicted change on the difference of the two halves of the
