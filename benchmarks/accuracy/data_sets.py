@@ -8,7 +8,8 @@ FOLDER holds the data sets. `untouched` are the pretrained networks without a st
 baselines. Each perturbation of a set is hidden in each context with at least 20 cells in both
 conditions; genes are chosen without the hidden cells. The CRISPR screens have a protocol of their
 own (`crispr.py`). Writes `data_sets.csv` and `data_sets_summary.csv` beside this file.
-`--folds DIR` keeps finished folds.
+`--folds DIR` keeps finished folds; `--only METHOD ...` runs some methods and replaces their rows
+alone.
 """
 
 from pathlib import Path
@@ -19,27 +20,34 @@ from common import (
     LEAST_CELLS,
     N_TOP_GENES,
     by_fold,
+    chosen,
     data_sets,
     log_normalised,
     make_parser,
+    read_folds,
     summaries,
     without,
 )
 
 from spaperb.evaluation.baselines import BASELINES
-from spaperb.evaluation.benchmark import SpaPerb, benchmark
+from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark
 
 
-def run(file: Path, row: pd.Series, seeds: list[int], **kwargs) -> pd.DataFrame:
-    """Hide each context of a data set."""
-    cells = log_normalised(file)
-    weights = without(row["name"])
-    methods = {
-        "spaperb_in_context": SpaPerb(pretrained=weights),
-        "untouched": SpaPerb({"max_epochs": 0}, pretrained=weights),
+def methods_for(name: str) -> dict[str, Method]:
+    """All methods, with weights that never saw the data set."""
+    return {
+        "spaperb_in_context": SpaPerb(pretrained=without(name)),
+        "untouched": SpaPerb({"max_epochs": 0}, pretrained=without(name)),
         "from scratch": SpaPerb(pretrained=False),
         **BASELINES,
     }
+
+
+def run(
+    file: Path, row: pd.Series, methods: dict[str, Method], seeds: list[int], **kwargs
+) -> pd.DataFrame:
+    """Hide each context of a data set."""
+    cells = log_normalised(file)
     results = []
     for stimulated in sorted(set(cells.obs[row["condition"]]) - {row["control"]}):
         of_stimulus = benchmark(
@@ -61,19 +69,23 @@ def run(file: Path, row: pd.Series, seeds: list[int], **kwargs) -> pd.DataFrame:
 
 def main() -> None:
     """Run all data sets."""
-    parser = make_parser(__doc__, "folder", "--seeds", "--folds", "--n-jobs")
+    parser = make_parser(__doc__, "folder", "--seeds", "--folds", "--only", "--n-jobs")
     parser.add_argument("--sets", nargs="+")
     args = parser.parse_args()
     table = data_sets()
     table = table[table["name"] != "crispr_multi"]
-    results = []
+    path, results = HERE / "data_sets.csv", []
+    if args.only and path.exists():
+        before = read_folds(path)
+        results = [before[~before["method"].isin(args.only)]]
     for _, row in table[table["name"].isin(args.sets or table["name"])].iterrows():
         file = args.folder / f"{row['name']}.h5ad"
-        results.append(run(file, row, args.seeds, n_jobs=args.n_jobs, folder=args.folds))
-        whole = pd.concat(results)
-        by_fold(whole).to_csv(HERE / "data_sets.csv", index=False, float_format="%.5g")
-        of_sets = summaries(whole, "data_set")
-        of_sets.to_csv(HERE / "data_sets_summary.csv", index=False, float_format="%.6g")
+        methods = chosen(methods_for(row["name"]), args.only)
+        results.append(run(file, row, methods, args.seeds, n_jobs=args.n_jobs, folder=args.folds))
+    whole = pd.concat(results)
+    by_fold(whole).to_csv(path, index=False, float_format="%.5g")
+    of_sets = summaries(whole, "data_set")
+    of_sets.to_csv(HERE / "data_sets_summary.csv", index=False, float_format="%.6g")
     for metric in ("pearson_delta", "mse_mean"):
         of_metric = of_sets[of_sets["metric"] == metric]
         wide = of_metric.pivot(index="method", columns="data_set", values="mean")
