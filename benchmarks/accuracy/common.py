@@ -56,6 +56,8 @@ KANG = "kang_pbmc_ifnb"
 MIN_CELLS = 50
 """Cells of a type in each condition, or it is not hidden."""
 KEYS_OF_FOLD = ("data_set", "controls", "n_training_types", "context", "method", "seed")
+NUMBERS = {name: [""] for name in ("seconds", *HIGHER_IS_BETTER)}
+"""Columns whose empty fields are missing; a context may be called NA."""
 NOT_OF_FOLD = ("metric", "value", "floor", "ceiling", "scaled")
 OPTIONS: dict[str, dict[str, Any]] = {
     "file": {"type": Path, "help": "the cells, <name>.h5ad"},
@@ -134,7 +136,9 @@ def trained(
 
 def read_folds(path: Path) -> pd.DataFrame:
     """Read the results that :func:`write` wrote."""
-    return of_metrics(pd.read_csv(path, dtype={"context": str}, na_values={"error": [""]}))
+    text = {"context": str, "method": str, "error": str}
+    folds = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=NUMBERS)
+    return of_metrics(folds.assign(error=folds["error"].replace("", None)))
 
 
 def summaries(results: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -181,7 +185,7 @@ def write(
     if stay and path.exists():
         before = read_folds(path)
         results = pd.concat([results, before[before["method"].isin(stay)]])
-    by_fold(results).to_csv(path, index=False, float_format="%.5g")
+    by_fold(results).to_csv(path, index=False, float_format="%.7g")
     table = summary(results)
     table.to_csv(HERE / f"{name}_summary.csv", index=False, float_format="%.6g")
     for metric in metrics:

@@ -83,7 +83,7 @@ def main() -> None:
         methods = chosen(methods_for(row["name"]), args.only)
         results.append(run(file, row, methods, args.seeds, n_jobs=args.n_jobs, folder=args.folds))
     whole = pd.concat(results)
-    by_fold(whole).to_csv(path, index=False, float_format="%.5g")
+    by_fold(whole).to_csv(path, index=False, float_format="%.7g")
     of_sets = summaries(whole, "data_set")
     of_sets.to_csv(HERE / "data_sets_summary.csv", index=False, float_format="%.6g")
     for metric in ("pearson_delta", "mse_mean"):

@@ -65,7 +65,7 @@ def main() -> None:
                 context = f"{hidden}, draw {draw}"
                 results.append(of_draw.assign(context=context, n_training_types=n))
     whole = pd.concat(results)
-    by_fold(whole).to_csv(HERE / "few_types.csv", index=False, float_format="%.5g")
+    by_fold(whole).to_csv(HERE / "few_types.csv", index=False, float_format="%.7g")
     table = summaries(whole, "n_training_types")
     table.to_csv(HERE / "few_types_summary.csv", index=False, float_format="%.6g")
     columns = ["n_training_types", "metric"]

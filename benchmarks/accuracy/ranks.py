@@ -57,7 +57,9 @@ def main() -> None:
         of_folds = scores(metric)
         methods = of_folds.drop(columns="*ceiling*")
         ranks = methods.rank(axis=1, ascending=best == "min")
-        table = pd.DataFrame({"mean rank": ranks.mean(), "won": (ranks == 1).mean()})
+        table = pd.DataFrame(
+            {"mean rank": ranks.mean(), "won": (ranks == 1).where(methods.notna()).mean()}
+        )
         table = table.join(duels(of_folds, best)).sort_values("mean rank")
         by_set = of_folds.groupby(level="data_set", sort=False)
         worst = by_set.min() if best == "max" else by_set.max()

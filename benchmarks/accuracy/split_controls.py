@@ -11,12 +11,15 @@ a fold, and prints the means over folds. `--folds DIR` keeps finished folds.
 A method that takes the control cells' sampling noise back predicts a change with that noise in it.
 How much of it, is the slope of the predicted change, less that of `knn_shift`, which is nearly the
 same whatever these cells are, on the difference of the two halves of the control cells, which is
-noise alone: 0 for a change that does not depend on the noise, -1 for a prediction that does not.
-Writes `split_controls_noise.csv`, a row a type.
+noise alone, doubled since that difference has the noise of both: 0 for a change that does not
+depend on the noise, -1 for a prediction that does not. The same predictions are scored against the
+control cells that they were made from too (`same half`), since halves are noisier than the whole.
+Writes `split_controls_noise.csv`, a row a type and method.
 """
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import anndata as ad
 import pandas as pd
@@ -34,33 +37,38 @@ from common import (
 )
 from crispr import METHODS, SETUP, run_targets
 
-from spaperb._types import FloatArray
-from spaperb.evaluation.baselines import BASELINES, KNNShift
+from spaperb.evaluation.baselines import BASELINES
 from spaperb.evaluation.benchmark import Method, SpaPerb, benchmark
+from spaperb.evaluation.metrics import pearson_delta
 from spaperb.populations import mean_expression
 
 METRICS = ("pearson_delta", "weighted_r2_delta", "mse_mean", "deg_overlap", "discrimination")
 
 
-def noise_taken_back(
+def noise_of_controls(
     cells: ad.AnnData, name: str, methods: Mapping[str, Method]
-) -> dict[str, float]:
-    """Slopes over genes of predicted means on the noise of the control cells."""
+) -> list[dict[str, Any]]:
+    """Score predictions against either half of the control cells, and find their noise in them."""
     fold = split(cells, name)
     setup = {"held_out": "cell_type", "condition_key": "condition", "control": "control"}
     setup |= {"stimulated": None, "labels_key": "cell_type", "seed": 0}
-
-    def predicted(method: Method) -> FloatArray:
-        fitted = copy.deepcopy(method)
+    before, other = (mean_expression(x) for x in (fold.control.X, fold.control_real))
+    noise = before - other
+    means, rows = {}, []
+    for method, of_method in methods.items():
+        fitted = copy.deepcopy(of_method)
         fitted.fit(fold.train.copy(), **setup)
-        return mean_expression(fitted.predict(fold.control.copy()))
-
-    noise = mean_expression(fold.control.X) - mean_expression(fold.control_real)
-    of_shift = predicted(KNNShift())
-    return {
-        name: float((predicted(method) - of_shift) @ noise / (noise @ noise))
-        for name, method in methods.items()
-    }
+        predicted = fitted.predict(fold.control.copy())
+        means[method] = mean_expression(predicted)
+        scores = {
+            key: pearson_delta(predicted, fold.real, fold.control.X, control_real=control)
+            for key, control in (("same half", fold.control.X), ("other half", fold.control_real))
+        }
+        rows.append({"context": name, "method": method, **scores})
+    for row in rows:
+        moved = means[row["method"]] - means["knn_shift"]
+        row["slope"] = 2 * float(moved @ noise / (noise @ noise))
+    return rows
 
 
 def main() -> None:
@@ -70,11 +78,10 @@ def main() -> None:
     targets = ad.read_h5ad(args.folder / "crispr_multi.h5ad")
     methods = {"spaperb_in_context": SpaPerb(pretrained=without(KANG)), **BASELINES}
     of_targets = {k: m for k, m in METHODS["targets"].items() if k != "spaperb_in_context"}
-    both = {name: methods[name] for name in ("spaperb_in_context", "gene_forest")}
-    rows = {name: noise_taken_back(cells, name, both) for name in paired_types(cells)}
-    slopes = pd.DataFrame(rows).T.rename_axis("context")
-    slopes.to_csv(HERE / "split_controls_noise.csv", float_format="%.4g")
-    print(slopes.round(2).to_string(), slopes.mean().round(2).to_string(), sep="\n")
+    rows = [row for name in paired_types(cells) for row in noise_of_controls(cells, name, methods)]
+    table = pd.DataFrame(rows)
+    table.to_csv(HERE / "split_controls_noise.csv", index=False, float_format="%.4g")
+    print(table.drop(columns="context").groupby("method").agg(["mean", "min", "max"]).round(3))
     results = []
     for is_split in (False, True):
         how = {"seeds": [0], "n_jobs": args.n_jobs, "folder": args.folds}
@@ -89,7 +96,7 @@ def main() -> None:
         results += [of.assign(data_set=key, controls=name) for key, of in of_each.items()]
     whole = pd.concat(results)
     path = HERE / "split_controls.csv"
-    by_fold(whole[whole["metric"].isin(METRICS)]).to_csv(path, index=False, float_format="%.5g")
+    by_fold(whole[whole["metric"].isin(METRICS)]).to_csv(path, index=False, float_format="%.7g")
     tidy = read_folds(path)
     ceiling = tidy.drop_duplicates(["data_set", "controls", "context", "metric"])
     ceiling = ceiling.assign(method="*ceiling*", value=ceiling["ceiling"])

@@ -195,7 +195,7 @@ class TestOthers:
         np.testing.assert_allclose(np.sort(others, 0), np.sort(expected, 0), atol=1e-5)
 
     def test_other_perturbations_from_the_control_cells_of_the_real_change(self):
-        adata = small_cells(n_cells=40)
+        adata = small_cells(n_cells=80)
         rng = np.random.default_rng(0)
         is_stimulated = (adata.obs["condition"] == "stimulated").to_numpy()
         names = np.where(is_stimulated, rng.choice(list("ABCD"), adata.n_obs), "control")
@@ -243,6 +243,8 @@ def test_cells_of_finished_folds_are_let_go():
         (RuntimeError("out of ideas"), "RuntimeError: out of ideas"),
         (lambda x: x[:, :-1], "shape (10, 29) instead of (10, 30)"),
         (lambda x: x[:-1], "shape (9, 30)"),
+        (lambda x: pd.DataFrame(x), "TypeError: predicted DataFrame, and an array"),
+        (lambda x: np.ma.masked_array(x), "predicted MaskedArray"),
         (lambda x: x * np.nan, "300 NaN or infinite values"),
         (lambda x: x - 100, "300 negative values, down to -100"),
     ],
@@ -284,6 +286,41 @@ class TestFolder:
             before = len(list(fits.iterdir()))
             benchmark(adata, {"a": Counting(fits)}, folder=folder, **SETTINGS, **extra)
             assert len(list(fits.iterdir())) == before + 3
+
+    def test_contexts_and_seeds_of_numpy_find_floor_and_ceiling_again(self, tmp_path):
+        adata = small_cells()
+        adata.obs["cell_type"] = adata.obs["cell_type"].cat.codes.astype(int).to_numpy()
+        settings = {**SETTINGS, "seeds": np.arange(1), "folder": tmp_path}
+        benchmark(adata, {"a": NoChange()}, **settings)
+        results = benchmark(adata, {"a": NoChange(), "b": MeanShift()}, **settings)
+        expected = benchmark(adata, {"a": NoChange(), "b": MeanShift()}, **SETTINGS)
+        pd.testing.assert_frame_equal(
+            results.drop(columns="seconds"), expected.drop(columns="seconds")
+        )
+
+    def test_other_layers_are_not_taken_for_the_same(self, tmp_path):
+        (fits := tmp_path / "fits").mkdir()
+        adata = small_cells()
+        for factor in (1, 1, 2):
+            adata.layers["more"] = factor * adata.X
+            benchmark(adata, {"a": Counting(fits)}, folder=tmp_path / "folds", **SETTINGS)
+        assert len(list(fits.iterdir())) == 6
+
+    def test_other_files_that_a_method_names_are_not_taken_for_the_same(self, tmp_path):
+        (fits := tmp_path / "fits").mkdir()
+        method, weights = Counting(fits), tmp_path / "weights"
+        vars(method).update(files=[weights, "x" * 10_000], itself=method)
+        for content in ("a", "a", "b"):
+            weights.write_text(content)
+            benchmark(small_cells(), {"a": method}, folder=tmp_path / "folds", **SETTINGS)
+        assert len(list(fits.iterdir())) == 6
+
+    def test_a_method_that_cannot_be_told_from_another(self, tmp_path):
+        method = NoChange()
+        vars(method)["function"] = lambda x: x
+        with pytest.raises(ValueError, match="The method 'a' holds what can't be told"):
+            benchmark(small_cells(), {"a": method}, folder=tmp_path, **SETTINGS)
+        assert benchmark(small_cells(), {"a": method}, **SETTINGS)["error"].isna().all()
 
     def test_folds_of_edited_code_are_run_again(self, tmp_path):
         (fits := tmp_path / "fits").mkdir()
@@ -408,6 +445,12 @@ class TestBadInput:
             benchmark(adata, TWO, contexts=["type_0"], **SETTINGS)
         with pytest.raises(ValueError, match="at least 10 control and 10 stimulated"):
             benchmark(adata, TWO, contexts=["type_0"], split_controls=False, **SETTINGS)
+
+    def test_the_same_seed_or_context_twice_is_once(self):
+        once = benchmark(small_cells(), TWO, contexts=["type_0"], **SETTINGS)
+        settings = {**SETTINGS, "seeds": (0, 0), "contexts": ["type_0", "type_0"]}
+        twice = benchmark(small_cells(), TWO, **settings)
+        pd.testing.assert_frame_equal(once.drop(columns="seconds"), twice.drop(columns="seconds"))
 
     def test_reserved_names(self):
         with pytest.raises(ValueError, match="taken by the benchmark: ceiling"):

@@ -24,13 +24,14 @@ import functools
 import inspect
 import json
 import logging
-import marshal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import PicklingError
+from types import CodeType
 from typing import Any, NamedTuple, Protocol
 
 import anndata as ad
@@ -246,8 +247,8 @@ def benchmark(
         Random splits of the real cells for the ceiling of each seed.
     split_controls
         Whether half of the hidden context's control cells are kept from the methods, and the real
-        change is measured from these. ``False`` takes all of them for both: scores of changes are
-        then too high, those of weak changes most.
+        change is measured from these. ``False`` takes all of them for both: scores of changes that
+        depend on these cells are then too high, those of weak changes most.
     n_jobs
         Folds to run at once, as joblib counts; ``joblib.parallel_config`` chooses where (a dask or
         Ray cluster, say).
@@ -281,7 +282,8 @@ def benchmark(
         n_splits,
         split_controls,
     )
-    contexts = _contexts(adata, task, contexts, min_cells)
+    contexts = list(dict.fromkeys(_contexts(adata, task, contexts, min_cells)))
+    seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     chooses = n_top_genes is not None and n_top_genes < adata.n_vars
     if chooses and not is_log_normalised(expression_matrix(adata, None)):
         raise ValueError(
@@ -295,7 +297,8 @@ def benchmark(
             f"These names of methods are taken by the benchmark: {format_list(taken)}."
         )
     cells = _plain(adata, np.ones(adata.n_obs, dtype=bool))
-    data = joblib.hash([task, cells.X, cells.obs, cells.var_names.to_numpy()])
+    layers = dict(cells.layers)
+    data = joblib.hash([task, cells.X, layers, cells.obs, cells.var_names.to_numpy()])
     named: dict[str, Method | None] = {FLOOR: None, CEILING: None, **methods}
     runs = [
         (context, name, method, seed)
@@ -303,8 +306,9 @@ def benchmark(
         for name, method in named.items()
         for seed in seeds
     ]
-    files = [_file(folder, data, *run) for run in runs]
-    done = [_read(file) for file in files]
+    keys = {name: _key(name, method, data, folder) for name, method in named.items()}
+    files = [_file(folder, keys[name], context, seed) for context, name, _, seed in runs]
+    done = [_read(file, *run) for file, run in zip(files, runs, strict=True)]
     todo = [i for i, row in enumerate(done) if row is None]
     rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
         joblib.delayed(_run)(i, cells, task, *runs[i]) for i in todo
@@ -392,10 +396,13 @@ def _others(train: AnnData, context: Any, control_real: Expression, task: Task) 
     condition = train.obs[task.condition_key].to_numpy()
     of_context = train.obs[task.held_out].to_numpy()
     before = mean_expression(control_real)
-    others = [
-        mean_expression(train.X[(of_context == context) & (condition == name)]) - before
+    perturbed = [
+        (of_context == context) & (condition == name)
         for name in pd.unique(condition[of_context == context])
         if name != task.control
+    ]
+    others = [
+        mean_expression(train.X[cells]) - before for cells in perturbed if cells.sum() >= MIN_CELLS
     ]
     if len(others) < MIN_OTHERS:
         is_control, is_stimulated = task.arms(train)
@@ -405,9 +412,9 @@ def _others(train: AnnData, context: Any, control_real: Expression, task: Task) 
             if name != context
         ]
         others = [
-            mean_expression(train.X[after]) - mean_expression(train.X[control])
-            for control, after in arms
-            if min(control.sum(), after.sum()) >= MIN_CELLS
+            mean_expression(train.X[after]) - mean_expression(train.X[first])
+            for first, after in arms
+            if min(first.sum(), after.sum()) >= MIN_CELLS
         ]
     return np.array(others).reshape(len(others), train.n_vars)
 
@@ -500,7 +507,13 @@ def _predict(method: Method, fold: Fold, task: Task, seed: int) -> np.ndarray:
         warnings.filterwarnings("ignore", message=".*(take no part in training|to train on)")
         fitted = copy.deepcopy(method)
         fitted.fit(train, **task.setup(seed))
-        predicted = np.asarray(fitted.predict(control))
+        answer = fitted.predict(control)
+    if isinstance(answer, AnnData | pd.DataFrame | np.ma.MaskedArray):
+        raise TypeError(
+            f"predicted {type(answer).__name__}, and an array of cells by genes is needed, in the "
+            "order of the control cells"
+        )
+    predicted = np.asarray(populations.dense(answer))
     expected = (fold.control.n_obs, fold.control.n_vars)
     if predicted.shape != expected:
         raise ValueError(f"predicted an array of shape {predicted.shape} instead of {expected}")
@@ -536,44 +549,68 @@ def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return tidy[[*order, *(c for c in tidy.columns if c not in order)]]
 
 
-def _file(
-    folder: str | Path | None, data: str, context: Any, name: str, method: Method | None, seed: int
-) -> Path | None:
-    """File of a finished fold, named after all that its result depends on."""
-    if folder is None:
-        return None
-    key = joblib.hash([data, str(context), name, method, _code_of(method), seed])
-    return Path(folder) / f"{key}.json"
+def _key(name: str, method: Method | None, data: str, folder: str | Path | None) -> str:
+    """Digest of all that a method's folds depend on, but for the context and the seed.
 
-
-def _code_of(method: Method | None) -> str:
-    """Digest of what a result depends on beside arguments.
-
-    This package with its weights, the code that defines the method, and files that the method
-    names: other weights. A class that no file defines, as in a notebook, is told by the code of
-    its functions.
+    The data and the task, the method with its arguments, this package with its weights, the code
+    that defines the method, and files that it names: other weights. What that code imports from
+    elsewhere is not looked at.
     """
-    content: list[Any] = [_code_of_package()]
-    for cls in type(method).__mro__:
-        if cls.__module__.partition(".")[0] in ("builtins", "typing", "spaperb"):
-            continue
-        try:
-            content.append(Path(inspect.getfile(cls)).read_bytes())
-        except (OSError, TypeError):
-            functions = [f for f in vars(cls).values() if inspect.isfunction(f)]
-            content += [(f.__name__, marshal.dumps(f.__code__)) for f in functions]
-    content += [_code_of_argument(value) for value in getattr(method, "__dict__", {}).values()]
-    return joblib.hash(content)
+    if folder is None:
+        return ""
+    try:
+        # Of a copy: what the method did before may have left traces in it.
+        parts = [name, copy.deepcopy(method), *_code_of(method, set())]
+        return joblib.hash([data, _code_of_package(), *map(joblib.hash, parts)])
+    except (PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The method {name!r} holds what can't be told from another ({error}), so finished "
+            "folds can't be kept. Leave `folder` out, or give it no lambdas or local functions."
+        ) from error
 
 
-def _code_of_argument(value: Any) -> Any:
-    """What an attribute of a method adds: another method's code, or the bytes of a file."""
-    if isinstance(value, Mapping):
-        return [_code_of_argument(v) for v in value.values()]
-    if hasattr(value, "fit"):
-        return _code_of(value)
-    is_file = isinstance(value, str | Path) and Path(value).is_file()
-    return Path(value).read_bytes() if is_file else None
+def _code_of(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Code and bytes of files that an attribute of a method adds."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, str | Path):
+        # A text that is too long for a path is none.
+        with suppress(OSError, ValueError):
+            if Path(value).is_file():
+                yield Path(value).read_bytes()
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _code_of(item, seen)
+    elif hasattr(value, "fit"):
+        for cls in type(value).__mro__:
+            if cls.__module__.partition(".")[0] not in ("builtins", "typing", "spaperb"):
+                yield from _code_of_class(cls)
+        yield from _code_of(getattr(value, "__dict__", {}), seen)
+
+
+def _code_of_class(cls: type) -> Iterator[Any]:
+    """File that defines a class, or, as in a notebook, its functions and plain attributes."""
+    try:
+        yield Path(inspect.getfile(cls)).read_bytes()
+    except (OSError, TypeError):
+        for name, value in sorted(vars(cls).items()):
+            function = getattr(value, "__func__", getattr(value, "fget", value))
+            if inspect.isfunction(function):
+                yield name, function.__defaults__, *_instructions(function.__code__)
+            elif isinstance(value, str | int | float | tuple | list | dict | np.ndarray):
+                yield name, value
+
+
+def _instructions(code: CodeType) -> Iterator[Any]:
+    """What code does, without the place where it stands."""
+    yield code.co_code
+    yield code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _instructions(constant)
+        else:
+            yield repr(constant)
 
 
 @functools.cache
@@ -582,12 +619,22 @@ def _code_of_package() -> str:
     return joblib.hash([path.read_bytes() for path in files if path.suffix != ".pyc"])
 
 
-def _read(file: Path | None) -> dict[str, Any] | None:
+def _file(folder: str | Path | None, key: str, context: Any, seed: int) -> Path | None:
+    """File of a finished fold, named after all that its result depends on."""
+    if folder is None:
+        return None
+    return Path(folder) / f"{joblib.hash([key, str(context), seed])}.json"
+
+
+def _read(
+    file: Path | None, context: Any, name: str, method: Method | None, seed: int
+) -> dict[str, Any] | None:
     """Result of a fold that was finished without an error, if there is one."""
     if file is None or not file.exists():
         return None
     row = json.loads(file.read_text())
-    return None if row.get("error") else row
+    # Values of NumPy are text in the file.
+    return None if row.get("error") else row | {"context": context, "method": name, "seed": seed}
 
 
 def _write(row: dict[str, Any], file: Path | None) -> None:

@@ -77,6 +77,11 @@ def test_log_fold_change_error_is_of_scanpys_fold_changes():
     assert np.isnan(metrics.log_fold_change_error(real, real, control, genes[:0]))
 
 
+def test_scaled_expression_has_no_fold_change():
+    scaled = np.full((5, 2), -0.5)
+    assert np.isnan(metrics.log_fold_change_error(scaled, scaled, scaled, np.array([0])))
+
+
 def test_a_gene_that_nothing_expresses_has_no_fold_change():
     silent = np.zeros((5, 1))
     assert metrics.log_fold_change_error(silent, silent, silent, np.array([0])) == 0

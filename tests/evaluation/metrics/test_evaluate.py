@@ -153,6 +153,19 @@ class TestEvaluate:
         np.testing.assert_allclose(rows.loc[chosen, "scaled"], expected[chosen])
         assert np.isnan(rows.loc["variance_ratio", "scaled"])
 
+    def test_a_ceiling_that_is_no_better_than_the_floor_gives_no_scale(self):
+        """Half of the cells may be noisier than no change at all: the order would turn around."""
+        table = pd.DataFrame(
+            {
+                "metric": ["mse_mean", "mse_mean", "pearson_delta", "pearson_delta"],
+                "value": [4.0, 4.0, 0.5, 0.5],
+                "floor": [7.0, 7.0, 0.0, 0.2],
+                "ceiling": [13.0, 1.0, 0.8, 0.2],
+            }
+        )
+        expected = [np.nan, 0.5, 0.625, np.nan]
+        np.testing.assert_allclose(metrics.scaled(table), expected)
+
     def test_floor_is_no_change_and_scaled_0(self):
         table = metrics.evaluate(CONTROL, REAL, CONTROL, PROJECTION).set_index("metric")
         np.testing.assert_array_equal(table["value"], table["floor"])

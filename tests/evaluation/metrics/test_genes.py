@@ -32,6 +32,17 @@ def test_deg_overlap():
     assert metrics.top_genes(real, 3).tolist() == [0, 1, 2]
     assert metrics.deg_overlap(np.array([0.0, 1, 5, -6, 7]), real, 3) == pytest.approx(1 / 3)
     assert metrics.deg_overlap(real, real, 100) == 1
+    assert metrics.deg_overlap(real, real, 3) == 1
+
+
+def test_deg_overlap_of_ties_does_not_depend_on_the_order_of_genes():
+    real = np.array([9.0, -8, 7, 0, 1, 0.5])
+    predicted = np.array([0.0, 3, 0, 0, 0, 0])
+    expected = (1 + 2 * (2 / 5)) / 3  # gene 1, and of the five others two by chance
+    for order in (slice(None), slice(None, None, -1)):
+        found = metrics.deg_overlap(predicted[order], real[order], 3)
+        assert found == pytest.approx(expected)
+    assert metrics.deg_overlap(np.zeros(6), real, 3) == pytest.approx(0.5)
 
 
 def test_sign_accuracy():

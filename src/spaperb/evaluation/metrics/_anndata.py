@@ -74,7 +74,7 @@ def as_anndata(
     sides = []
     for cells, before in ((predicted, control), (real, control_real)):
         populations = {control_name: before, **cells}
-        check_populations(**populations)
+        check_populations(populations)
         matrices = [sparse.csr_matrix(x) for x in populations.values()]
         names = np.repeat(list(populations), [x.shape[0] for x in matrices])
         side = ad.AnnData(
@@ -156,6 +156,8 @@ def evaluate_anndata(
     projection = fit_projection(x_real) if projection is None else projection
     before, before_real = x[of_predicted == str(control)], x_real[of_real == str(control)]
     names = sorted(set(of_real) - {str(control)})
+    if not names:
+        raise ValueError(f"All cells are control cells, {control!r}: there is nothing to judge.")
     changes = np.array([mean_expression(x_real[of_real == name]) for name in names])
     changes -= mean_expression(before_real)
     tables = [

@@ -151,18 +151,19 @@ def log_fold_change_error(
     predicted, real, control, control_real
         As for :func:`pearson_delta`.
     genes
-        Columns to judge, the real DEGs say; NaN without any.
+        Columns to judge, the real DEGs say.
+
+    Returns
+    -------
+    float
+        NaN without genes, and where mean expression is negative: scaled data have no fold change.
     """
-    if not len(genes):
+    control_real = control if control_real is None else control_real
+    means = np.array([mean_expression(x)[genes] for x in (predicted, control, real, control_real)])
+    if not means.size or means.min() < 0:
         return float("nan")
-    predicted_change, real_change = (
-        _log2(mean_expression(after)[genes]) - _log2(mean_expression(before)[genes])
-        for after, before in (
-            (predicted, control),
-            (real, control if control_real is None else control_real),
-        )
-    )
-    return float(np.mean(np.abs(predicted_change - real_change)))
+    after, before, real_after, real_before = np.log2(np.expm1(means) + PSEUDOCOUNT)
+    return float(np.mean(np.abs((after - before) - (real_after - real_before))))
 
 
 def correlation(a: FloatArray, b: FloatArray) -> float:
@@ -171,7 +172,3 @@ def correlation(a: FloatArray, b: FloatArray) -> float:
     if min(np.ptp(a), np.ptp(b)) < 1e-6:
         return 0.0
     return float(pearsonr(a, b).statistic)
-
-
-def _log2(mean: FloatArray) -> FloatArray:
-    return np.log2(np.expm1(np.maximum(mean, 0)) + PSEUDOCOUNT)

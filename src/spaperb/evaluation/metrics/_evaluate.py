@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -170,7 +171,8 @@ def ceiling(
     """Score one random half of the real cells against the other: a replicate.
 
     With ``control_real`` each half has control cells of its own, as a prediction and the real
-    cells have. No prediction can be expected to do better than real cells of the same number.
+    cells have. It is what an experiment with half of the cells would score. A prediction without
+    noise may be above it.
 
     Parameters
     ----------
@@ -220,8 +222,8 @@ def evaluate(
     control_real
         Control cells of the same context that the model never saw, ``(n_control_real, G)``; the
         real change is measured from them. ``None`` measures it from ``control``. Then the sampling
-        noise of the control cells is in both changes, and all scores of changes are too high,
-        those of weak changes most.
+        noise of the control cells is in the real change, and in the predicted one of any method
+        that uses these cells, and scores of changes are too high, those of weak changes most.
     others
         Real mean changes that the prediction should be told from, ``(n_others, G)``: of other
         perturbations in this context, measured from ``control_real``, or of this perturbation in
@@ -241,7 +243,7 @@ def evaluate(
     populations = {"predicted": predicted, "real": real, "control": control}
     if control_real is not None:
         populations["control_real"] = control_real
-    check_populations(**populations)
+    check_populations(populations)
     if others is not None:
         others = _checked_others(others, real.shape[1])
     control_real = control if control_real is None else control_real
@@ -271,17 +273,20 @@ def scaled(table: pd.DataFrame) -> pd.Series:
     Returns
     -------
     pandas.Series
-        0 at the floor and 1 at the ceiling; NaN where both are the same, and for
+        0 at the floor and 1 at the ceiling; NaN where the ceiling is not better than the floor, as
+        with cells too few to tell a change from noise, where one of them is NaN, and for
         ``variance_ratio``, whose best value, 1, is at neither end.
     """
     gap = table["ceiling"] - table["floor"]
-    has_scale = (gap.abs() > 1e-12) & table["metric"].map(
-        lambda m: HIGHER_IS_BETTER[m] is not None
-    )
-    return (table["value"] - table["floor"]) / gap.where(has_scale)
+    is_better = [
+        HIGHER_IS_BETTER[metric] is not None
+        and (size if HIGHER_IS_BETTER[metric] else -size) > 1e-12
+        for metric, size in zip(table["metric"], gap, strict=True)
+    ]
+    return (table["value"] - table["floor"]) / gap.where(is_better)
 
 
-def check_populations(**populations: Expression) -> None:
+def check_populations(populations: Mapping[str, Expression]) -> None:
     """Check that populations have the same genes, at least two cells, and finite values.
 
     Raises

@@ -98,7 +98,9 @@ def deg_average_precision(scores_predicted: FloatArray, scores_real: FloatArray)
 def deg_direction(scores_predicted: FloatArray, scores_real: FloatArray) -> float:
     """Fraction of the genes called in both that change in the same direction, in [0, 1].
 
-    NaN where none is called in both. Arguments as for :func:`deg_precision`.
+    NaN where none is called in both, as for "no change", which calls none. So look at
+    :func:`deg_recall` beside it: a prediction that calls one gene can have 1. Arguments as for
+    :func:`deg_precision`.
     """
     both = called_genes(scores_predicted) & called_genes(scores_real)
     same = np.sign(scores_predicted) == np.sign(scores_real)
@@ -115,10 +117,10 @@ def deg_overlap(scores_predicted: FloatArray, scores_real: FloatArray, n: int = 
     scores_real
         :func:`~spaperb.populations.wilcoxon_scores` of real against control cells, ``(G,)``.
     n
-        Number of top genes, in both directions.
+        Number of top genes, in both directions. Genes of the same score share the last places.
     """
-    real = top_genes(scores_real, n)
-    return len(np.intersect1d(top_genes(scores_predicted, n), real)) / len(real)
+    predicted, real = _share_on_top(scores_predicted, n), _share_on_top(scores_real, n)
+    return float(predicted @ real / real.sum())
 
 
 def sign_accuracy(changes: Changes, genes: IntArray) -> float:
@@ -134,3 +136,11 @@ def sign_accuracy(changes: Changes, genes: IntArray) -> float:
         Columns to judge, the top DEGs say.
     """
     return float(np.mean((np.sign(changes.predicted) == np.sign(changes.real))[genes]))
+
+
+def _share_on_top(scores: FloatArray, n: int) -> FloatArray:
+    """Probability of each gene to be among the ``n`` on top, ties in random order, ``(G,)``."""
+    size = np.abs(scores)
+    last = np.sort(size)[-min(n, len(size))]
+    above, tied = size > last, size == last
+    return above + tied * (min(n, len(size)) - above.sum()) / tied.sum()

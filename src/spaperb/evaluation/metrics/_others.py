@@ -19,8 +19,9 @@ from spaperb.evaluation.metrics._changes import Changes, correlation
 def discrimination(changes: Changes, others: FloatArray) -> float:
     """Fraction of other changes that are less like the prediction than the right one, in [0, 1].
 
-    Likeness is the cosine; ties count half, so that "no change" has 0.5, which is also what chance
-    gives.
+    Likeness is the cosine; ties count half, so that "no change" has 0.5. Between contexts the
+    others are those that a method learned from: a mean of their changes is like each of them,
+    noise included, and is below 0.5.
 
     Parameters
     ----------
@@ -62,7 +63,8 @@ def pearson_delta_specific(changes: Changes, others: FloatArray) -> float:
     """Pearson correlation over genes of what the changes have beyond the mean of the others.
 
     Between perturbations of one context it is that of Systema, with the mean of the perturbed
-    centroids for a reference in place of the control cells.
+    centroids for a reference in place of the control cells. The reference is on both sides, so "no
+    change" is somewhat above 0: look at the floor.
 
     Parameters
     ----------
