@@ -4,7 +4,7 @@ from helpers import context_arrays, small_cells
 from scipy import sparse
 
 from spaperb import datasets
-from spaperb._types import NEITHER
+from spaperb._types import CONTROL, NEITHER, STIMULATED
 from spaperb.evidence import Evidence, Settings
 from spaperb.populations import Pseudobulk
 
@@ -212,3 +212,20 @@ def test_cells_that_take_no_part_change_nothing():
     ):
         for a, b in zip(first.changes, other.changes, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_negative_means_of_stimulated_cells_or_halves_have_finite_errors():
+    """Where the control cells' means are positive, as by chance in scaled data of few genes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (40, 3))
+    arms, labels = np.repeat([CONTROL, STIMULATED], 20), np.zeros(40, dtype=int)
+    x[arms == CONTROL] += 0.05 - x[arms == CONTROL].mean(axis=0)
+    x[arms == STIMULATED] -= 2
+    evidence = Evidence.of(x, arms, labels, ["a"])
+    assert np.isfinite(evidence.changes.error).all()
+    assert np.isfinite(evidence.populations.error).all()
+    expected = np.sqrt(x[arms == CONTROL].var(0) / 20 + x[arms == STIMULATED].var(0) / 20)
+    np.testing.assert_allclose(evidence.changes.error[0], expected, rtol=0.3)
+    positive = Evidence.of(np.abs(x), arms, labels, ["a"])
+    query = Pseudobulk.of(x[arms == STIMULATED])
+    assert np.isfinite(positive.error_of_mean(query)).all()

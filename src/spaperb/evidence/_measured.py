@@ -218,7 +218,8 @@ class Evidence:
         pca = _components(reference, settings.n_components)
         rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
         pseudobulks = [wholes.pseudobulk(wholes.rows(c)) for c in codes]
-        noise = Noise.of(pseudobulks, unit, settings)
+        stimulated = [m.stimulated for m in (*of_wholes, *of_halves)]
+        noise = Noise.of(pseudobulks, stimulated, unit, settings)
         pseudobulks += [halves.pseudobulk(halves.rows(c)) for c in half_codes]
         mean = np.array([p.mean for p in pseudobulks])
         populations = Populations(

@@ -86,10 +86,15 @@ class Noise(NamedTuple):
 
     @classmethod
     def of(
-        cls, pseudobulks: list[Pseudobulk], unit: float = 1.0, settings: Settings = DEFAULT
+        cls,
+        pseudobulks: list[Pseudobulk],
+        stimulated: list[Pseudobulk],
+        unit: float = 1.0,
+        settings: Settings = DEFAULT,
     ) -> Noise:
         """Pool the control cells of all contexts; ``unit`` as in :class:`Evidence`."""
-        has_mean = all((p.mean >= 0).all() for p in pseudobulks)
+        # The control cells' means may all be positive where expression is not.
+        has_mean = all((p.mean >= 0).all() for p in [*pseudobulks, *stimulated])
         squares = np.sum([p.n * p.variance for p in pseudobulks], axis=0)
         degrees = np.array([max(p.n - 1, 0) for p in pseudobulks])
         levels = [p.mean if has_mean else np.ones_like(p.mean) for p in pseudobulks]
@@ -118,7 +123,8 @@ class Noise(NamedTuple):
         """Sampling variance of the mean of cells in batches, whose cells vary alike, ``(G,)``."""
         n, more = np.array([p.n for p in batches]), self.prior_cells
         mean = (n @ np.array([p.mean for p in batches]) + more * expected) / (n.sum() + more)
-        prior = self.ratio * (mean if self.has_mean else 1.0)
+        # Cells that were never measured may have negative means all the same.
+        prior = self.ratio * (np.maximum(mean, 0) if self.has_mean else 1.0)
         squares = n @ np.array([p.variance for p in batches])
         variance = (squares + more * prior) / (max((n - 1).sum(), 0) + more)
         return (shares**2 / n).sum() * variance
