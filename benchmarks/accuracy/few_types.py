@@ -43,7 +43,7 @@ def kept(cells: ad.AnnData, hidden: str, place: int, n: int, draw: int) -> np.nd
 
 def main() -> None:
     """Run all draws."""
-    args = make_parser(__doc__, "file", "--folds", "--n-jobs").parse_args()
+    args = make_parser(__doc__, "file", "--seeds", "--folds", "--n-jobs").parse_args()
     cells = log_normalised(args.file)
     methods = {
         "spaperb_in_context": SpaPerb(pretrained=without(KANG)),
@@ -59,6 +59,7 @@ def main() -> None:
                     methods,
                     contexts=[hidden],
                     n_top_genes=N_TOP_GENES,
+                    seeds=args.seeds,
                     n_jobs=args.n_jobs,
                     folder=args.folds,
                 )
