@@ -52,7 +52,7 @@ def main() -> None:
         scores = rows.groupby(["context", "method"])["value"].median().unstack()
         ours = scores.pop("spaperb_in_context")
         table[f"{metric}_in_context"] = ours[table["donor"]].to_numpy()
-        baselines = scores.drop(columns="spaperb_published")
+        baselines = scores.drop(columns="spaperb_published", errors="ignore")
         table[f"{metric}_best_baseline"] = baselines.agg(best, axis=1)[table["donor"]].to_numpy()
     table.to_csv(HERE / "kang_donor_oracle.csv", index=False, float_format="%.4g")
     print(table.round(4).to_string(index=False))

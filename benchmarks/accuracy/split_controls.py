@@ -81,7 +81,8 @@ def main() -> None:
     rows = [row for name in paired_types(cells) for row in noise_of_controls(cells, name, methods)]
     table = pd.DataFrame(rows)
     table.to_csv(HERE / "split_controls_noise.csv", index=False, float_format="%.4g")
-    print(table.drop(columns="context").groupby("method").agg(["mean", "min", "max"]).round(3))
+    of_methods = table.drop(columns="context").groupby("method")
+    print(of_methods.agg(["mean", "min", "max"]).round(3).to_string())
     results = []
     for is_split in (False, True):
         how = {"seeds": [0], "n_jobs": args.n_jobs, "folder": args.folds}
