@@ -37,6 +37,8 @@ PYTHON = {
 """Version of Python of the other peers' environments."""
 SLOW = {"biolord", "scpram"}
 """Peers that take more than five minutes a fold: one seed."""
+METRICS = ["pearson_delta", "pearson_delta_degs", "weighted_r2_delta", "r2_mean", "mse_mean"]
+METRICS += ["energy_distance", "variance_ratio", "zero_fraction_error", "sign_accuracy"]
 ENVIRONMENTS = Path(".venv-peers")
 
 
@@ -76,7 +78,9 @@ def main() -> None:
         )
         if names
     ]
-    write(pd.concat(results), "kang_peers", stay=set(known) - set(methods))
+    whole = pd.concat(results)
+    whole = whole[whole["metric"].isin(METRICS)]
+    write(whole, "kang_peers", stay=set(known) - set(methods))
 
 
 if __name__ == "__main__":
