@@ -59,7 +59,7 @@ nitpick_ignore_regex = [
     ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
     (
         "py:class",
-        "AnnOrMuData|FloatArray|How|IntArray|Part|Predicted|Ranks|Tensors|pd.Series",
+        "AnnOrMuData|FloatArray|How|IntArray|Part|Predicted|Ranks|Tensors|pd.DataFrame|pd.Series",
     ),  # fields of named tuples, whose types autodoc leaves unread, and a type of scvi-tools
 ]
 
