@@ -18,7 +18,7 @@ from spaperb.module import HeldOut, InContextModule
 from spaperb.module._in_context import Predicted
 from spaperb.populations import Pseudobulk, mean_expression
 
-TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
+TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0, split_controls=False)
 COLUMNS = [
     "group",
     "gene",

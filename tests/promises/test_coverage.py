@@ -9,7 +9,7 @@ from spaperb import SpaPerbModel, datasets
 from spaperb.evaluation.benchmark import Task, make_fold
 from spaperb.populations import mean_expression
 
-TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0)
+TASK = Task("cell_type", "condition", "control", None, "cell_type", None, 0, split_controls=False)
 pytestmark = pytest.mark.slow
 
 
