@@ -2,11 +2,11 @@
 
     python benchmarks/accuracy/ranks.py
 
-Reads the results of `data_sets.py` and `crispr.py` beside this file, and prints three tables for
-each of two metrics: means over the folds of each data set, the worst fold, and over all folds the
-mean rank, the share of folds won, and in how many the default model is ahead of each method, with
-the P value of a sign test. Folds of one data set have training cells in common, so the test over
-folds claims too much; that over data sets, of their means, does not.
+Reads the results of `data_sets.py` beside this file, and prints three tables for each of two
+metrics: means over the folds of each data set, the worst fold, and over all folds the mean rank,
+the share of folds won, and in how many the default model is ahead of each method, with the P value
+of a sign test. Folds of one data set have training cells in common, so the test over folds claims
+too much; that over data sets, of their means, does not.
 """
 
 import pandas as pd
@@ -14,16 +14,13 @@ from common import HERE, read_folds
 from scipy.stats import binomtest
 
 OURS = "spaperb_in_context"
-FILES = {"crispr, pairs": "crispr_pairs.csv", "crispr, targets": "crispr_targets.csv"}
 METRICS = {"pearson_delta": ("max", 1.0, 3), "mse_mean": ("min", 1e3, 2)}
 """What is best, factor and digits."""
 
 
 def scores(metric: str) -> pd.DataFrame:
     """Median over seeds of each method in each fold, and the ceiling."""
-    results = [read_folds(HERE / "data_sets.csv")]
-    results += [read_folds(HERE / file).assign(data_set=name) for name, file in FILES.items()]
-    rows = pd.concat(results)
+    rows = read_folds(HERE / "data_sets.csv")
     rows = rows[rows["metric"] == metric]
     of_fold = ["data_set", "context"]
     wide = rows.groupby([*of_fold, "method"], sort=False)["value"].median().unstack()

@@ -41,11 +41,12 @@ def main() -> None:
     spread = results.groupby([*keys, "seed"])[values].mean().groupby(keys).std()
     methods = mean.xs("pearson_delta", level="metric")["value"].sort_values(ascending=False).index
 
-    print("| | " + " | ".join(heading for *_, heading in COLUMNS) + " |")
-    print("|---|" + "---|" * len(COLUMNS))
+    columns = [column for column in COLUMNS if column[0] in set(results["metric"])]
+    print("| | " + " | ".join(heading for *_, heading in columns) + " |")
+    print("|---|" + "---|" * len(columns))
     for method in methods:
         cells = []
-        for metric, column, factor, digits, _ in COLUMNS:
+        for metric, column, factor, digits, _ in columns:
             cell = f"{factor * mean.loc[(method, metric), column]:.{digits}f}"
             deviation = factor * spread.loc[(method, metric), column]
             cells.append(cell + (f" ± {deviation:.{digits}f}" if deviation > 1e-9 else ""))
