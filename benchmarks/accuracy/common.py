@@ -11,8 +11,8 @@ import pandas as pd
 import scvi
 
 from spaperb import SpaPerbModel, pl
-from spaperb.evaluation.benchmark import CEILING, FLOOR, Fold, Task, make_fold, summary
-from spaperb.evaluation.metrics import HIGHER_IS_BETTER, scaled
+from spaperb.evaluation.benchmark import CEILING, FLOOR, Fold, Task, make_fold, summary, tidy
+from spaperb.evaluation.metrics import HIGHER_IS_BETTER
 from spaperb.module import InContextModule
 from spaperb.nn import data_sets_of, read_weights
 
@@ -46,6 +46,7 @@ __all__ = [
     "simulated_evidence",
     "split",
     "summaries",
+    "task_of",
     "trained",
     "without",
     "write",
@@ -88,6 +89,13 @@ def paired_types(cells: ad.AnnData) -> list[str]:
     return list(sizes.index[sizes.min(axis=1) >= MIN_CELLS])
 
 
+def task_of(held_out: str = "cell_type", split_controls: bool = True) -> Task:
+    """Name the columns of Kang et al. and of the simulated data sets."""
+    return Task(
+        held_out, "condition", "control", None, "cell_type", N_TOP_GENES, 0, split_controls
+    )
+
+
 def split(
     cells: ad.AnnData,
     hidden: str,
@@ -96,10 +104,7 @@ def split(
     split_controls: bool = True,
 ) -> Fold:
     """Hide the stimulated cells of a context, and half of its control cells."""
-    task = Task(
-        held_out, "condition", "control", None, "cell_type", N_TOP_GENES, 0, split_controls
-    )
-    return make_fold(cells, hidden, task, seed)
+    return make_fold(cells, hidden, task_of(held_out, split_controls), seed)
 
 
 def without(data_set: str) -> Path:
@@ -138,7 +143,7 @@ def read_folds(path: Path) -> pd.DataFrame:
     """Read the results that :func:`write` wrote."""
     text = {"context": str, "method": str, "error": str}
     folds = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=NUMBERS)
-    return of_metrics(folds.assign(error=folds["error"].replace("", None)))
+    return tidy(folds.assign(error=folds["error"].replace("", None)))
 
 
 def summaries(results: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -159,18 +164,6 @@ def by_fold(results: pd.DataFrame) -> pd.DataFrame:
     rows = rows.fillna({"error": ""})
     wide = rows.set_index([*fold, "metric"])["value"].unstack()
     return wide[list(dict.fromkeys(results["metric"]))].reset_index()
-
-
-def of_metrics(folds: pd.DataFrame) -> pd.DataFrame:
-    """Turn a table of folds into the rows of :func:`spaperb.evaluation.benchmark.benchmark`."""
-    names = [name for name in HIGHER_IS_BETTER if name in folds]
-    fold = [name for name in folds.columns if name not in names]
-    tidy = folds.melt(id_vars=fold, var_name="metric", value_vars=names)
-    keys = [name for name in fold if name in KEYS_OF_FOLD and name != "method"] + ["metric"]
-    is_limit = tidy["method"].isin([FLOOR, CEILING])
-    limits = tidy[is_limit].pivot(index=keys, columns="method", values="value")
-    tidy = tidy[~is_limit].merge(limits.reset_index(), on=keys, how="left", validate="m:1")
-    return tidy.assign(scaled=scaled(tidy))
 
 
 def write(

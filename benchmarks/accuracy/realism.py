@@ -13,7 +13,17 @@ the change that the hidden cells have. Writes `realism.csv` beside this file.
 import anndata as ad
 import numpy as np
 import pandas as pd
-from common import HERE, KANG, log_normalised, make_parser, paired_types, split, trained, without
+from common import (
+    HERE,
+    KANG,
+    log_normalised,
+    make_parser,
+    paired_types,
+    split,
+    task_of,
+    trained,
+    without,
+)
 
 from spaperb import baselines, metrics
 from spaperb.cells import CountChange, Sample, order_of
@@ -43,7 +53,7 @@ def main() -> None:
     args = parser.parse_args()
     cells = log_normalised(args.file)
     cells.layers["counts"] = ad.read_h5ad(args.file).X
-    setup = {"condition_key": "condition", "control": "control", "held_out": "cell_type"}
+    setup = task_of().setup(seed=0)
     rows = []
     for name in paired_types(cells):
         fold = split(cells, name)

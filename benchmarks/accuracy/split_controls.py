@@ -33,6 +33,7 @@ from common import (
     paired_types,
     read_folds,
     split,
+    task_of,
     without,
 )
 from crispr import METHODS, SETUP, run_targets
@@ -50,14 +51,12 @@ def noise_of_controls(
 ) -> list[dict[str, Any]]:
     """Score predictions against either half of the control cells, and find their noise in them."""
     fold = split(cells, name)
-    setup = {"held_out": "cell_type", "condition_key": "condition", "control": "control"}
-    setup |= {"stimulated": None, "labels_key": "cell_type", "seed": 0}
     before, other = (mean_expression(x) for x in (fold.control.X, fold.control_real))
     noise = before - other
     means, rows = {}, []
     for method, of_method in methods.items():
         fitted = copy.deepcopy(of_method)
-        fitted.fit(fold.train.copy(), **setup)
+        fitted.fit(fold.train.copy(), **task_of().setup(seed=0))
         predicted = fitted.predict(fold.control.copy())
         means[method] = mean_expression(predicted)
         scores = {

@@ -14,6 +14,7 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 from helpers import PUBLISHED, small_cells
 
 from spaperb import metrics, populations
@@ -245,6 +246,7 @@ def test_cells_of_finished_folds_are_let_go():
         (lambda x: x[:-1], "shape (9, 30)"),
         (lambda x: pd.DataFrame(x), "TypeError: predicted DataFrame, and an array"),
         (lambda x: np.ma.masked_array(x), "predicted MaskedArray"),
+        (lambda x: AnnData(x), "predicted AnnData"),
         (lambda x: x * np.nan, "300 NaN or infinite values"),
         (lambda x: x - 100, "300 negative values, down to -100"),
     ],

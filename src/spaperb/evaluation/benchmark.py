@@ -56,6 +56,7 @@ from spaperb.data import (
     is_log_normalised,
 )
 from spaperb.evaluation import metrics
+from spaperb.evaluation.metrics import HIGHER_IS_BETTER
 from spaperb.model import SpaPerbModel
 from spaperb.populations import mean_expression
 
@@ -67,6 +68,8 @@ MIN_OTHERS = 3
 N_SPLITS = 10
 
 FLOOR, CEILING = "floor", "ceiling"
+OF_RUN = ["n_control", "n_stimulated", "seconds", "error"]
+"""Columns that tell how a fold went."""
 
 
 class Method(Protocol):
@@ -297,8 +300,6 @@ def benchmark(
             f"These names of methods are taken by the benchmark: {format_list(taken)}."
         )
     cells = _plain(adata, np.ones(adata.n_obs, dtype=bool))
-    layers = dict(cells.layers)
-    data = joblib.hash([task, cells.X, layers, cells.obs, cells.var_names.to_numpy()])
     named: dict[str, Method | None] = {FLOOR: None, CEILING: None, **methods}
     runs = [
         (context, name, method, seed)
@@ -306,8 +307,12 @@ def benchmark(
         for name, method in named.items()
         for seed in seeds
     ]
-    keys = {name: _key(name, method, data, folder) for name, method in named.items()}
-    files = [_file(folder, keys[name], context, seed) for context, name, _, seed in runs]
+    files: list[Path | None] = [None] * len(runs)
+    if folder is not None:
+        everything = [cells.X, dict(cells.layers), cells.obs, cells.var_names.to_numpy()]
+        data = joblib.hash([task, *everything])
+        keys = {name: _key(name, method, data) for name, method in named.items()}
+        files = [_file(folder, keys[name], context, seed) for context, name, _, seed in runs]
     done = [_read(file, *run) for file, run in zip(files, runs, strict=True)]
     todo = [i for i, row in enumerate(done) if row is None]
     rows = joblib.Parallel(n_jobs=n_jobs, return_as="generator_unordered")(
@@ -316,7 +321,33 @@ def benchmark(
     for i, row in track(rows, description="Folds", total=len(todo), disable=not todo):
         done[i] = row
         _write(row, files[i])
-    return _tidy([row for row in done if row is not None])
+    wide = pd.DataFrame([row for row in done if row is not None])
+    return tidy(wide.reindex(columns=["context", "method", "seed", *OF_RUN, *HIGHER_IS_BETTER]))
+
+
+def tidy(folds: pd.DataFrame) -> pd.DataFrame:
+    """Give each metric a row, between floor and ceiling.
+
+    Parameters
+    ----------
+    folds
+        A row a fold and a column a metric, with floors and ceilings as methods of their own. Their
+        folds are told apart by all columns but metrics, the method, and how the run went.
+
+    Returns
+    -------
+    pandas.DataFrame
+        As :func:`benchmark` returns it.
+    """
+    names = [name for name in HIGHER_IS_BETTER if name in folds]
+    long = folds.melt(id_vars=folds.columns.drop(names), var_name="metric", value_vars=names)
+    is_limit = long["method"].isin([FLOOR, CEILING])
+    keys = [*folds.columns.drop([*names, "method", *OF_RUN]), "metric"]
+    limits = long[is_limit].pivot(index=keys, columns="method", values="value")
+    table = long[~is_limit].merge(limits.reset_index(), on=keys, how="left", validate="m:1")
+    table["scaled"] = metrics.scaled(table)
+    order = ["context", "method", "seed", "metric", "value", "floor", "ceiling", "scaled"]
+    return table[[*order, *table.columns.drop(order)]]
 
 
 def summary(results: pd.DataFrame, value: str = "value") -> pd.DataFrame:
@@ -527,37 +558,13 @@ def _predict(method: Method, fold: Fold, task: Task, seed: int) -> np.ndarray:
     return predicted
 
 
-def _tidy(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a metric, between floor and ceiling."""
-    wide = pd.DataFrame(rows).reindex(
-        columns=[
-            *("context", "method", "seed", "n_control", "n_stimulated", "seconds", "error"),
-            *metrics.HIGHER_IS_BETTER,
-        ]
-    )
-    tidy = wide.melt(
-        id_vars=[c for c in wide.columns if c not in metrics.HIGHER_IS_BETTER], var_name="metric"
-    )
-    limits = tidy[tidy["method"].isin([FLOOR, CEILING])].pivot(
-        index=["context", "seed", "metric"], columns="method", values="value"
-    )
-    tidy = tidy[~tidy["method"].isin([FLOOR, CEILING])]
-    of_fold = ["context", "seed", "metric"]
-    tidy = tidy.merge(limits.reset_index(), on=of_fold, how="left", validate="m:1")
-    tidy["scaled"] = metrics.scaled(tidy)
-    order = ["context", "method", "seed", "metric", "value", "floor", "ceiling", "scaled"]
-    return tidy[[*order, *(c for c in tidy.columns if c not in order)]]
-
-
-def _key(name: str, method: Method | None, data: str, folder: str | Path | None) -> str:
+def _key(name: str, method: Method | None, data: str) -> str:
     """Digest of all that a method's folds depend on, but for the context and the seed.
 
     The data and the task, the method with its arguments, this package with its weights, the code
     that defines the method, and files that it names: other weights. What that code imports from
     elsewhere is not looked at.
     """
-    if folder is None:
-        return ""
     try:
         # Of a copy: what the method did before may have left traces in it.
         parts = [name, copy.deepcopy(method), *_code_of(method, set())]
@@ -619,10 +626,8 @@ def _code_of_package() -> str:
     return joblib.hash([path.read_bytes() for path in files if path.suffix != ".pyc"])
 
 
-def _file(folder: str | Path | None, key: str, context: Any, seed: int) -> Path | None:
+def _file(folder: str | Path, key: str, context: Any, seed: int) -> Path:
     """File of a finished fold, named after all that its result depends on."""
-    if folder is None:
-        return None
     return Path(folder) / f"{joblib.hash([key, str(context), seed])}.json"
 
 

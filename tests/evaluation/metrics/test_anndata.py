@@ -66,6 +66,16 @@ def test_other_names_and_orders_are_the_same_cells():
     np.testing.assert_array_equal(predicted.X, before.X)
 
 
+def test_numbers_for_names_are_the_same_as_text():
+    predicted, real = both()
+    expected = metrics.evaluate_anndata(predicted, real, n_splits=2)
+    numbers = {name: i for i, name in enumerate(["non-targeting", *"abcdef"])}
+    predicted.obs["target"] = predicted.obs["target"].astype(str).map(numbers)
+    real.obs["target"] = real.obs["target"].astype(str).map(numbers).astype(str)
+    result = metrics.evaluate_anndata(predicted, real, control=0, n_splits=2)
+    np.testing.assert_array_equal(result["value"], expected["value"])
+
+
 def test_written_and_read_again(tmp_path):
     sides = []
     for name, side in zip(("predicted", "real"), both(), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -94,7 +95,7 @@ def evaluate_anndata(
     real: AnnData,
     *,
     perturbation_key: str = PERTURBATION_KEY,
-    control: str = CONTROL,
+    control: Any = CONTROL,
     projection: Projection | None = None,
     n_splits: int = N_SPLITS,
     seed: int = 0,

@@ -91,10 +91,12 @@ class _Judge(NamedTuple):
     def of(
         cls,
         real: Expression,
-        control_real: Expression,
+        control: Expression,
+        control_real: Expression | None,
         projection: Projection,
         others: FloatArray | None,
     ) -> Self:
+        control_real = control if control_real is None else control_real
         scores = wilcoxon_scores(real, control_real)
         return cls(real, control_real, scores, top_genes(scores), projection, others)
 
@@ -154,8 +156,8 @@ def score(
     predicted, real, control, projection, control_real, others
         As for :func:`evaluate`.
     """
-    control_real = control if control_real is None else control_real
-    return _Judge.of(real, control_real, projection, others).scores(predicted, control)
+    judge = _Judge.of(real, control, control_real, projection, others)
+    return judge.scores(predicted, control)
 
 
 def ceiling(
@@ -246,8 +248,7 @@ def evaluate(
     check_populations(populations)
     if others is not None:
         others = _checked_others(others, real.shape[1])
-    control_real = control if control_real is None else control_real
-    judge = _Judge.of(real, control_real, projection, others)
+    judge = _Judge.of(real, control, control_real, projection, others)
     replicate = ceiling(
         real, control, projection, n_splits, seed, control_real=control_real, others=others
     )
