@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spaperb._types import FloatArray, IntArray
-from spaperb.evidence._measured import WHOLE, Evidence
+from spaperb.evidence._measured import N_THIRDS, Evidence
 from spaperb.evidence._relations import (
     ContextQuery,
     Description,
@@ -18,16 +18,32 @@ from spaperb.evidence._relations import (
 
 MIN_UNITS = 3
 """Fewer contexts (or changes) are all learned from, and none is held out."""
+MIN_THIRDS = 2
+"""Thirds of a context that tell the query's cells from those that its change is measured in."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
 
 class Plan(NamedTuple):
-    """An episode before it is described: its query, and numbers of changes kept and to predict."""
+    """An episode before it is described.
+
+    Attributes
+    ----------
+    query
+        What is asked for.
+    kept
+        Numbers of the changes that it may be predicted from.
+    change
+        Number of the change that is left out, of a whole context.
+    target
+        Numbers of the changes that it is measured by: in thirds of the context that have no cell
+        in the query, and none in what is kept.
+    """
 
     query: ContextQuery
     kept: IntArray
-    target: int
+    change: int
+    target: IntArray
 
 
 class Episode(NamedTuple):
@@ -40,7 +56,7 @@ class Episode(NamedTuple):
     after
         State once it is stimulated, ``(G, n_state)``.
     target, error
-        The left-out shift and its standard error, ``(G,)``.
+        The left-out shift and its standard error, ``(G,)``, measured in other cells.
     weight
         Weight of the target, n / (n + 30) of its n cells.
     is_expressed
@@ -83,36 +99,63 @@ def draw_genes(
 
 def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice(None)) -> Episode:
     """Describe what was planned."""
-    query, kept, target = plan
-    description = describe(evidence, query, kept, genes)
-    changes = evidence.changes
-    mean, detection, error = (
-        moments[target][genes] for moments in (changes.mean, changes.detection, changes.mean_error)
-    )
+    description = describe(evidence, plan.query, plan.kept, genes)
+    changes, of = evidence.changes, plan.target
+
+    def mean(moments: FloatArray) -> FloatArray:
+        return moments[of][:, genes].mean(axis=0)
+
+    def error_of_mean(errors: FloatArray) -> FloatArray:
+        return np.sqrt((errors[of][:, genes] ** 2).sum(axis=0)) / len(of)
+
+    detection, n = mean(changes.detection), changes.n[of].sum()
     return Episode(
         description,
-        state_after(description, mean, detection, error, evidence.unit),
-        changes.shift[target][genes],
-        changes.error[target][genes],
-        float(changes.n[target] / (changes.n[target] + evidence.settings.half_weight)),
-        (query.detection[genes] > 0) | (detection > 0),
+        state_after(
+            description,
+            mean(changes.mean),
+            detection,
+            error_of_mean(changes.mean_error),
+            evidence.unit,
+        ),
+        mean(changes.shift),
+        error_of_mean(changes.error),
+        float(n / (n + evidence.settings.half_weight)),
+        (plan.query.detection[genes] > 0) | (detection > 0),
     )
 
 
-def leave_out(evidence: Evidence, target: int, with_context: bool) -> Plan | None:
+def leave_out(evidence: Evidence, change: int, with_context: bool) -> Plan | None:
     """Leave out what was measured in a change's context, or its perturbation there.
 
     ``None`` if nothing of its perturbation, or of its parts, is left.
     """
     changes, whole = evidence.changes, evidence.whole
-    is_gone = changes.population[whole] == changes.population[target]
+    is_gone = changes.population[whole] == changes.population[change]
     if not with_context:
-        is_gone &= changes.perturbation[whole] == changes.perturbation[target]
+        is_gone &= changes.perturbation[whole] == changes.perturbation[change]
     kept = whole[~is_gone]
-    asked = int(changes.perturbation[target])
+    asked = int(changes.perturbation[change])
     if not np.isin(changes.perturbation[kept], [asked, *evidence.parts[asked]]).any():
         return None
-    return Plan(ContextQuery.of_change(evidence, target), kept, target)
+    return _ask_one_third(evidence, change, kept, evidence.thirds_of(change))
+
+
+def _ask_one_third(evidence: Evidence, change: int, kept: IntArray, thirds: IntArray) -> Plan:
+    """Ask the first third of a change's context, and measure the change in the others.
+
+    Control cells of the query tell of its change by their noise alone if the change is measured
+    with them too. So whatever else was measured in the context is that of the first third.
+    """
+    if len(thirds) < MIN_THIRDS:
+        return Plan(ContextQuery.of_change(evidence, change), kept, change, np.array([change]))
+    population = int(evidence.changes.population[thirds[0]])
+    is_here = evidence.context[kept] == evidence.context[change]
+    here = [evidence.thirds_of(s, population) for s in kept[is_here].tolist()]
+    kept = np.concatenate([kept[~is_here], *here]).astype(np.int64)
+    return Plan(
+        ContextQuery.of_change(evidence, change, population), kept, change, np.sort(thirds[1:])
+    )
 
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
@@ -133,10 +176,10 @@ def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
 def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     """Leave a change of a whole context out."""
     changes, whole = evidence.changes, evidence.whole
-    target = int(rng.choice(whole))
-    others = whole[whole != target]
-    is_here = changes.population[others] == changes.population[target]
-    is_same = changes.perturbation[others] == changes.perturbation[target]
+    change = int(rng.choice(whole))
+    others = whole[whole != change]
+    is_here = changes.population[others] == changes.population[change]
+    is_same = changes.perturbation[others] == changes.perturbation[change]
     ways = [others[~is_here], others[~is_same], others]
     # Left out with everything measured in its context, the usual question; with every measurement
     # of its perturbation; or alone. The last two need other measurements in that context.
@@ -144,29 +187,27 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     chances *= [len(kept) > 0 for kept in ways]
     if not chances.any():
         return None
-    kept = ways[rng.choice(3, p=chances / chances.sum())]
-    return Plan(ContextQuery.of_change(evidence, target), _some(evidence, kept, rng), target)
+    kept = _some(evidence, ways[rng.choice(3, p=chances / chances.sum())], rng)
+    thirds = rng.permutation(evidence.thirds_of(change))
+    plan = _ask_one_third(evidence, change, kept, thirds)
+    return plan if len(plan.kept) else None
 
 
 def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
-    """Ask for one half of a context where the other half was measured."""
-    changes, populations = evidence.changes, evidence.populations
-    half, context = populations.half[changes.population], populations.context[changes.population]
-
-    def twins_of(s: int) -> IntArray:
-        return np.flatnonzero((context == context[s]) & (half == 3 - half[s]))
-
-    candidates = [s for s in np.flatnonzero(half != WHOLE).tolist() if len(twins_of(s))]
-    if not candidates:
+    """Ask for one third of a context where another third was measured."""
+    whole, context = evidence.whole, evidence.context
+    change = int(rng.choice(whole))
+    thirds = rng.permutation(evidence.thirds_of(change))
+    if len(thirds) < N_THIRDS:
         return None
-    target = int(rng.choice(candidates))
-    twins = twins_of(target)
-    others = evidence.whole[context[evidence.whole] != context[target]]
-    is_measured = rng.random() < evidence.settings.measured
-    asked = int(changes.population[twins[0] if is_measured else target])
-    query = ContextQuery.of_change(evidence, target, asked, is_known=is_measured)
+    of_measured, of_query = evidence.changes.population[thirds[:2]].tolist()
+    twins = np.flatnonzero(evidence.changes.population == of_measured)
+    is_told = rng.random() < evidence.settings.measured
+    asked = of_measured if is_told else of_query
+    query = ContextQuery.of_change(evidence, change, asked, is_known=is_told)
+    others = whole[context[whole] != context[change]]
     kept = np.concatenate([_some(evidence, others, rng), twins])
-    return Plan(query, kept, target)
+    return Plan(query, kept, change, thirds[2:])
 
 
 def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntArray:

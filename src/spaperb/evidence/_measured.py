@@ -1,4 +1,4 @@
-"""Evidence: control populations of contexts and of their random halves, and measured changes."""
+"""Evidence: control populations of contexts and of random thirds of them, and measured changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from spaperb.evidence._settings import DEFAULT, Settings
 from spaperb.populations import Pseudobulk, dense, mean_expression, neighbour_shares, variance
 
 WHOLE = 0
-"""Value of `half` for a whole context."""
+"""Value of `third` for a whole context."""
+N_THIRDS = 3
 MAX_CELLS = 1000
 """Control cells of a context that nearness is judged by: more change nothing and cost time."""
 MAX_REFERENCE, MIN_CELLS = 20_000, 50
@@ -39,14 +40,14 @@ TINY = 1e-9
 
 
 class Populations(NamedTuple):
-    """Control cells of contexts, P populations: whole contexts first, then random halves.
+    """Control cells of contexts, P populations: whole contexts first, then random thirds.
 
     Attributes
     ----------
     context
         Number of each one's context, ``(P,)``.
-    half
-        0 for a whole context, 1 or 2 for a half of it, ``(P,)``.
+    third
+        0 for a whole context, 1, 2 or 3 for a third of its cells, ``(P,)``.
     n
         Number of cells, ``(P,)``.
     mean, variance, detection, error
@@ -58,7 +59,7 @@ class Populations(NamedTuple):
     """
 
     context: IntArray
-    half: IntArray
+    third: IntArray
     n: IntArray
     mean: FloatArray
     variance: FloatArray
@@ -73,7 +74,7 @@ class Populations(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """Measured changes, S of them: those of whole contexts first, those of halves after them.
+    """Measured changes, S of them: those of whole contexts first, those of thirds after them.
 
     Attributes
     ----------
@@ -170,7 +171,7 @@ class Evidence:
         unit: float = 1.0,
         settings: Settings = DEFAULT,
     ) -> Evidence:
-        """Measure the changes of training cells, in whole contexts and in random halves of them.
+        """Measure the changes of training cells, in whole contexts and in random thirds of them.
 
         Parameters
         ----------
@@ -193,22 +194,30 @@ class Evidence:
             For each perturbation the numbers of those that it combines; ``None`` if all are
             single.
         seed
-            Seed of the halves.
+            Seed of the thirds.
         unit
             Factor from natural logarithms to those of the expression.
         settings
             Constants.
         """
         wholes = Measuring(x, arms, labels, batches, doses, counts, settings)
-        half = _halves(arms, labels, batches, seed)
-        halves = Measuring(x, arms, 2 * labels + half, batches, doses, counts, settings)
-        of_wholes, of_halves = wholes.shifts(), halves.shifts()
+        of_wholes = wholes.shifts()
+        third = _thirds(arms, labels, batches, seed)
+        # Whatever was measured in a context is measured in its thirds, however few their cells.
+        some = replace(settings, min_cells=1)
+        thirds = Measuring(x, arms, N_THIRDS * labels + third, batches, doses, counts, some)
+        is_measured = {(m.code, m.perturbation, str(m.dose)) for m in of_wholes}
+        of_thirds = [
+            m
+            for m in thirds.shifts()
+            if (m.code // N_THIRDS, m.perturbation, str(m.dose)) in is_measured
+        ]
 
         with_control = np.unique(labels[arms == CONTROL])
         is_paired = np.isin(with_control, [m.code for m in of_wholes])
         codes = np.concatenate([with_control[is_paired], with_control[~is_paired]])
-        # Halves of contexts in which something was measured in a half.
-        half_codes = np.unique([m.code for m in of_halves]).astype(np.int64)
+        # Thirds of contexts in which something was measured in a third.
+        third_codes = np.unique([m.code for m in of_thirds]).astype(np.int64)
         number = {int(code): k for k, code in enumerate(codes)}
 
         n_cells = int(np.clip(MAX_REFERENCE // max(len(codes), 1), MIN_CELLS, MAX_CELLS))
@@ -216,15 +225,17 @@ class Evidence:
         rows = [np.sort(rng.permutation(wholes.rows(c))[:n_cells]) for c in codes]
         reference = sparse.csr_matrix(x[np.concatenate(rows)], dtype=np.float64)
         pca = _components(reference, settings.n_components)
-        rows += [np.sort(rng.permutation(halves.rows(c))[:n_cells]) for c in half_codes]
+        rows += [np.sort(rng.permutation(thirds.rows(c))[:n_cells]) for c in third_codes]
         pseudobulks = [wholes.pseudobulk(wholes.rows(c)) for c in codes]
-        stimulated = [m.stimulated for m in (*of_wholes, *of_halves)]
+        stimulated = [m.stimulated for m in (*of_wholes, *of_thirds)]
         noise = Noise.of(pseudobulks, stimulated, unit, settings)
-        pseudobulks += [halves.pseudobulk(halves.rows(c)) for c in half_codes]
+        pseudobulks += [thirds.pseudobulk(thirds.rows(c)) for c in third_codes]
         mean = np.array([p.mean for p in pseudobulks])
         populations = Populations(
-            context=np.array([*range(len(codes)), *(number[int(c) // 2] for c in half_codes)]),
-            half=np.concatenate([np.full(len(codes), WHOLE), 1 + half_codes % 2]),
+            context=np.array(
+                [*range(len(codes)), *(number[int(c) // N_THIRDS] for c in third_codes)]
+            ),
+            third=np.concatenate([np.full(len(codes), WHOLE), 1 + third_codes % N_THIRDS]),
             n=np.array([p.n for p in pseudobulks]),
             mean=mean,
             variance=np.array([p.variance for p in pseudobulks]),
@@ -233,9 +244,9 @@ class Evidence:
             cells=[(dense(x[r]).astype(np.float64) - pca.mean_) @ pca.components_.T for r in rows],
             correlation=correlations(mean, mean),
         )
-        of_half = {int(c): len(codes) + i for i, c in enumerate(half_codes)}
+        of_third = {int(c): len(codes) + i for i, c in enumerate(third_codes)}
         changes = [(number[m.code], m) for m in of_wholes] + [
-            (of_half[m.code], m) for m in of_halves
+            (of_third[m.code], m) for m in of_thirds
         ]
         if parts is None:
             parts = [(p,) for p in range(int(max(arms.max() - STIMULATED + 1, 0)))]
@@ -260,12 +271,24 @@ class Evidence:
     @property
     def whole(self) -> IntArray:
         """Numbers of the changes of whole contexts."""
-        return np.flatnonzero(self.populations.half[self.changes.population] == WHOLE)
+        return np.flatnonzero(self.populations.third[self.changes.population] == WHOLE)
 
     @property
     def context(self) -> IntArray:
         """Number of the context of each change, ``(S,)``."""
         return self.populations.context[self.changes.population]
+
+    def thirds_of(self, change: int, population: int | None = None) -> IntArray:
+        """Numbers of the changes that are this one in thirds of its context, or in one of them."""
+        changes, dose = self.changes, self.changes.dose[change]
+        is_third = (self.context == self.context[change]) & (
+            self.populations.third[changes.population] != WHOLE
+        )
+        is_third &= changes.perturbation == changes.perturbation[change]
+        is_third &= (changes.dose == dose) | (np.isnan(changes.dose) & np.isnan(dose))
+        if population is not None:
+            is_third &= changes.population == population
+        return np.flatnonzero(is_third)
 
     @property
     def mean_square(self) -> float:
@@ -278,9 +301,9 @@ class Evidence:
         changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
         return replace(self, changes=Changes(**changes))
 
-    def without_halves(self) -> Evidence:
-        """Keep whole contexts alone: halves are only learned from."""
-        n = int((self.populations.half == WHOLE).sum())
+    def without_thirds(self) -> Evidence:
+        """Keep whole contexts alone: thirds are only learned from."""
+        n = int((self.populations.third == WHOLE).sum())
         populations = {name: x[:n] for name, x in self.populations._asdict().items()}
         populations["correlation"] = populations["correlation"][:, :n]
         return replace(self.keep(self.whole), populations=Populations(**populations))
@@ -422,20 +445,22 @@ class Evidence:
         )
 
 
-def _halves(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:
-    """Half of each cell, 0 or 1, at random among the cells of its context, condition and batch."""
+def _thirds(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:
+    """Third of each cell, 0 to 2, at random among the cells of its context, condition and batch."""
     rng = np.random.default_rng(seed)
-    keys = [arms, labels] if batches is None else [arms, labels, batches]
-    # Cells that take no part change nothing of the others' halves.
+    batches = np.zeros_like(arms) if batches is None else batches
+    keys = [arms, labels, batches]
+    # Cells that take no part change nothing of the others' thirds.
     at_random = np.zeros(len(arms))
     at_random[arms != NEITHER] = rng.random((arms != NEITHER).sum())
     order = np.lexsort([at_random, *keys])
     groups = np.stack(keys)[:, order]
     is_first = np.r_[True, (groups[:, 1:] != groups[:, :-1]).any(axis=0)]
     start = np.maximum.accumulate(np.where(is_first, np.arange(len(arms)), 0))
-    half = np.empty(len(arms), dtype=np.int64)
-    half[order] = (np.arange(len(arms)) - start) % 2
-    return half
+    third = np.empty(len(arms), dtype=np.int64)
+    # The few cells of small batches are shared out, both conditions of a batch alike.
+    third[order] = (np.arange(len(arms)) - start + batches[order]) % N_THIRDS
+    return third
 
 
 def _components(cells: sparse.csr_matrix, n_components: int) -> PCA:

@@ -149,13 +149,13 @@ class Transfer:
             for plan in fold.held_out[:MAX_HELD_OUT]:
                 held_out.append(hold_out(f, plan))
                 # Other perturbations in the context help, and a query may have none.
-                without = leave_out(evidence, plan.target, with_context=True)
+                without = leave_out(evidence, plan.change, with_context=True)
                 if without is None or len(without.kept) == len(plan.kept):
                     unseen.append(held_out[-1])
                 else:
                     unseen.append(hold_out(f, without))
         module.choose_share(held_out, evidence.settings.pull)
-        evidence = evidence.without_halves()
+        evidence = evidence.without_thirds()
         of_all, of_unseen = (Intervals.of(some, module) for some in (held_out, unseen))
         return cls(evidence, module, of_all, of_unseen, evidence.largest_distance())
 
