@@ -446,7 +446,7 @@ class Evidence:
 
 
 def _thirds(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:
-    """Third of each cell, 0 to 2, at random among the cells of its context, condition and batch."""
+    """Third of each cell, 0 to 2, at random among those of its context, condition and batch."""
     rng = np.random.default_rng(seed)
     batches = np.zeros_like(arms) if batches is None else batches
     keys = [arms, labels, batches]
