@@ -117,12 +117,12 @@ class TestSampler:
 class TestFolds:
     @pytest.mark.parametrize("names", [None, ["A", "B"]])
     def test_nothing_held_out_is_learned_from(self, names):
-        """Neither the whole change, nor its halves."""
+        """Neither the whole change, nor its thirds."""
         evidence = evidence_of(names=names)
         changes, whole = evidence.changes, evidence.whole
         folds = make_folds(evidence, N_FOLDS)
         assert len(folds) == N_FOLDS
-        # Halves of the context are there, so they are what could leak.
+        # Thirds of the context are there, so they are what could leak.
         assert len(changes.n) > len(whole)
         held = []
         for fold in folds:
@@ -131,12 +131,12 @@ class TestFolds:
                 zip(fold.evidence.context.tolist(), learned.perturbation.tolist(), strict=True)
             )
             for plan in fold.held_out:
-                k, p = evidence.context[plan.target], changes.perturbation[plan.target]
+                k, p = evidence.context[plan.change], changes.perturbation[plan.change]
                 assert (k, p) not in of_learned
                 if names is None:
                     assert k not in fold.evidence.context
-                assert not (learned.shift == changes.shift[plan.target]).all(axis=1).any()
-                held.append(plan.target)
+                assert not (learned.shift == changes.shift[plan.change]).all(axis=1).any()
+                held.append(plan.change)
             # All else is learned from.
             gone = {(evidence.context[t], changes.perturbation[t]) for t in held_in(fold)}
             assert len(learned.n) == sum(
@@ -148,13 +148,13 @@ class TestFolds:
     def test_a_held_out_change_is_described_by_what_is_not_its_own(self, evidence):
         for fold in make_folds(evidence, N_FOLDS):
             for plan in fold.held_out:
-                assert plan.target not in plan.kept
+                assert plan.change not in plan.kept
                 assert set(plan.kept) < set(evidence.whole)
-                assert plan.query.context == evidence.context[plan.target]
+                assert plan.query.context == evidence.context[plan.change]
 
     def test_one_fold_learns_from_a_part_too(self, evidence):
         (fold,) = make_folds(evidence, 1)
-        held = {evidence.context[plan.target] for plan in fold.held_out}
+        held = {evidence.context[plan.change] for plan in fold.held_out}
         learned = set(fold.evidence.context)
         assert len(held) == 3
         assert len(learned) == 2
@@ -178,7 +178,7 @@ class TestFolds:
 
 
 def held_in(fold):
-    return [plan.target for plan in fold.held_out]
+    return [plan.change for plan in fold.held_out]
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +190,7 @@ class TestHeldOut:
     def test_weights_are_those_of_the_changes(self, evidence, plans):
         batch = HeldOutEpisodes(evidence, plans, 2, 20, 0).batches[0]
         assert batch["target"].shape == (N_FOLDS, 2, 20)
-        n = evidence.changes.n[[plan.target for plan in plans[0][:2]]]
+        n = np.array([evidence.changes.n[plan.target].sum() for plan in plans[0][:2]])
         np.testing.assert_allclose(batch["weight"][0], n / (n + 30), rtol=1e-6)
 
     def test_each_change_is_there(self, evidence, plans):
@@ -295,9 +295,10 @@ class TestSplitter:
         (batch,) = splitter.val_dataloader()
         # Two episodes of each network, both of the first change that it does not learn from.
         for f, fold in enumerate(splitter.folds):
-            shift = splitter.evidence.changes.shift[fold.held_out[0].target].astype(np.float32)
-            for episode in range(2):
-                assert set(batch["target"][f, episode].tolist()) <= set(shift.tolist())
+            episode = make_episode(splitter.evidence, fold.held_out[0])
+            shift = episode.target.astype(np.float32)
+            for i in range(2):
+                assert set(batch["target"][f, i].tolist()) <= set(shift.tolist())
 
     def test_all_follows_the_seed(self, manager):
         def first(seed):
@@ -346,7 +347,12 @@ def test_leaving_out_alone_keeps_the_other_perturbations():
     evidence = evidence_of(names=["A", "B"])
     target = int(evidence.whole[0])
     alone, with_context = (leave_out(evidence, target, with_it) for with_it in (False, True))
-    assert set(alone.kept) == set(evidence.whole) - {target}
+    # What is measured there is measured in the cells of the query: those of one third.
+    is_here = evidence.context[alone.kept] == evidence.context[target]
+    assert set(alone.kept[~is_here]) == set(with_context.kept)
+    changes = evidence.changes
+    assert changes.perturbation[alone.kept[is_here]].tolist() == [1]
+    assert set(evidence.populations.third[changes.population[alone.kept[is_here]]]) == {1}
     assert evidence.context[target] not in evidence.context[with_context.kept]
 
 
@@ -368,8 +374,8 @@ def test_leaving_a_perturbation_out_takes_all_of_its_doses():
     for fold in make_folds(evidence, N_FOLDS):
         assert fold.held_out
         for plan in fold.held_out:
-            s, kept = plan.target, plan.kept
-            is_here = changes.population[kept] == changes.population[s]
+            s, kept = plan.change, plan.kept
+            is_here = evidence.context[kept] == evidence.context[s]
             is_same = changes.perturbation[kept] == changes.perturbation[s]
             assert is_here.any()
             assert is_same.any()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spaperb import datasets
-from spaperb.evidence import Evidence, draw
+from spaperb.evidence import Evidence, draw, leave_out
 from spaperb.evidence._episodes import draw_plan, make_episode
 
 
@@ -20,7 +20,7 @@ def spoiled(evidence, plan):
     """Put NaN in all that an episode may not see: other changes, cells of other contexts."""
     changes, populations = evidence.changes, evidence.populations
     hidden = np.setdiff1d(np.arange(len(changes.n)), plan.kept)
-    unseen = np.setdiff1d(np.arange(len(populations.half)), changes.population[plan.kept])
+    unseen = np.setdiff1d(np.arange(len(populations.third)), changes.population[plan.kept])
 
     def spoil(moments, rows):
         moments = moments.copy()
@@ -53,43 +53,103 @@ def test_an_episode_never_sees_what_it_left_out(n_perturbations):
                 np.nan,
             )
         )
-        assert plan.target not in plan.kept
+        assert not np.isin([plan.change, *plan.target], plan.kept).any()
         episode = make_episode(evidence, plan)
         blind = make_episode(spoiled(evidence, plan), plan._replace(query=query))
         for seen, unseen in zip(episode.description, blind.description, strict=True):
             np.testing.assert_array_equal(seen, unseen)
-        np.testing.assert_array_equal(episode.target, evidence.changes.shift[plan.target])
+        shifts = evidence.changes.shift[plan.target]
+        np.testing.assert_allclose(episode.target, shifts.mean(axis=0))
 
 
-def test_cells_of_the_target_are_in_no_piece_of_evidence():
-    """Left out with its context, or as one half whose only relative is the other half."""
+def thirds_in(evidence, plan):
+    """Thirds of the context that the query, the evidence and the target are made of."""
+    populations, changes = evidence.populations, evidence.changes
+    (of_query,) = (
+        p
+        for p in np.flatnonzero(populations.context == evidence.context[plan.change])
+        if (populations.mean[p] == plan.query.mean).all()
+    )
+    is_here = evidence.context[plan.kept] == evidence.context[plan.change]
+    parts = [of_query], changes.population[plan.kept[is_here]], changes.population[plan.target]
+    return [set(populations.third[np.asarray(p, dtype=int)].tolist()) for p in parts]
+
+
+def test_no_cell_that_a_change_is_measured_with_is_in_the_query_or_the_evidence():
     evidence = measured()
-    context = evidence.populations.context[evidence.changes.population]
-    half = evidence.populations.half[evidence.changes.population]
     rng = np.random.default_rng(0)
     plans = [draw_plan(evidence, rng) for _ in range(300)]
-    twins = [plan for plan in plans if half[plan.target]]
-    assert 0.2 < len(twins) / len(plans) < 0.4
+    twins = []
     for plan in plans:
-        of_context = plan.kept[context[plan.kept] == context[plan.target]]
-        assert (half[of_context] == 3 - half[plan.target]).all()
-        assert len(of_context) == (1 if half[plan.target] else 0)
+        of_query, of_evidence, of_target = thirds_in(evidence, plan)
+        assert not of_target & (of_query | of_evidence)
+        assert 0 not in of_target | of_query | of_evidence
+        if of_evidence:
+            twins.append(plan)
+            # What was measured is told to be so, and else it is a relative with cells of its own.
+            assert (plan.query.context is not None) == (of_query == of_evidence)
+        else:
+            assert len(of_target) == 2
+    assert 0.2 < len(twins) / len(plans) < 0.4
     told = [plan.query.context is not None for plan in twins]
     assert 0.1 < np.mean(told) < 0.45
-    sizes = {len(plan.kept) for plan in plans}
-    assert sizes == {1, 2, 3, 4}
+    assert {len(plan.kept) for plan in plans} == {1, 2, 3, 4}
+
+
+def test_what_else_was_measured_in_the_context_is_of_the_cells_of_the_query():
+    evidence = measured(n_perturbations=3, n_cells=72)
+    rng = np.random.default_rng(0)
+    n_here = 0
+    for _ in range(200):
+        plan = draw_plan(evidence, rng)
+        of_query, of_evidence, of_target = thirds_in(evidence, plan)
+        assert not of_target & (of_query | of_evidence)
+        if plan.query.context is not None:
+            assert of_evidence in (set(), of_query)
+            n_here += len(of_evidence)
+    assert n_here > 20
+
+
+def test_errors_of_a_target_are_those_of_a_mean():
+    evidence = measured()
+    plan = leave_out(evidence, 0, with_context=True)
+    assert len(plan.target) == 2
+    episode = make_episode(evidence, plan)
+    errors = evidence.changes.error[plan.target]
+    np.testing.assert_allclose(episode.error, np.hypot(*errors) / 2)
+    n = evidence.changes.n[plan.target].sum()
+    assert episode.weight == pytest.approx(n / (n + 30))
+
+
+def test_a_context_without_thirds_is_asked_for_as_a_whole():
+    """Each of its batches has one cell in each condition, and all are in the same third."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(1.0, (40, 12)).astype(float)
+    arms, labels = np.tile([0, 1], 20), np.repeat([0, 1], 20)
+    batches = np.r_[np.repeat(3 * np.arange(10), 2), np.zeros(20, dtype=int)]
+    evidence = Evidence.of(x, arms, labels, ["a", "b"], batches)
+    assert [len(evidence.thirds_of(s)) for s in evidence.whole] == [1, 3]
+    plan = leave_out(evidence, 0, with_context=True)
+    assert plan.target.tolist() == [0]
+    np.testing.assert_array_equal(plan.query.mean, evidence.populations.mean[0])
+    for seed in range(20):
+        draw(evidence, np.random.default_rng(seed))
 
 
 def test_with_two_perturbations_a_change_is_left_out_alone_too():
     evidence = measured(n_perturbations=2, n_cells=48)
-    changes, whole = evidence.changes, set(evidence.whole.tolist())
+    changes = evidence.changes
     rng = np.random.default_rng(0)
     here, elsewhere = set(), set()
     for _ in range(200):
-        _, kept, target = draw_plan(evidence, rng)
-        if target not in whole:
-            continue
-        is_here = changes.population[kept] == changes.population[target]
+        plan = draw_plan(evidence, rng)
+        kept, target = plan.kept, plan.change
+        is_here = evidence.context[kept] == evidence.context[target]
+        if (
+            plan.query.context is None
+            or (changes.perturbation[kept[is_here]] == changes.perturbation[target]).any()
+        ):
+            continue  # a twin
         here.add(bool(is_here.any()))
         elsewhere.add(bool((~is_here).any()))
         assert (changes.perturbation[kept[is_here]] != changes.perturbation[target]).all()
@@ -110,25 +170,24 @@ def test_state_after_is_that_of_the_stimulated_cells():
     evidence = measured()
     plan = draw_plan(evidence, np.random.default_rng(1))
     episode = make_episode(evidence, plan)
-    mean = evidence.changes.mean[plan.target]
+    mean = evidence.changes.mean[plan.target].mean(axis=0)
     np.testing.assert_allclose(episode.after[:, 0], np.log(mean + 0.05))
-    np.testing.assert_array_equal(episode.after[:, 1], evidence.changes.detection[plan.target])
+    detection = evidence.changes.detection[plan.target].mean(axis=0)
+    np.testing.assert_array_equal(episode.after[:, 1], detection)
     np.testing.assert_array_equal(episode.after[:, 3:], episode.description.state[:, 3:])
 
 
-def test_one_context_learns_from_its_halves_alone():
+def test_one_context_learns_from_its_thirds_alone():
     evidence = measured(n_types=1)
     for seed in range(5):
         plan = draw_plan(evidence, np.random.default_rng(seed))
-        assert evidence.populations.half[evidence.changes.population[plan.target]] in (1, 2)
+        assert (evidence.populations.third[evidence.changes.population[plan.kept]] > 0).all()
 
 
 def test_one_small_context_teaches_nothing():
     evidence = measured(n_types=1, n_cells=4)
-    halves = evidence.changes.population[evidence.changes.population > 0]
     evidence = replace(
         evidence, changes=type(evidence.changes)(*(m[:1] for m in evidence.changes))
     )
-    assert len(halves) in (0, 2)
     with pytest.raises(ValueError, match="nothing to learn from"):
         draw(evidence, np.random.default_rng(0))

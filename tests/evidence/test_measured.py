@@ -21,13 +21,13 @@ def test_shapes():
     populations, changes = evidence.populations, evidence.changes
     assert evidence.names == ["a", "b"]
     assert evidence.n_genes == N_GENES
-    assert populations.half.tolist() == [0, 0, 1, 2, 1, 2]
-    assert populations.context.tolist() == [0, 1, 0, 0, 1, 1]
-    assert populations.mean.shape == populations.error.shape == (6, N_GENES)
-    assert populations.correlation.shape == (6, 6)
-    assert changes.population.tolist() == [0, 1, 2, 3, 4, 5]
-    assert changes.n.tolist() == [12, 14, 6, 6, 7, 7]
-    assert all(len(moments) == 6 for moments in changes)
+    assert populations.third.tolist() == [0, 0, 1, 2, 3, 1, 2, 3]
+    assert populations.context.tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
+    assert populations.mean.shape == populations.error.shape == (8, N_GENES)
+    assert populations.correlation.shape == (8, 8)
+    assert changes.population.tolist() == list(range(8))
+    assert changes.n.tolist() == [12, 14, 4, 4, 4, 5, 5, 4]
+    assert all(len(moments) == 8 for moments in changes)
     assert evidence.whole.tolist() == [0, 1]
 
 
@@ -45,23 +45,60 @@ def test_changes_are_differences_of_means():
     assert evidence.mean_square == pytest.approx(expected)
 
 
-def test_halves_share_no_cell_and_make_up_the_whole():
-    x, arms, labels = cells(n=(12, 14, 16, 10))
+def test_thirds_share_no_cell_and_make_up_the_whole():
+    x, arms, labels = cells(n=(12, 15, 18, 9))
     evidence = Evidence.of(x, arms, labels, ["a", "b"])
     populations, changes = evidence.populations, evidence.changes
     for k in (0, 1):
-        halves = populations.context == k
-        halves[:2] = False
-        np.testing.assert_allclose(populations.mean[halves].mean(axis=0), populations.mean[k])
+        thirds = populations.context == k
+        thirds[:2] = False
+        np.testing.assert_allclose(populations.mean[thirds].mean(axis=0), populations.mean[k])
         assert len(populations.cells[k]) == sum(
-            len(populations.cells[i]) for i in np.flatnonzero(halves)
+            len(populations.cells[i]) for i in np.flatnonzero(thirds)
         )
-        of = np.flatnonzero(halves[changes.population])
+        of = np.flatnonzero(thirds[changes.population])
         np.testing.assert_allclose(changes.shift[of].mean(axis=0), changes.shift[k])
 
 
-def test_halves_are_of_each_batch():
-    """A batch that one half held alone would move its means."""
+def test_thirds_of_a_change_are_of_its_perturbation_and_dose():
+    rng = np.random.default_rng(0)
+    n = 240
+    arms = np.tile([0, 1, 1, 2], n // 4)
+    doses = np.where(arms == 0, np.nan, np.tile([0.0, 1.0, 2.0, 2.0], n // 4))
+    x = rng.poisson(1.0, (n, N_GENES)).astype(float)
+    evidence = Evidence.of(x, arms, np.repeat([0, 1], n // 2), ["a", "b"], doses=doses)
+    changes = evidence.changes
+    assert len(evidence.whole) == 6
+    for s in evidence.whole:
+        of = evidence.thirds_of(s)
+        assert len(of) == 3
+        assert (evidence.context[of] == evidence.context[s]).all()
+        assert (changes.perturbation[of] == changes.perturbation[s]).all()
+        assert (changes.dose[of] == changes.dose[s]).all()
+        assert set(evidence.populations.third[changes.population[of]]) == {1, 2, 3}
+        third = int(changes.population[of[1]])
+        assert evidence.thirds_of(s, third).tolist() == [of[1]]
+
+
+def test_a_context_of_five_cells_has_thirds_and_one_of_four_that_is_not_measured_has_none():
+    x, arms, labels = cells(n=(5, 5, 20, 20))
+    evidence = Evidence.of(x, arms, labels, ["a", "b"])
+    assert [len(evidence.thirds_of(s)) for s in evidence.whole] == [3, 3]
+    x, arms, labels = cells(n=(4, 4, 20, 20))
+    evidence = Evidence.of(x, arms, labels, ["a", "b"])
+    assert len(evidence.whole) == 1
+    assert len(evidence.changes.n) == 4
+
+
+def test_small_batches_are_shared_out_among_thirds():
+    """Both conditions alike, or a batch of one cell each would be in no third."""
+    x, arms, labels = cells(n=(9, 9, 9, 9))
+    evidence = Evidence.of(x, arms, labels, ["a", "b"], np.tile(np.arange(9), 4))
+    assert [evidence.changes.n[evidence.thirds_of(s)].tolist() for s in (0, 1)] == [[3, 3, 3]] * 2
+
+
+def test_thirds_are_of_each_batch():
+    """A batch that one third held alone would move its means."""
     x, arms, labels = cells(n=(12, 12, 12, 12))
     batches = np.tile([0, 1], 24)
     x[batches == 1] += 100
@@ -125,10 +162,10 @@ def test_log_level_has_no_jump_where_means_change_their_sign():
     assert np.abs(np.diff(log_mean(x))).max() < 0.1
 
 
-def test_without_halves_all_that_is_of_whole_contexts_stays():
+def test_without_thirds_all_that_is_of_whole_contexts_stays():
     x, arms, labels = cells(n=(9, 12, 9, 12))
     evidence = Evidence.of(x, arms, labels, ["a", "b"])
-    rest = evidence.without_halves()
+    rest = evidence.without_thirds()
     assert len(rest.populations.n) == len(rest.populations.cells) == 2
     np.testing.assert_array_equal(rest.whole, np.arange(len(evidence.whole)))
     np.testing.assert_array_equal(rest.changes.shift, evidence.changes.shift[evidence.whole])

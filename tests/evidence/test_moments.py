@@ -22,7 +22,7 @@ def test_paired_evidence_come_first(one_unpaired):
     assert evidence.names == ["type_1", "type_2", "type_0"]
     whole = evidence.whole
     assert evidence.changes.population[whole].tolist() == [0, 1]
-    assert evidence.populations.half[:3].tolist() == [0, 0, 0]
+    assert evidence.populations.third[:3].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e6])
@@ -173,13 +173,13 @@ def test_cells_at_a_dose_of_0_tell_of_no_stimulus():
     assert set(Evidence.of(x, arms, labels, names, doses=np.zeros(len(arms))).changes.dose) == {0}
 
 
-def test_likeness_of_halves_of_a_type_and_of_other_types():
+def test_likeness_of_thirds_of_a_type_and_of_other_types():
     evidence = Evidence.of(*context_arrays(small_cells(n_cells=100, n_genes=200)))
     p = evidence.populations
-    for half in np.flatnonzero(p.half):
-        own = int(p.context[half])
+    for third in np.flatnonzero(p.third):
+        own = int(p.context[third])
         for k in range(3):
-            likeness = evidence.likeness(p.pseudobulk(half), k)
+            likeness = evidence.likeness(p.pseudobulk(third), k)
             assert likeness == 1 if k == own else likeness < 0.9
 
 
@@ -214,7 +214,7 @@ def test_cells_that_take_no_part_change_nothing():
             np.testing.assert_array_equal(a, b)
 
 
-def test_negative_means_of_stimulated_cells_or_halves_have_finite_errors():
+def test_negative_means_of_stimulated_cells_or_thirds_have_finite_errors():
     """Where the control cells' means are positive, as by chance in scaled data of few genes."""
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, (40, 3))

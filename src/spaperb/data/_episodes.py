@@ -306,7 +306,6 @@ def stacked(episodes: Sequence[tuple[Episode, float]], n_networks: int) -> dict[
         "after": [e.after for e, _ in episodes],
         "target": [e.target for e, _ in episodes],
         "error": [e.error for e, _ in episodes],
-        "control_error": [e.control_error for e, _ in episodes],
         "weight": [np.array(e.weight) for e, _ in episodes],
         "unit": [np.array(unit) for _, unit in episodes],
     }

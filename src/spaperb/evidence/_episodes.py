@@ -57,8 +57,6 @@ class Episode(NamedTuple):
         State once it is stimulated, ``(G, n_state)``.
     target, error
         The left-out shift and its standard error, ``(G,)``, measured in other cells.
-    control_error
-        What the mean of those control cells differs by from that of the query's, ``(G,)``.
     weight
         Weight of the target, n / (n + 30) of its n cells.
     is_expressed
@@ -69,7 +67,6 @@ class Episode(NamedTuple):
     after: FloatArray
     target: FloatArray
     error: FloatArray
-    control_error: FloatArray
     weight: float
     is_expressed: npt.NDArray[np.bool_]
 
@@ -111,7 +108,6 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
     def error_of_mean(errors: FloatArray) -> FloatArray:
         return np.sqrt((errors[of][:, genes] ** 2).sum(axis=0)) / len(of)
 
-    others = evidence.populations.mean[changes.population[of]]
     detection, n = mean(changes.detection), changes.n[of].sum()
     return Episode(
         description,
@@ -124,7 +120,6 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
         ),
         mean(changes.shift),
         error_of_mean(changes.error),
-        (others.mean(axis=0) - plan.query.mean)[genes],
         float(n / (n + evidence.settings.half_weight)),
         (plan.query.detection[genes] > 0) | (detection > 0),
     )

@@ -24,19 +24,10 @@ TINY = 1e-12
 
 
 class Predicted(NamedTuple):
-    """Predicted change of each gene, ``(G,)``.
-
-    Attributes
-    ----------
-    mean, sigma
-        Its mean, and the scale of its error.
-    control_error
-        What further control cells are expected to differ by from those that were seen.
-    """
+    """Predicted change of each gene, ``(G,)``: its mean, and the scale of its error."""
 
     mean: FloatArray
     sigma: FloatArray
-    control_error: FloatArray
 
 
 class InContextModule(BaseModuleClass):
@@ -47,16 +38,14 @@ class InContextModule(BaseModuleClass):
 
         Z_ctrl  = E(u_g)                  h_sg = H(x_sg, r_s, Z_ctrl)
         a_sg    = softmax_s( l(h_sg) + log prior_s )
-        Z_delta, gate, sigma, off = E_delta(sum_s a_sg h_sg, Z_ctrl)
+        Z_delta, gate, sigma = E_delta(sum_s a_sg h_sg, Z_ctrl)
         change  = (sum_s a_sg Delta_sg) (1 + gate) + c_g (D(Z_ctrl + Z_delta) - D(Z_ctrl))
-        error   = se_g off
         change(V_delta) = change + sigma Phi^-1(V_delta),    V_delta ~ U(0, 1)
 
     An *episode* leaves a measured change Delta, of standard error se, out and predicts it from the
-    rest. The change is measured in other cells of the context than those that are asked for, whose
-    mean expression differs by e::
+    rest::
 
-        L_reconstruction = mean_g ((change - Delta)^2 + (error - e)^2) / unit
+        L_reconstruction = mean_g (change - Delta)^2 / unit
         L_latent         = SmoothL1(Z_delta, E(u after) - Z_ctrl)
         L_noise          = mean_g log v + (change - Delta)^2 / v,    v = sigma^2 + se^2
         Loss = 100 L_latent + 100 L_reconstruction + 0.5 L_noise
@@ -170,7 +159,7 @@ class InContextModule(BaseModuleClass):
         -------
         dict
             ``z_ctrl`` ``(F, B, G, L)``, ``attention`` ``(F, B, M, G)``, ``context`` ``(F, B, G,
-            n_hidden)``, ``error_of_mean`` ``(F, B, G)``.
+            n_hidden)``.
         """
         inferred = [
             network.infer(*of_network)
@@ -186,7 +175,6 @@ class InContextModule(BaseModuleClass):
         z_ctrl: torch.Tensor,
         attention: torch.Tensor,
         context: torch.Tensor,
-        error_of_mean: torch.Tensor,
         shifts: torch.Tensor,
         scale: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
@@ -195,26 +183,17 @@ class InContextModule(BaseModuleClass):
         Returns
         -------
         dict
-            ``change``, ``sigma`` and ``control_error`` ``(F, B, G)``, ``z_delta`` ``(F, B, G,
-            L)``.
+            ``change`` and ``sigma`` ``(F, B, G)``, ``z_delta`` ``(F, B, G, L)``.
         """
         answers = [
             network.generate(*of_network)
             for network, *of_network in zip(
-                self.all_networks,
-                z_ctrl,
-                attention,
-                context,
-                error_of_mean,
-                shifts,
-                scale,
-                strict=True,
+                self.all_networks, z_ctrl, attention, context, shifts, scale, strict=True
             )
         ]
         return {
             "change": torch.stack([a.mean for a in answers]),
             "sigma": torch.stack([a.sigma for a in answers]),
-            "control_error": torch.stack([a.control_error for a in answers]),
             "z_delta": torch.stack([a.z_delta for a in answers]),
         }
 
@@ -229,8 +208,8 @@ class InContextModule(BaseModuleClass):
         Parameters
         ----------
         tensors
-            Episodes: their descriptions, ``after``, ``target``, ``error``, ``control_error``,
-            ``weight`` and ``unit``.
+            Episodes: their descriptions, ``after``, ``target``, ``error``, ``weight`` and
+            ``unit``.
         inference_outputs
             Output of :meth:`inference`.
         generative_outputs
@@ -243,8 +222,7 @@ class InContextModule(BaseModuleClass):
             ``extra_metrics["latent_loss"]``.
         """
         squares = (generative_outputs["change"] - tensors["target"]) ** 2
-        of_control = (generative_outputs["control_error"] - tensors["control_error"]) ** 2
-        l_reconstruction = (squares + of_control).mean(-1) / tensors["unit"]
+        l_reconstruction = squares.mean(-1) / tensors["unit"]
         z_after = torch.stack(
             [
                 network.encode(u)
@@ -320,7 +298,6 @@ class InContextModule(BaseModuleClass):
         return Predicted(
             (1 - share) * pretrained.mean + share * trained.mean,
             np.sqrt((1 - share) * pretrained.sigma**2 + share * trained.sigma**2),
-            (1 - share) * pretrained.control_error + share * trained.control_error,
         )
 
 
@@ -334,12 +311,8 @@ class HeldOut(NamedTuple):
 
 def mean_of(predictions: Sequence[Predicted]) -> Predicted:
     """Mean of predictions, and of their error variances."""
-    means, sigmas, control_errors = zip(*predictions, strict=True)
-    return Predicted(
-        np.mean(means, axis=0),
-        np.sqrt(np.mean(np.square(sigmas), axis=0)),
-        np.mean(control_errors, axis=0),
-    )
+    means, sigmas = zip(*predictions, strict=True)
+    return Predicted(np.mean(means, axis=0), np.sqrt(np.mean(np.square(sigmas), axis=0)))
 
 
 @torch.inference_mode()
@@ -354,9 +327,5 @@ def predict(network: nn.Module, description: Description) -> Predicted:
         network(state[g], pieces[:, g], relations, log_prior, shifts[:, g], scale[g])
         for g in (slice(i, i + step) for i in range(0, len(state), step))
     ]
-    return Predicted(
-        *(
-            torch.cat([getattr(a, name) for a in answers]).cpu().double().numpy()
-            for name in Predicted._fields
-        )
-    )
+    mean, sigma = (torch.cat([getattr(a, k) for a in answers]).cpu() for k in ("mean", "sigma"))
+    return Predicted(mean.double().numpy(), sigma.double().numpy())

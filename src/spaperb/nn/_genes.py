@@ -4,17 +4,14 @@ With the inputs of :mod:`spaperb.evidence` (genes g, pieces of evidence s)::
 
     Z_ctrl    = E(u_g)                      h_sg = H(x_sg, r_s, Z_ctrl)
     a_sg      = softmax_s( l(h_sg) + log prior_s )
-    Z_delta, gate, sigma, off = E_delta(sum_s a_sg h_sg, Z_ctrl)
+    Z_delta, gate, sigma = E_delta(sum_s a_sg h_sg, Z_ctrl)
     change_g  = (sum_s a_sg Delta_sg) (1 + gate) + c_g (D(Z_ctrl + Z_delta) - D(Z_ctrl))
-    error_g   = se_g off
 
 V_delta, uniform on (0, 1), draws a change through the normal quantile function::
 
     change_g(V) = change_g + c_g sigma_g Phi^-1(V_g)
 
-Further control cells of the query would have a mean that differs by error_g, where se_g is the
-standard error of the mean. The last layers start at zero: untrained, the change is the
-prior-weighted mean of the shifts, and the error is none.
+The last layers start at zero: untrained, the change is the prior-weighted mean of the shifts.
 """
 
 from __future__ import annotations
@@ -33,7 +30,6 @@ MAX_INPUT = 5.0
 """Standardised inputs are clipped here: data unlike any in training lead less far astray."""
 LEAST_DEVIATION = 0.05
 """An input that never varies is not blown up where it does."""
-ERROR_OF_MEAN = "error of the mean / c"
 FIRST_SIGMA = 0.1
 """sigma of an untrained network, in units of c."""
 
@@ -70,8 +66,6 @@ class Answer(NamedTuple):
         Change of the mean.
     sigma
         Error scale: the change's error beyond sampling noise has this standard deviation.
-    control_error
-        What further control cells are expected to differ by from those that were seen.
     z_ctrl, z_delta
         Latent state of the control cells and its shift, ``(..., G, L)``.
     attention
@@ -80,7 +74,6 @@ class Answer(NamedTuple):
 
     mean: torch.Tensor
     sigma: torch.Tensor
-    control_error: torch.Tensor
     z_ctrl: torch.Tensor
     z_delta: torch.Tensor
     attention: torch.Tensor
@@ -133,7 +126,7 @@ class EvidenceEncoder(nn.Module):
 
 
 class GeneDeltaEncoder(nn.Module):
-    """E_delta: what attention gathered, and Z_ctrl, to Z_delta, gate, error scale, and off."""
+    """E_delta: what attention gathered, and Z_ctrl, to Z_delta, gate and error scale."""
 
     def __init__(self, n_latent: int, n_hidden: int):
         super().__init__()
@@ -141,16 +134,14 @@ class GeneDeltaEncoder(nn.Module):
         self.latent = nn.Linear(n_hidden, n_latent)
         self.gate = zero_linear(n_hidden)
         self.log_sigma = zero_linear(n_hidden)
-        self.off = zero_linear(n_hidden)
 
     def forward(
         self, context: torch.Tensor, z_ctrl: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Map ``(..., G, n_hidden)``, ``(..., G, L)`` to Z_delta, gate, sigma / c, and off."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Map ``(..., G, n_hidden)``, ``(..., G, L)`` to Z_delta, gate and sigma / c."""
         hidden = self.hidden(torch.cat([context, z_ctrl], dim=-1))
         sigma = FIRST_SIGMA * self.log_sigma(hidden)[..., 0].exp()
-        gate, off = (layer(hidden)[..., 0] for layer in (self.gate, self.off))
-        return self.latent(hidden), gate, sigma, off
+        return self.latent(hidden), self.gate(hidden)[..., 0], sigma
 
 
 class InContextNetwork(nn.Module):
@@ -201,7 +192,7 @@ class InContextNetwork(nn.Module):
         relations: torch.Tensor,
         log_prior: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Z_ctrl, the attention a, what it gathers, sum_s a_sg h_sg, and se / c.
+        """Z_ctrl, the attention a, and what it gathers, sum_s a_sg h_sg.
 
         The arguments are of a :class:`spaperb.evidence.Description`; several of one shape may be
         stacked along leading axes. Pieces with a log prior of minus infinity are padding and
@@ -211,27 +202,21 @@ class InContextNetwork(nn.Module):
         h = self.evidence_encoder(self.of_pieces(pieces), self.of_relations(relations), z_ctrl)
         attention = torch.softmax(self.score(h)[..., 0] + log_prior[..., None], dim=-2)
         context = (attention[..., None] * h).sum(dim=-3)
-        return {
-            "z_ctrl": z_ctrl,
-            "attention": attention,
-            "context": context,
-            "error_of_mean": state[..., STATE_FEATURES.index(ERROR_OF_MEAN)],
-        }
+        return {"z_ctrl": z_ctrl, "attention": attention, "context": context}
 
     def generate(
         self,
         z_ctrl: torch.Tensor,
         attention: torch.Tensor,
         context: torch.Tensor,
-        error_of_mean: torch.Tensor,
         shifts: torch.Tensor,
         scale: torch.Tensor,
     ) -> Answer:
-        """Change of each gene, its error scale, and the error of the control cells' mean."""
-        z_delta, gate, sigma, off = self.delta_encoder(context, z_ctrl)
+        """Change of each gene and its error scale."""
+        z_delta, gate, sigma = self.delta_encoder(context, z_ctrl)
         correction = (self.decoder(z_ctrl + z_delta) - self.decoder(z_ctrl))[..., 0]
         mean = (attention * shifts).sum(dim=-2) * (1 + gate) + scale * correction
-        return Answer(mean, scale * sigma, scale * error_of_mean * off, z_ctrl, z_delta, attention)
+        return Answer(mean, scale * sigma, z_ctrl, z_delta, attention)
 
     def forward(
         self,
