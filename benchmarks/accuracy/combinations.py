@@ -5,8 +5,9 @@
 Data sets of `pretraining/simulated.py` with other seeds than those of the pretraining; weights
 that never saw the real combinations. The combinations of a set are hidden, and each is predicted
 where its parts were measured: by the networks, as the sum of the parts' predicted changes, and as
-the sum of their measured shifts. Writes `combinations.csv` beside this file: for each combination
-and way the squared error over the squared change.
+the sum of their measured shifts, from one third of a context's cells; the other two are the truth.
+Writes `combinations.csv` beside this file: for each combination and way the squared error, less
+the noise of the truth, over the squared change.
 """
 
 import numpy as np
@@ -24,14 +25,17 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
     """Errors of each combination whose parts were measured in the same context."""
     changes = evidence.changes
     is_single = np.array([len(evidence.parts[p]) == 1 for p in changes.perturbation])
-    kept = evidence.whole[is_single[evidence.whole]]
+    singles = evidence.whole[is_single[evidence.whole]]
     rows = []
     for s in evidence.whole[~is_single[evidence.whole]].tolist():
-        asked = ContextQuery.of_change(evidence, s)._replace(perturbation=None)
-        here = kept[changes.population[kept] == changes.population[s]]
+        # One third of the context is asked for, and the others tell the truth.
+        first, *others = evidence.thirds_of(s).tolist()
+        asked = ContextQuery.of_change(evidence, first)._replace(perturbation=None)
+        here = np.flatnonzero(is_single & (changes.population == changes.population[first]))
         parts = here[np.isin(changes.perturbation[here], asked.parts)].tolist()
         if len(parts) < len(asked.parts):
             continue
+        kept = np.concatenate([singles[evidence.context[singles] != asked.context], here])
         of_parts = [
             describe(evidence, ContextQuery.of_change(evidence, part), kept) for part in parts
         ]
@@ -40,9 +44,13 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
             "sum of predicted changes": sum(module.predict(of).mean for of in of_parts),
             "sum of measured shifts": changes.shift[parts].sum(axis=0),
         }
-        truth = changes.shift[s]
+        truth = changes.shift[others].mean(axis=0)
+        noise = (changes.error[others] ** 2).sum() / len(others) ** 2
         rows.append(
-            {way: ((x - truth) ** 2).sum() / (truth**2).sum() for way, x in predicted.items()}
+            {
+                way: (((x - truth) ** 2).sum() - noise) / (truth**2).sum()
+                for way, x in predicted.items()
+            }
         )
     return rows
 

@@ -3,8 +3,8 @@
     python benchmarks/accuracy/measured.py FOLDER
 
 FOLDER holds the data sets of `pretraining/data_sets.csv`; weights never saw the set. The cells of
-each context are halved at random. One half is the measurement, the other half the truth (24
-changes of a set at most). Writes `measured.csv` beside this file, a row a change: the squared
+each context are shared out into thirds at random. One third is the measurement, the other two are
+the truth (24 changes of a set at most). Writes `measured.csv` beside this file, a row a change: the squared
 error, less the noise of the truth, over the squared change; of the measurement, of what the
 networks make of it, and of the measurement shrunk towards that, which is what the model predicts.
 """
@@ -16,30 +16,32 @@ from common import HERE, data_sets, make_parser, networks_without, read_set
 from spaperb.evidence import ContextQuery, Evidence, describe, shrunk
 from spaperb.module import InContextModule
 
-N_CHANGES = 24
+N_CHANGES, N_THIRDS = 24, 3
 
 
 def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]]:
     """Errors of some changes of a data set."""
     changes, populations = evidence.changes, evidence.populations
-    half, context = populations.half[changes.population], evidence.context
+    third, context = populations.third[changes.population], evidence.context
     rows = []
-    for truth in np.random.default_rng(0).permutation(np.flatnonzero(half == 2))[:N_CHANGES]:
-        here = np.flatnonzero((context == context[truth]) & (half == 1))
-        same = here[changes.perturbation[here] == changes.perturbation[truth]]
-        if not len(same):
+    for s in np.random.default_rng(0).permutation(evidence.whole)[:N_CHANGES].tolist():
+        thirds = evidence.thirds_of(s)
+        if len(thirds) < N_THIRDS:
             continue
-        elsewhere = evidence.whole[context[evidence.whole] != context[truth]]
+        own, truth = thirds[0], thirds[1:]
+        here = np.flatnonzero((context == context[s]) & (third == 1))
+        elsewhere = evidence.whole[context[evidence.whole] != context[s]]
         kept = np.concatenate([elsewhere, here])
-        query = ContextQuery.of_change(evidence, int(truth), int(changes.population[same[0]]))
+        query = ContextQuery.of_change(evidence, s, int(changes.population[own]))
         predicted = module.predict(describe(evidence, query, kept)).mean
-        (measured,), (error,) = changes.shift[same], changes.error[same]
+        measured, error = changes.shift[own], changes.error[own]
         ways = {
             "measurement": measured,
             "networks": predicted,
-            "shrunk": shrunk(measured, error, predicted),
+            "shrunk": shrunk(measured, error, predicted, evidence.settings.max_errors),
         }
-        real, noise = changes.shift[truth], (changes.error[truth] ** 2).sum()
+        real = changes.shift[truth].mean(axis=0)
+        noise = (changes.error[truth] ** 2).sum() / len(truth) ** 2
         rows.append(
             {way: (((x - real) ** 2).sum() - noise) / (real**2).sum() for way, x in ways.items()}
         )

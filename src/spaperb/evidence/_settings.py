@@ -40,10 +40,10 @@ class Settings:
     max_pieces
         Pieces of evidence that a query is described by, those with the greatest prior weights.
     twins
-        Share of the episodes with a near twin in the evidence: the other half of the context
+        Share of the episodes with a near twin in the evidence: another third of the context
         ("What each part is worth").
     measured
-        Share of the twin episodes in which the query is told that it is of the measured half's
+        Share of the twin episodes in which the query is told that it is of the measured third's
         context. They teach the networks to improve a measurement.
     all_kept
         Share of the episodes that keep all the evidence they may; others keep some contexts'
