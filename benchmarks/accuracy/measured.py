@@ -4,9 +4,10 @@
 
 FOLDER holds the data sets of `pretraining/data_sets.csv`; weights never saw the set. The cells of
 each context are shared out into thirds at random. One third is the measurement, the other two are
-the truth (24 changes of a set at most). Writes `measured.csv` beside this file, a row a change: the squared
-error, less the noise of the truth, over the squared change; of the measurement, of what the
-networks make of it, and of the measurement shrunk towards that, which is what the model predicts.
+the truth (24 changes of a set at most). Writes `measured.csv` beside this file, a row a change:
+the squared error, less the noise of the truth, over the squared change; of the measurement, of
+what the networks make of it, and of the measurement shrunk towards that, which is what the model
+predicts.
 """
 
 import numpy as np
