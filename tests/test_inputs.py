@@ -756,7 +756,7 @@ def check_prediction(handed: Handed, query: ad.AnnData) -> np.ndarray:
     assert np.isnan(layer[~is_wanted]).all()
     n_latent = SIZE["n_latent"]
     if model.objective == "in_context":
-        n_latent = len(model.state.transfer.evidence.components)
+        n_latent = len(model.state.predictor.evidence.components)
     for name in added:
         z = query.obsm[name]
         assert z.shape == (query.n_obs, n_latent)

@@ -23,7 +23,7 @@ from spaperb.evidence import Relation, Settings, relate
 
 SETTINGS = "spaperb.data._episodes.Settings"
 """What gives the settings of a model's evidence."""
-GIVEN = ("spaperb.evidence._relations.relate", "spaperb.model._transfer.relate")
+GIVEN = ("spaperb.evidence._relations.relate", "spaperb.model._contexts.relate")
 """All relations that networks are given come from here, in training and in prediction."""
 METRICS = {"pearson_delta": (1, 3), "mse_mean": (1e3, 1)}
 """Factor and digits in the table."""

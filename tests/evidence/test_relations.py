@@ -148,22 +148,22 @@ def test_what_was_left_out_changes_nothing(evidence):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.4, 1.0])
-def test_the_own_context_has_the_say_as_far_as_it_is_alike_and_was_measured(evidence, alike):
+@pytest.mark.parametrize("likeness", [0.0, 0.4, 1.0])
+def test_the_own_context_has_the_say_as_far_as_it_is_alike_and_was_measured(evidence, likeness):
     kept = evidence.whole
-    query = ContextQuery.of_population(evidence, 0, 0)._replace(alike=alike)
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(likeness=likeness)
     new = query._replace(context=None)
     share = np.exp(relate(evidence, new, kept).log_prior)
     least = SETTINGS.least_share
     share = share * (1 + 5 * least) - least  # before the least share was added
-    own = alike * 30 / (30 + 30)
+    own = likeness * 30 / (30 + 30)
     expected = (1 - own) * share
     expected[0] = share[0] + (1 - share[0]) * own
     expected += SETTINGS.least_share
     relation = relate(evidence, query, kept)
     np.testing.assert_allclose(np.exp(relation.log_prior), expected / expected.sum(), rtol=1e-6)
     same = column(relation.relations, RELATIONS, "same context")
-    np.testing.assert_allclose(same, [alike, 0, 0, 0, 0])
+    np.testing.assert_allclose(same, [likeness, 0, 0, 0, 0])
 
 
 def many(n_perturbations, n_types=2, parts=None, n_cells=240):
@@ -270,7 +270,7 @@ def test_the_mean_of_other_perturbations_in_the_context():
     changes, kept = evidence.changes, evidence.whole
     here = changes.population[kept] == 0
     of = changes.perturbation[kept]
-    query = ContextQuery.of_population(evidence, 0, 1)._replace(alike=0.5)
+    query = ContextQuery.of_population(evidence, 0, 1)._replace(likeness=0.5)
     description = describe(evidence, query, kept)
     told = column(description.state, STATE_FEATURES, "mean of other perturbations here / c")
     expected = 0.5 * changes.shift[kept[here & (of != 1)]].mean(axis=0)

@@ -156,7 +156,7 @@ class TestTable:
         expected = model.predict_response(fold.control)
         model.save(tmp_path / "model")
         loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
-        assert loaded.state.transfer is not None
+        assert loaded.state.predictor is not None
         pd.testing.assert_frame_equal(loaded.predict_response(fold.control), expected)
 
     def test_wider_at_a_higher_level(self, model, fold):
@@ -180,7 +180,7 @@ class TestTable:
         cells = datasets.simulated(n_cell_types=2, n_cells=20, n_genes=30)
         with pytest.warns(UserWarning, match="too few to train on"):
             model = fit(cells)
-        assert not len(model.state.transfer.intervals.scales)
+        assert not len(model.state.predictor.intervals.scales)
         table = model.predict_response(cells)
         assert np.isfinite(table["lower"]).all()
         assert (table["lower"] < table["upper"]).all()
@@ -274,7 +274,7 @@ def test_held_out_changes_without_sampling_variance():
         x[:, gene] = labels == gene
     obs = pd.DataFrame({"condition": arms, "cell_type": [f"type_{i}" for i in labels]})
     cells = ad.AnnData(x, obs.set_index(obs.index.astype(str)).astype("category"))
-    intervals = fit(cells).state.transfer.intervals
+    intervals = fit(cells).state.predictor.intervals
     assert len(intervals.scales) > 1
     quantiles = [np.interp(0.9, LEVELS, ratios) for ratios in intervals.ratios]
     assert 0.5 < min(quantiles)
@@ -315,7 +315,7 @@ def test_intervals_are_those_of_queries_of_which_as_much_is_known(fold, tmp_path
     cells = names_at_random(fold.train.copy())
     with pytest.warns(UserWarning, match="type_0"):
         model = fit(cells)
-    learned = model.state.transfer
+    learned = model.state.predictor
     assert not np.array_equal(learned.intervals.ratios, learned.intervals_unseen_context.ratios)
     model.save(tmp_path / "model")
     loaded = SpaPerbModel.load(tmp_path / "model", adata=False)
@@ -440,7 +440,7 @@ def test_batches_of_a_cell_or_two_do_not_make_noise_a_response():
     model = SpaPerbModel(cells)
     model.train(**QUIET)
     table = model.predict_response(cells)
-    evidence = model.state.transfer.evidence
+    evidence = model.state.predictor.evidence
     noise = np.abs(evidence.changes.shift[evidence.whole]).mean()
     assert table["mean_change"].abs().mean() < 0.35 * noise
     assert (table["score"].abs() > 1).mean() < 0.02

@@ -938,7 +938,7 @@ class TestLeftOutCells:
         used = np.concatenate([model.train_indices, model.validation_indices])
         cells = adata[used]
         control = cells[cells.obs["condition"] == "control"]
-        evidence = model.state.to_plain()["transfer"]["evidence"]
+        evidence = model.state.to_plain()["predictor"]["evidence"]
         means = evidence["populations"]["mean"][: len(evidence["names"])]
         for name, mean in zip(evidence["names"], means, strict=True):
             expected = control[control.obs["cell_type"] == name].X.toarray().mean(0)
@@ -952,7 +952,7 @@ class TestLeftOutCells:
         model = self.model(split, callbacks=[checkpoint])
         (saved,) = tmp_path.iterdir()
         loaded = SpaPerbModel.load(str(saved), model.adata.copy())
-        assert loaded.state.transfer is None
+        assert loaded.state.predictor is None
         query = small_cells()
         pd.testing.assert_frame_equal(
             loaded.predict_response(query), model.predict_response(query)
@@ -968,7 +968,7 @@ class TestLeftOutCells:
         model.train(callbacks=[checkpoint], **ARGUMENTS)
         (saved,) = tmp_path.iterdir()
         loaded = SpaPerbModel.load(str(saved), adata=False)
-        assert loaded.state.transfer is None
+        assert loaded.state.predictor is None
 
     @BOTH
     def test_a_perturbation_that_is_left_out_as_a_whole(self, objective):

@@ -454,7 +454,7 @@ class TestSetup:
         model = SpaPerbModel(cells, **IN_CONTEXT)
         model.train(max_epochs=1, **QUIET)
         assert len(model.perturbations) == 1000
-        n_components = len(model.state.transfer.evidence.components)
+        n_components = len(model.state.predictor.evidence.components)
         assert model.get_delta_representation().shape == (1000, n_components)
         predicted = model.predict_stimulated(cells[:20], "p3+p7", inplace=False)
         assert np.isfinite(predicted).all()
@@ -627,7 +627,7 @@ class TestDoses:
         rng = np.random.default_rng(0)
         cells.obs["dose"] *= rng.uniform(0.9, 1.1, cells.n_obs)
         model = fit(cells, {"dose_key": "dose"})
-        changes = model.state.transfer.evidence.changes
+        changes = model.state.predictor.evidence.changes
         assert len(np.unique(changes.dose)) == 10
 
 

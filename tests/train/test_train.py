@@ -407,7 +407,7 @@ class TestOtherErrors:
     @pytest.fixture
     def model(self, adata) -> SpaPerbModel:
         model = train_small(adata, objective="in_context")
-        assert model.state.transfer is not None
+        assert model.state.predictor is not None
         return model
 
     def test_before_training_nothing_is_lost(self, model, tmp_path):
@@ -425,7 +425,7 @@ class TestOtherErrors:
             model.train(3, batch_size=2, callbacks=[Fail()], **QUIET)
         assert signal.getsignal(signal.SIGINT) is before
         assert not model.module.training
-        assert model.state.transfer is None
+        assert model.state.predictor is None
         found = model.predict_stimulated(inplace=False)
         model._learn()
         np.testing.assert_array_equal(found, model.predict_stimulated(inplace=False))

@@ -60,7 +60,7 @@ class ContextQuery(NamedTuple):
         Correlation of their mean with that of each control population of the evidence, ``(P,)``.
     context
         Number of the context whose name they have, ``None`` for a new one.
-    alike
+    likeness
         How far they are that context's cells, in [0, 1].
     parts
         Numbers of the perturbations asked for: one, or those of a combination.
@@ -76,7 +76,7 @@ class ContextQuery(NamedTuple):
     cells: FloatArray
     correlation: FloatArray
     context: int | None
-    alike: float
+    likeness: float
     parts: tuple[int, ...]
     perturbation: int | None
     dose: float = np.nan
@@ -91,7 +91,7 @@ class ContextQuery(NamedTuple):
         perturbation: int | None,
         dose: float = np.nan,
         context: int | None = None,
-        alike: float = 1.0,
+        likeness: float = 1.0,
     ) -> ContextQuery:
         """Ask for cells that may be new, by their pseudobulk and components."""
         return cls(
@@ -101,7 +101,7 @@ class ContextQuery(NamedTuple):
             cells=cells,
             correlation=correlations(pseudobulk.mean[None], evidence.populations.mean)[0],
             context=context,
-            alike=alike,
+            likeness=likeness,
             parts=parts,
             perturbation=perturbation,
             dose=dose,
@@ -136,7 +136,7 @@ class ContextQuery(NamedTuple):
             cells=p.cells[population],
             correlation=p.correlation[population],
             context=int(p.context[population]) if is_known else None,
-            alike=1.0,
+            likeness=1.0,
             parts=evidence.parts[perturbation],
             perturbation=perturbation,
             dose=dose,
@@ -280,7 +280,7 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     """Relate pieces of evidence to a query, a limited number of them.
 
     The prior weight of a piece is half the share of its context's cells among the query's nearest,
-    half the softmax of correlations. With w = alike n / (n + 30), pieces of the query's own
+    half the softmax of correlations. With w = likeness n / (n + 30), pieces of the query's own
     context get share + (1 - share) w, and those of other contexts on the same perturbation are
     multiplied by 1 - w. Other perturbations have a small share together. Between two doses weights
     go by their logarithms, and the parts of a combination have equal weights.
@@ -302,14 +302,14 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
             near[inverse],
             correlation[inverse],
             reliability,
-            query.alike * is_here,
+            query.likeness * is_here,
             is_same,
             is_part,
             log_ratio,
         ]
     )
     share = ((near + similar) / 2)[inverse]
-    own = query.alike * is_here * reliability
+    own = query.likeness * is_here * reliability
     taken = max(own[is_target], default=0.0)
     share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
     by_target = log_dose_weights(perturbation, doses, query.dose, settings.least_share)
@@ -401,13 +401,13 @@ def dose_shares(levels: FloatArray, dose: float) -> FloatArray:
 
 
 def others_here(evidence: Evidence, query: ContextQuery, kept: IntArray) -> FloatArray:
-    """Mean shift of other perturbations in the query's context, times `alike`, ``(G,)``."""
+    """Mean shift of other perturbations in the query's context, times `likeness`, ``(G,)``."""
     is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
     asked, perturbation = set(query.parts), evidence.changes.perturbation
     others = [s for s in kept[is_here] if asked.isdisjoint(evidence.parts[perturbation[s]])]
     if not others:
         return np.zeros(evidence.n_genes)
-    return query.alike * evidence.changes.shift[others].mean(axis=0)
+    return query.likeness * evidence.changes.shift[others].mean(axis=0)
 
 
 def shrunk(

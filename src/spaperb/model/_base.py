@@ -17,8 +17,8 @@ from spaperb.data import (
     make_query,
     perturbations_of,
 )
+from spaperb.model._contexts import ContextPredictor
 from spaperb.model._state import State
-from spaperb.model._transfer import Transfer
 
 
 class SpaPerbBase(BaseModelClass):
@@ -51,7 +51,7 @@ class SpaPerbBase(BaseModelClass):
         """Arguments that the data were set up with."""
         return self.registry["setup_args"]
 
-    def _learned(self) -> Transfer:
+    def _learned(self) -> ContextPredictor:
         """What training learned of the contexts."""
         raise NotImplementedError
 

@@ -58,12 +58,12 @@ from spaperb.data import (
     warn_of_whole_names,
 )
 from spaperb.model._base import SpaPerbBase
+from spaperb.model._contexts import ContextPredictor
 from spaperb.model._files import FilesMixin
 from spaperb.model._latent import LatentMixin
 from spaperb.model._prediction import PredictionMixin
 from spaperb.model._response import ResponseMixin
 from spaperb.model._state import State
-from spaperb.model._transfer import Transfer
 from spaperb.module import InContextModule, PublishedModule
 from spaperb.nn import LEAST_DOSE, read_weights, shipped_weights
 from spaperb.train import (
@@ -466,7 +466,7 @@ class SpaPerbModel(
             is_good = isinstance(error, FloatingPointError) and finite.n_good > 0
             self.is_trained_ = was_trained or is_good
             if finite.has_begun:
-                self.state.transfer = None
+                self.state.predictor = None
             raise
         # Again, since Lightning starts nothing where no epoch was left to train.
         self._begin(self.trainer)
@@ -521,7 +521,7 @@ class SpaPerbModel(
 
         As it starts, since a model may be used or saved before training ends, if it ever does.
         """
-        self.state.transfer = None
+        self.state.predictor = None
         splitter: StratifiedSplitter = trainer.datamodule
         self.train_indices = splitter.train_idx
         self.validation_indices = splitter.val_idx
@@ -535,7 +535,7 @@ class SpaPerbModel(
         """Positions of the cells that are looked at: all but those for testing."""
         return np.concatenate([self.train_indices, self.validation_indices]).astype(np.int64)
 
-    def _learn(self) -> Transfer:
+    def _learn(self) -> ContextPredictor:
         """Measure the contexts of the training data, and learn how far predictions may be off."""
         if self.adata is None:
             raise RuntimeError(
@@ -551,17 +551,17 @@ class SpaPerbModel(
             )
         self.module.eval()
         evidence = measure(self.adata_manager, self._used())
-        self.state.transfer = Transfer.learn(evidence, self.module)
-        return self.state.transfer
+        self.state.predictor = ContextPredictor.learn(evidence, self.module)
+        return self.state.predictor
 
-    def _learned(self) -> Transfer:
+    def _learned(self) -> ContextPredictor:
         """What training learned of the contexts.
 
         Of a model saved before its end it is learned now.
         """
-        if self.state.transfer is None and self.adata is not None:
+        if self.state.predictor is None and self.adata is not None:
             self._check_data()
-        return self._learn() if self.state.transfer is None else self.state.transfer
+        return self._learn() if self.state.predictor is None else self.state.predictor
 
     def _doses(self, used: np.ndarray | slice = slice(None)) -> pd.DataFrame:
         """Lowest, highest and median dose of each perturbation in some cells."""

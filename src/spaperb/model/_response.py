@@ -15,7 +15,7 @@ from spaperb._types import IntArray
 from spaperb.cells import Survey
 from spaperb.data import Query, Scale, check_column
 from spaperb.model._base import SpaPerbBase
-from spaperb.model._transfer import ContextChange, populations_of, some_of
+from spaperb.model._contexts import ContextChange, populations_of, some_of
 from spaperb.populations import Pseudobulk
 
 MAX_CELLS = 10_000

@@ -9,8 +9,8 @@ import numpy as np
 
 from spaperb.data import Scale
 from spaperb.evidence import Evidence
+from spaperb.model._contexts import ContextPredictor
 from spaperb.model._intervals import Intervals
-from spaperb.model._transfer import Transfer
 from spaperb.module import InContextModule
 
 
@@ -26,7 +26,7 @@ class State:
         Lowest and highest measured dose of each perturbation, ``(P,)``; empty without doses.
     split_of
         Digest of the names of the cells that were split into training, validation and test.
-    transfer
+    predictor
         What was measured, and how far predictions may be off; ``None`` before training ended, and
         with the published objective.
     """
@@ -34,38 +34,38 @@ class State:
     scale: Scale
     dose_ranges: list[tuple[float, float]] = field(default_factory=list)
     split_of: str = ""
-    transfer: Transfer | None = None
+    predictor: ContextPredictor | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Dictionaries and lists of numbers, text and arrays that :meth:`from_plain` takes."""
-        transfer = self.transfer
+        predictor = self.predictor
         return {
             "scale": vars(self.scale),
             "dose_ranges": np.reshape(self.dose_ranges, (-1, 2)).astype(float),
             "split_of": self.split_of,
-            "transfer": transfer
+            "predictor": predictor
             and {
-                "evidence": transfer.evidence.to_plain(),
-                "intervals": transfer.intervals._asdict(),
-                "intervals_unseen_context": transfer.intervals_unseen_context._asdict(),
-                "largest_distance": transfer.largest_distance,
+                "evidence": predictor.evidence.to_plain(),
+                "intervals": predictor.intervals._asdict(),
+                "intervals_unseen_context": predictor.intervals_unseen_context._asdict(),
+                "largest_distance": predictor.largest_distance,
             },
         }
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any], module: InContextModule) -> State:
         """Restore what :meth:`to_plain` gave, of a model with these networks."""
-        if (transfer := plain["transfer"]) is not None:
-            transfer = Transfer(
-                Evidence.from_plain(transfer["evidence"]),
+        if (predictor := plain["predictor"]) is not None:
+            predictor = ContextPredictor(
+                Evidence.from_plain(predictor["evidence"]),
                 module,
-                Intervals(**transfer["intervals"]),
-                Intervals(**transfer["intervals_unseen_context"]),
-                transfer["largest_distance"],
+                Intervals(**predictor["intervals"]),
+                Intervals(**predictor["intervals_unseen_context"]),
+                predictor["largest_distance"],
             )
         return cls(
             Scale(**plain["scale"]),
             [(float(low), float(high)) for low, high in plain["dose_ranges"]],
             plain["split_of"],
-            transfer,
+            predictor,
         )

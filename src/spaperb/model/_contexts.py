@@ -82,7 +82,7 @@ class ContextChange(NamedTuple):
         fewer than three contexts to compare with.
     is_control
         Whether it has control cells.
-    alike
+    likeness
         How far its control cells are those of the training context of its name, in [0, 1].
     intervals
         How far such changes were off that were held out.
@@ -96,7 +96,7 @@ class ContextChange(NamedTuple):
     weights: FloatArray
     distance: float
     is_control: bool
-    alike: float
+    likeness: float
     intervals: Intervals
 
     @property
@@ -106,7 +106,7 @@ class ContextChange(NamedTuple):
 
 
 @dataclass
-class Transfer:
+class ContextPredictor:
     """Changes of the contexts of a query.
 
     Attributes
@@ -133,7 +133,7 @@ class Transfer:
         self._told: set[Any] = set()
 
     @classmethod
-    def learn(cls, evidence: Evidence, module: InContextModule) -> Transfer:
+    def learn(cls, evidence: Evidence, module: InContextModule) -> ContextPredictor:
         """Learn from changes that were held out.
 
         The share of training, and how large errors are.
@@ -185,10 +185,16 @@ class Transfer:
         """Change that the networks predict, attending over the evidence."""
         pseudobulk, cells, number, is_control = asked
         evidence = self.evidence
-        alike = 1.0 if number is None else evidence.likeness(pseudobulk, number)
+        likeness = 1.0 if number is None else evidence.likeness(pseudobulk, number)
         doses, shares, rest = self._doses(target)
         query = ContextQuery.of(
-            evidence, pseudobulk, cells, target.parts, target.number, context=number, alike=alike
+            evidence,
+            pseudobulk,
+            cells,
+            target.parts,
+            target.number,
+            context=number,
+            likeness=likeness,
         )
         queries = [query._replace(dose=dose) for dose in doses.tolist()]
         relations = [relate(evidence, query, evidence.whole) for query in queries]
@@ -217,10 +223,10 @@ class Transfer:
             control=pseudobulk,
             references=references,
             weights=weights,
-            distance=self._distance(asked, target, alike),
+            distance=self._distance(asked, target, likeness),
             is_control=is_control,
-            alike=alike,
-            intervals=self._intervals_of(number, alike),
+            likeness=likeness,
+            intervals=self._intervals_of(number, likeness),
         )
 
     def _near_measured(self, mean: FloatArray, query: ContextQuery) -> FloatArray:
@@ -235,12 +241,12 @@ class Transfer:
         is_own = self.evidence.context == query.context
         is_own &= changes.perturbation == query.perturbation
         is_own &= (changes.dose == query.dose) | (np.isnan(changes.dose) & np.isnan(query.dose))
-        if not is_own.any() or query.alike == 0:
+        if not is_own.any() or query.likeness == 0:
             return mean
         (own,) = np.flatnonzero(is_own)
         return shrunk(
             changes.shift[own],
-            changes.error[own] / query.alike,
+            changes.error[own] / query.likeness,
             mean,
             self.evidence.settings.max_errors,
         )
@@ -259,12 +265,12 @@ class Transfer:
             scale=np.sum([part.scale for part in parts], axis=0),
             references=[pseudobulk for part in parts for pseudobulk in part.references],
             weights=np.concatenate([part.weights for part in parts]) / len(parts),
-            distance=self._distance(asked, target, parts[0].alike),
+            distance=self._distance(asked, target, parts[0].likeness),
         )
 
-    def _intervals_of(self, number: int | None, alike: float) -> Intervals:
+    def _intervals_of(self, number: int | None, likeness: float) -> Intervals:
         """Intervals for contexts with, or without, a measurement of their own that counts."""
-        is_seen = number is not None and alike > 0 and (self.evidence.context == number).any()
+        is_seen = number is not None and likeness > 0 and (self.evidence.context == number).any()
         return self.intervals if is_seen else self.intervals_unseen_context
 
     def _doses(self, target: Target) -> tuple[FloatArray, FloatArray, float]:
@@ -302,7 +308,7 @@ class Transfer:
         pseudobulks = [self.evidence.changes.pseudobulk(s) for s in best]
         return pseudobulks, prior[best] / prior[best].sum()
 
-    def _distance(self, asked: ControlCells, target: Target, alike: float) -> float:
+    def _distance(self, asked: ControlCells, target: Target, likeness: float) -> float:
         pseudobulk, cells, number, _ = asked
 
         def of(perturbation: int) -> float:
@@ -310,9 +316,9 @@ class Transfer:
             here = (self.evidence.context == number) & (changes.perturbation == perturbation)
             if number is None or not here.any():
                 return self.evidence.distance(pseudobulk, cells, perturbation, number)
-            if alike == 1:
+            if likeness == 1:
                 return 0.0
-            return (1 - alike) * self.evidence.distance(pseudobulk, cells, perturbation)
+            return (1 - likeness) * self.evidence.distance(pseudobulk, cells, perturbation)
 
         perturbations = target.parts if target.number is None else (target.number,)
         distance = max(map(of, perturbations))
@@ -474,9 +480,9 @@ class Transfer:
                 f"{format_list(far)}."
             )
         unlike = [
-            f"{names[code]} ({change.alike:.0%})"
+            f"{names[code]} ({change.likeness:.0%})"
             for code, change in changes.items()
-            if change.alike < self.evidence.settings.low_likeness
+            if change.likeness < self.evidence.settings.low_likeness
         ]
         if unlike:
             warn(

@@ -92,7 +92,7 @@ class TestContextOfACell:
     def test_without_a_column_the_neighbours_say(self, model, split):
         control = split[1].copy()
         bare = ad.AnnData(control.X, var=control.var)
-        query = model.state.transfer.assign(query_of(model, bare))
+        query = model.state.predictor.assign(query_of(model, bare))
         names = np.array(query.context_names)[query.context]
         assert (names == "type_0").mean() > 0.5
         assert predict(model, bare).shape == bare.shape
@@ -102,8 +102,8 @@ class TestContextOfACell:
         labels = control.obs["cell_type"].astype(object).to_numpy(copy=True)
         labels[:5] = None
         query = query_of(model, control)._replace(labels=labels)
-        codes = model.state.transfer.assign(query).context
-        assert (codes[5:] == model.state.transfer.evidence.names.index("type_0")).all()
+        codes = model.state.predictor.assign(query).context
+        assert (codes[5:] == model.state.predictor.evidence.names.index("type_0")).all()
         assert (codes[:5] < 4).all()
 
     def test_an_unseen_type_is_predicted_from_its_own_control_cells(self, model, split):
@@ -252,7 +252,7 @@ class TestACellTypeIsItsCells:
             assert (model.predict_response(some)["distance"] == 0).all()
 
     def test_the_first_cells_do_not_stand_for_all(self, split, monkeypatch):
-        monkeypatch.setattr("spaperb.model._transfer.MAX_CELLS", 20)
+        monkeypatch.setattr("spaperb.model._contexts.MAX_CELLS", 20)
         monkeypatch.setattr("spaperb.model._response.MAX_CELLS", 20)
         with pytest.warns(UserWarning, match="type_0"):
             model = train(split[0].copy())
