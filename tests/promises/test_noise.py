@@ -12,6 +12,7 @@ from helpers import QUIET
 from spaperb import SpaPerbModel, datasets
 
 N_TYPES, N_CELLS = 5, 120
+pytestmark = pytest.mark.filterwarnings("ignore:These cell types are new")
 
 
 def noise_taken_back(seed: int, **training) -> float:
@@ -32,9 +33,7 @@ def noise_taken_back(seed: int, **training) -> float:
     changes, means = [], []
     for half in np.array_split(rows, 2):
         control = cells[np.sort(half)].copy()
-        with pytest.warns(UserWarning, match="type_0"):
-            table = model.predict_response(control).set_index("gene")
-        table = table.loc[cells.var_names]
+        table = model.predict_response(control).set_index("gene").loc[cells.var_names]
         changes.append(table["mean_change"].to_numpy())
         means.append(control.X.mean(axis=0).A1)
     noise = means[0] - means[1]
