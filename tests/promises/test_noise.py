@@ -12,7 +12,7 @@ from helpers import QUIET
 from spaperb import SpaPerbModel, datasets
 
 N_TYPES, N_CELLS = 5, 120
-pytestmark = pytest.mark.filterwarnings("ignore:These cell types are new")
+pytestmark = pytest.mark.filterwarnings("ignore:The model knows none of")
 
 
 def noise_taken_back(seed: int, **training) -> float:
