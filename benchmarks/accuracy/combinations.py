@@ -29,7 +29,7 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
     rows = []
     for s in evidence.whole[~is_single[evidence.whole]].tolist():
         # One third of the context is asked for, and the others tell the truth.
-        first, *others = evidence.thirds_of(s).tolist()
+        first, *others = [t for t in evidence.thirds[s].tolist() if t >= 0]
         asked = ContextQuery.of_change(evidence, first)._replace(perturbation=None)
         here = np.flatnonzero(is_single & (changes.population == changes.population[first]))
         parts = here[np.isin(changes.perturbation[here], asked.parts)].tolist()

@@ -17,7 +17,7 @@ from common import HERE, data_sets, make_parser, networks_without, read_set
 from spaperb.evidence import ContextQuery, Evidence, describe, shrunk
 from spaperb.module import InContextModule
 
-N_CHANGES, N_THIRDS = 24, 3
+N_CHANGES = 24
 
 
 def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]]:
@@ -25,11 +25,9 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
     changes, populations = evidence.changes, evidence.populations
     third, context = populations.third[changes.population], evidence.context
     rows = []
-    for s in np.random.default_rng(0).permutation(evidence.whole)[:N_CHANGES].tolist():
-        thirds = evidence.thirds_of(s)
-        if len(thirds) < N_THIRDS:
-            continue
-        own, truth = thirds[0], thirds[1:]
+    whole = evidence.whole[(evidence.thirds[evidence.whole] >= 0).all(axis=1)]
+    for s in np.random.default_rng(0).permutation(whole)[:N_CHANGES].tolist():
+        own, *truth = evidence.thirds[s].tolist()
         here = np.flatnonzero((context == context[s]) & (third == 1))
         elsewhere = evidence.whole[context[evidence.whole] != context[s]]
         kept = np.concatenate([elsewhere, here])

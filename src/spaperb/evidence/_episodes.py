@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,12 @@ from spaperb.evidence._relations import (
 
 MIN_UNITS = 3
 """Fewer contexts (or changes) are all learned from, and none is held out."""
+MAX_HELD_OUT = 100
+"""Held-out changes of a fold that plans are made of: one of a screen's holds all evidence."""
 MIN_THIRDS = 2
 """Thirds of a context that tell the query's cells from those that its change is measured in."""
+N_TRIES = 20
+"""Draws before there is nothing to learn from: few cells may leave a change without others."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
@@ -37,7 +42,7 @@ class Plan(NamedTuple):
         Number of the change that is left out, of a whole context.
     target
         Numbers of the changes that it is measured by: in thirds of the context that have no cell
-        in the query, and none in what is kept.
+        in the query, and none in what is kept. The change itself if fewer than two thirds have it.
     """
 
     query: ContextQuery
@@ -56,11 +61,12 @@ class Episode(NamedTuple):
     after
         State once it is stimulated, ``(G, n_state)``.
     target, error
-        The left-out shift and its standard error, ``(G,)``, measured in other cells.
+        The left-out shift and its standard error, ``(G,)``: the mean over the target's changes,
+        weighted by their cells.
     weight
         Weight of the target, n / (n + 30) of its n cells.
     is_expressed
-        Genes that some cell of the context expresses, ``(G,)``.
+        Genes that some cell of the query or of the target expresses, ``(G,)``.
     """
 
     description: Description
@@ -90,25 +96,28 @@ def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = Non
 def draw_genes(
     evidence: Evidence, rng: np.random.Generator, n_genes: int | None
 ) -> IntArray | slice:
-    """Draw genes, some twice if there are fewer; ``None`` for all."""
+    """Draw genes that some cells show, some twice if there are fewer; ``None`` for all genes."""
     if n_genes is None:
         return slice(None)
-    is_short = n_genes > evidence.n_genes
-    return np.sort(rng.choice(evidence.n_genes, n_genes, replace=is_short))
+    shown = evidence.shown
+    return np.sort(rng.choice(shown, n_genes, replace=n_genes > len(shown)))
 
 
 def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice(None)) -> Episode:
     """Describe what was planned."""
     description = describe(evidence, plan.query, plan.kept, genes)
     changes, of = evidence.changes, plan.target
+    n = changes.n[of].sum()
+    weights = changes.n[of] / n
 
     def mean(moments: FloatArray) -> FloatArray:
-        return moments[of][:, genes].mean(axis=0)
+        return weights @ moments[of][:, genes]
 
     def error_of_mean(errors: FloatArray) -> FloatArray:
-        return np.sqrt((errors[of][:, genes] ** 2).sum(axis=0)) / len(of)
+        return np.sqrt(weights**2 @ errors[of][:, genes] ** 2)
 
-    detection, n = mean(changes.detection), changes.n[of].sum()
+    control = evidence.populations.detection[changes.population[of]][:, genes]
+    detection = mean(changes.detection)
     return Episode(
         description,
         state_after(
@@ -121,7 +130,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
         mean(changes.shift),
         error_of_mean(changes.error),
         float(n / (n + evidence.settings.half_weight)),
-        (plan.query.detection[genes] > 0) | (detection > 0),
+        (plan.query.detection[genes] > 0) | (detection > 0) | (control > 0).any(axis=0),
     )
 
 
@@ -134,38 +143,49 @@ def leave_out(evidence: Evidence, change: int, with_context: bool) -> Plan | Non
     is_gone = changes.population[whole] == changes.population[change]
     if not with_context:
         is_gone &= changes.perturbation[whole] == changes.perturbation[change]
-    kept = whole[~is_gone]
     asked = int(changes.perturbation[change])
-    if not np.isin(changes.perturbation[kept], [asked, *evidence.parts[asked]]).any():
-        return None
-    return _ask_one_third(evidence, change, kept, evidence.thirds_of(change))
+    targets = [asked, *evidence.parts[asked]]
+    for plan in _of_thirds(evidence, change, whole[~is_gone], range(N_THIRDS)):
+        if np.isin(changes.perturbation[plan.kept], targets).any():
+            return plan
+    return None
 
 
-def _ask_one_third(evidence: Evidence, change: int, kept: IntArray, thirds: IntArray) -> Plan:
-    """Ask the first third of a change's context, and measure the change in the others.
+def _of_thirds(
+    evidence: Evidence, change: int, kept: IntArray, order: Iterable[int]
+) -> Iterator[Plan]:
+    """Ask one third of a change's context, each in turn, and measure the change in the others.
 
     Control cells of the query tell of its change by their noise alone if the change is measured
-    with them too. So whatever else was measured in the context is that of the first third.
+    with them too. So whatever else was measured in the context is that of the query's third. A
+    change that few thirds have is asked for as a whole.
     """
-    if len(thirds) < MIN_THIRDS:
-        return Plan(ContextQuery.of_change(evidence, change), kept, change, np.array([change]))
-    population = int(evidence.changes.population[thirds[0]])
+    thirds, changes = evidence.thirds, evidence.changes
+    if (thirds[change] >= 0).sum() < MIN_THIRDS:
+        yield Plan(ContextQuery.of_change(evidence, change), kept, change, np.array([change]))
+        return
     is_here = evidence.context[kept] == evidence.context[change]
-    here = [evidence.thirds_of(s, population) for s in kept[is_here].tolist()]
-    kept = np.concatenate([kept[~is_here], *here]).astype(np.int64)
-    return Plan(
-        ContextQuery.of_change(evidence, change, population), kept, change, np.sort(thirds[1:])
-    )
+    for i in order:
+        asked, others = thirds[change, i], np.delete(thirds[change], i)
+        here = thirds[kept[is_here], i]
+        if asked >= 0:
+            yield Plan(
+                ContextQuery.of_change(evidence, change, int(changes.population[asked])),
+                np.concatenate([kept[~is_here], here[here >= 0]]),
+                change,
+                others[others >= 0],
+            )
 
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
     """Draw what is left out and what is kept."""
-    plans = [_twin, _left_out] if rng.random() < evidence.settings.twins else [_left_out, _twin]
-    for make in plans:
-        plan = make(evidence, rng)
-        if plan is not None:
-            some = rng.permutation(len(plan.query.cells))[:MAX_QUERY_CELLS]
-            return plan._replace(query=plan.query._replace(cells=plan.query.cells[some]))
+    for _ in range(N_TRIES):
+        is_twin = rng.random() < evidence.settings.twins
+        for make in [_twin, _left_out] if is_twin else [_left_out, _twin]:
+            plan = make(evidence, rng)
+            if plan is not None:
+                some = rng.permutation(len(plan.query.cells))[:MAX_QUERY_CELLS]
+                return plan._replace(query=plan.query._replace(cells=plan.query.cells[some]))
     raise ValueError(
         "There is nothing to learn from: leaving a measured change out leaves no other one. "
         f"Measured changes: {len(evidence.whole)}; at least two contexts are needed, or one with "
@@ -176,7 +196,7 @@ def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
 def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     """Leave a change of a whole context out."""
     changes, whole = evidence.changes, evidence.whole
-    change = int(rng.choice(whole))
+    change = int(rng.choice(_with_thirds(evidence, MIN_THIRDS)))
     others = whole[whole != change]
     is_here = changes.population[others] == changes.population[change]
     is_same = changes.perturbation[others] == changes.perturbation[change]
@@ -188,26 +208,33 @@ def _left_out(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     if not chances.any():
         return None
     kept = _some(evidence, ways[rng.choice(3, p=chances / chances.sum())], rng)
-    thirds = rng.permutation(evidence.thirds_of(change))
-    plan = _ask_one_third(evidence, change, kept, thirds)
-    return plan if len(plan.kept) else None
+    plans = _of_thirds(evidence, change, kept, rng.permutation(N_THIRDS))
+    return next((plan for plan in plans if len(plan.kept)), None)
 
 
 def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     """Ask for one third of a context where another third was measured."""
     whole, context = evidence.whole, evidence.context
-    change = int(rng.choice(whole))
-    thirds = rng.permutation(evidence.thirds_of(change))
-    if len(thirds) < N_THIRDS:
+    candidates = _with_thirds(evidence, N_THIRDS)
+    if (evidence.thirds[candidates] < 0).any():
         return None
-    of_measured, of_query = evidence.changes.population[thirds[:2]].tolist()
-    twins = np.flatnonzero(evidence.changes.population == of_measured)
+    change = int(rng.choice(candidates))
+    measured, of_query, target = rng.permutation(evidence.thirds[change]).tolist()
+    populations = evidence.changes.population
+    twins = np.flatnonzero(populations == populations[measured])
     is_told = rng.random() < evidence.settings.measured
-    asked = of_measured if is_told else of_query
+    asked = int(populations[measured if is_told else of_query])
     query = ContextQuery.of_change(evidence, change, asked, is_known=is_told)
     others = whole[context[whole] != context[change]]
     kept = np.concatenate([_some(evidence, others, rng), twins])
-    return Plan(query, kept, change, thirds[2:])
+    return Plan(query, kept, change, np.array([target]))
+
+
+def _with_thirds(evidence: Evidence, n: int) -> IntArray:
+    """Changes of whole contexts that at least so many thirds have; all if there are none."""
+    whole = evidence.whole
+    has_thirds = (evidence.thirds[whole] >= 0).sum(axis=1) >= n
+    return whole[has_thirds] if has_thirds.any() else whole
 
 
 def _some(evidence: Evidence, kept: IntArray, rng: np.random.Generator) -> IntArray:
@@ -228,7 +255,8 @@ class Fold(NamedTuple):
     evidence
         What is left to learn from.
     held_out
-        Plans of the held-out changes, to be described by all evidence but their own.
+        Plans of the held-out changes, some of them if they are very many. They are described by
+        all evidence but their own, and asked of a third of their context's control cells.
     """
 
     evidence: Evidence
@@ -247,8 +275,9 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     whole = evidence.whole
     is_single = len(np.unique(evidence.changes.perturbation)) == 1
     of_change = evidence.context if is_single else _pairs(evidence)
-    plans = {int(s): leave_out(evidence, int(s), is_single) for s in whole}
-    units = np.unique([of_change[s] for s, plan in plans.items() if plan is not None])
+    is_told = np.array([leave_out(evidence, s, is_single) is not None for s in whole.tolist()])
+    known = whole[is_told]
+    units = np.unique(of_change[known])
     if len(units) < MIN_UNITS:
         return []
     units = np.random.default_rng(0).permutation(units)
@@ -258,9 +287,9 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     for i in range(n_folds):
         is_held = np.isin(of_change, units[i % n_parts :: n_parts])
         # At random, so that the first few of many may stand for all.
-        of_fold = np.random.default_rng(0).permutation(whole[is_held[whole]]).tolist()
-        held_out = [plan for s in of_fold if (plan := plans[s]) is not None]
-        folds.append(Fold(evidence.keep(~is_held), held_out))
+        of_fold = np.random.default_rng(0).permutation(known[is_held[known]])[:MAX_HELD_OUT]
+        plans = [leave_out(evidence, s, is_single) for s in of_fold.tolist()]
+        folds.append(Fold(evidence.keep(~is_held), [plan for plan in plans if plan is not None]))
     return folds
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import sparse
 from sklearn.decomposition import PCA
 
@@ -278,22 +280,31 @@ class Evidence:
         """Number of the context of each change, ``(S,)``."""
         return self.populations.context[self.changes.population]
 
-    def thirds_of(self, change: int, population: int | None = None) -> IntArray:
-        """Numbers of the changes that are this one in thirds of its context, or in one of them."""
-        changes, dose = self.changes, self.changes.dose[change]
-        is_third = (self.context == self.context[change]) & (
-            self.populations.third[changes.population] != WHOLE
-        )
-        is_third &= changes.perturbation == changes.perturbation[change]
-        is_third &= (changes.dose == dose) | (np.isnan(changes.dose) & np.isnan(dose))
-        if population is not None:
-            is_third &= changes.population == population
-        return np.flatnonzero(is_third)
+    @cached_property
+    def thirds(self) -> IntArray:
+        """Numbers of each change in the thirds of its context, ``(S, 3)``; -1 for none."""
+        changes = self.changes
+        doses = np.unique(np.nan_to_num(changes.dose, nan=-1.0), return_inverse=True)[1]
+        keys = pd.DataFrame({"k": self.context, "p": changes.perturbation, "d": doses})
+        same = keys.groupby(["k", "p", "d"]).ngroup().to_numpy()
+        numbers = np.full((same.max(initial=-1) + 1, 1 + N_THIRDS), -1)
+        numbers[same, self.populations.third[changes.population]] = np.arange(len(same))
+        return numbers[same, 1:]
+
+    @cached_property
+    def shown(self) -> IntArray:
+        """Numbers of the genes that some cells show; all if there are none."""
+        means = (self.populations.mean, self.changes.mean)
+        shown = np.flatnonzero(np.any([(mean != 0).any(axis=0) for mean in means], axis=0))
+        return shown if len(shown) else np.arange(self.n_genes)
 
     @property
     def mean_square(self) -> float:
-        """Mean square of the changes of whole contexts: the unit of this data set's errors."""
-        shifts = self.changes.shift[self.whole]
+        """Mean square of the changes of whole contexts: the unit of this data set's errors.
+
+        It is that of the genes that some cells show: more silent ones do not count.
+        """
+        shifts = self.changes.shift[self.whole][:, self.shown]
         return float(max((shifts**2).mean(), LEAST_SQUARE)) if len(shifts) else LEAST_SQUARE
 
     def keep(self, kept: npt.NDArray[np.bool_] | IntArray) -> Evidence:
@@ -424,7 +435,7 @@ class Evidence:
     def to_plain(self) -> dict[str, Any]:
         """Arrays, lists, numbers and text that :meth:`from_plain` takes."""
         return {
-            **vars(self),
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "settings": asdict(self.settings),
             "parts": [list(parts) for parts in self.parts],
             "populations": self.populations._asdict(),
