@@ -131,7 +131,7 @@ class TestExport:
         }
         components = {name for name in of_cells if ".populations.cells." in name}
         assert [shapes[name] for name in components] == 3 * [[25, 30]]
-        # The components' own; halves have fewer cells, and all else is of contexts.
+        # The components' own; all else is of contexts.
         assert [shapes[name] for name in of_cells - components] == [[30, 40]]
         assert not [name for name in adata.obs_names if f'"{name}"' in text]
 

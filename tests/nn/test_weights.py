@@ -1,6 +1,7 @@
 """Files of pretrained networks: read as written, or refused with a clear error."""
 
 import csv
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -252,3 +253,13 @@ class TestWhatTheySaw:
             module.without("one")
         with pytest.raises(FileNotFoundError):
             module.without("three")
+
+
+def test_the_log_tells_of_the_committed_files():
+    """Each file of weights is the one whose training is logged, and each has its line."""
+    root = Path(__file__).parents[2] / "pretraining"
+    with (root / "log.csv").open(newline="") as file:
+        logged = {row["file"]: row["sha256"] for row in csv.DictReader(file)}
+    files = [*(root / "weights").glob("*.safetensors"), shipped_weights()]
+    found = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert found == logged
