@@ -7,7 +7,8 @@ type hidden too, so that some types lose their nearest relative; and three simul
 seven types in five lineages, three of which have one type only, each type hidden. Coverage is the
 fraction of genes whose real mean change lies in the interval (`coverage_strongest`: of the tenth
 with the largest predicted change; `coverage_true`: the noise-free change, for simulated cells);
-`relative_error` the squared error of the mean change over the squared change, both less what
+`risk_coverage` how well the widths put the genes' errors in order, 0 for chance and 1 for the best
+order; `relative_error` the squared error of the mean change over the squared change, both less what
 sampling noise adds to them, summed over genes. Weights never saw Kang et al. Writes
 `intervals.csv` and `intervals.png` beside this file.
 """
@@ -87,6 +88,7 @@ def score(data: str, name: str, fold: Fold, true: np.ndarray | None, seed: int) 
         "coverage_strongest": np.mean(((lower <= change) & (change <= upper))[strongest]),
         "coverage_true": np.nan if true is None else np.mean((lower <= true) & (true <= upper)),
         "half_width": float(np.mean(upper - lower) / 2),
+        "risk_coverage": metrics.area_under_risk_coverage(np.abs(error), upper - lower),
         "distance": table["distance"].iloc[0],
         "relative_error": (error**2 - noise).sum() / (change**2 - noise).sum(),
     }
@@ -117,11 +119,12 @@ def main() -> None:
     left.legend(frameon=False)
     figure.savefig(HERE / "intervals.png", dpi=150)
     print(table.drop(columns="kind").round(3).to_string())
-    columns = ["coverage", "coverage_strongest", "coverage_true", "half_width"]
+    columns = ["coverage", "coverage_strongest", "coverage_true", "half_width", "risk_coverage"]
     print(table.groupby("kind")[columns].agg(["mean", "min", "max"]).round(3).T.to_string())
     for data, of_data in table.groupby("data"):
         rank = of_data[["distance", "relative_error"]].corr("spearman").iloc[0, 1]
-        print(f"{data}: rank correlation of distance and relative error {rank:.2f}")
+        area = metrics.area_under_risk_coverage(of_data["relative_error"], of_data["distance"])
+        print(f"{data}: distance and relative error: rank correlation {rank:.2f}, area {area:.2f}")
 
 
 if __name__ == "__main__":
