@@ -8,8 +8,8 @@ seven types in five lineages, three of which have one type only, each type hidde
 fraction of genes whose real mean change lies in the interval (`coverage_strongest`: of the tenth
 with the largest predicted change; `coverage_true`: the noise-free change, for simulated cells);
 `risk_coverage` how well the widths put the genes' errors in order, 0 for chance and 1 for the best
-order; `relative_error` the squared error of the mean change over the squared change, both less what
-sampling noise adds to them, summed over genes. Weights never saw Kang et al. Writes
+order; `relative_error` the squared error of the mean change over the squared change, both less
+what sampling noise adds to them, summed over genes. Weights never saw Kang et al. Writes
 `intervals.csv` and `intervals.png` beside this file.
 """
 
