@@ -92,7 +92,7 @@ class TestTraining:
 
     @pytest.mark.parametrize(
         ("objective", "max_epochs", "name"),
-        [("in_context", 12, "train_loss"), ("published", 60, "validation_loss")],
+        [("in_context", 24, "train_loss"), ("published", 60, "validation_loss")],
     )
     def test_loss_falls(self, adata, objective, max_epochs, name):
         SpaPerbModel.setup_anndata(adata)
