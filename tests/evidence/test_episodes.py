@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spaperb import datasets
-from spaperb.evidence import Evidence, draw, leave_out, make_folds
+from spaperb.evidence import Evidence, Settings, draw, leave_out, make_folds
 from spaperb.evidence._episodes import _left_out, draw_plan, make_episode
 
 
@@ -123,28 +123,36 @@ def test_errors_of_a_target_are_those_of_a_mean():
 
 def test_a_target_of_unequal_thirds_is_as_sure_as_its_error_says():
     """By simulation: a third of three cells does not spoil one of twenty."""
-    sizes, ratios = (40, 3, 20), []
-    # A batch has one cell in each condition, in the third that its number tells.
-    batches = np.concatenate([i + 3 * np.arange(n) for i, n in enumerate(sizes)])
-    n = len(batches)
-    arms, labels = np.tile(np.repeat([0, 1], n), 2), np.repeat([0, 1], 2 * n)
+    ratios = []
+    # A batch has one control cell, in the third that its number tells; 63 have a stimulated one.
+    stimulated = np.concatenate([i + 3 * np.arange(n) for i, n in enumerate((40, 3, 20))])
+    batches = np.r_[np.arange(120), stimulated]
+    arms = np.repeat([0, 1], [120, 63])
+    n = len(arms)
     for seed in range(200):
-        x = np.random.default_rng(seed).poisson(2.0, (4 * n, 12)).astype(float)
-        evidence = Evidence.of(x, arms, labels, ["a", "b"], np.tile(batches, 4))
+        x = np.random.default_rng(seed).poisson(2.0, (2 * n, 12)).astype(float)
+        evidence = Evidence.of(
+            x, np.tile(arms, 2), np.repeat([0, 1], n), ["a", "b"], np.tile(batches, 2)
+        )
         plan = leave_out(evidence, 0, with_context=True)
         assert evidence.changes.n[plan.target].tolist() == [3, 20]
         episode = make_episode(evidence, plan)
         ratios.append(episode.target / episode.error)
     assert 0.9 < np.std(ratios) < 1.1
+    unweighted = np.sqrt((evidence.changes.error[plan.target] ** 2).sum(axis=0)) / 2
+    assert episode.error.mean() < 0.8 * unweighted.mean()
 
 
 def test_a_context_without_thirds_is_asked_for_as_a_whole():
-    """Each of its batches has one cell in each condition, and all are in the same third."""
+    """Each of its batches has one cell in each condition, and all paired ones are in one third."""
     rng = np.random.default_rng(0)
     x = rng.poisson(1.0, (40, 12)).astype(float)
     arms, labels = np.tile([0, 1], 20), np.repeat([0, 1], 20)
-    batches = np.r_[np.repeat(3 * np.arange(10), 2), np.zeros(20, dtype=int)]
-    evidence = Evidence.of(x, arms, labels, ["a", "b"], batches)
+    # The stimulated cells of the first context are in every third of its batches.
+    batches = np.r_[np.repeat(np.arange(10), 2), np.zeros(20, dtype=int)]
+    is_kept = (labels == 1) | (arms == 0) | (batches % 3 == 0)
+    x, arms, labels, batches = (of_cells[is_kept] for of_cells in (x, arms, labels, batches))
+    evidence = Evidence.of(x, arms, labels, ["a", "b"], batches, settings=Settings(min_cells=4))
     assert (evidence.thirds[evidence.whole] >= 0).sum(axis=1).tolist() == [1, 3]
     plan = leave_out(evidence, 0, with_context=True)
     assert plan.target.tolist() == [0]
@@ -240,11 +248,36 @@ def test_a_held_out_change_is_told_of_by_what_is_left():
     plan = leave_out(evidence, int(combined), with_context=False)
     assert sorted(evidence.changes.perturbation[plan.kept]) == [0, 1]
     make_episode(evidence, plan)
-    alone = leave_out(evidence.keep(evidence.changes.perturbation != 1), int(combined), False)
-    assert alone is None or len(alone.kept)
+    # Without the parts, in any third, nothing tells of the combination.
+    rest = evidence.keep(evidence.changes.perturbation == 2)
+    assert leave_out(rest, int(rest.whole[0]), with_context=False) is None
 
 
-def test_silent_genes_change_no_episode():
+def test_where_no_third_tells_of_another_change_one_is_asked_for_as_a_whole():
+    """One context, whose two changes lie in different thirds."""
+    batches = np.tile(np.arange(12), 3)
+    arms = np.repeat([0, 1, 2], 12)
+    kept = (arms == 0) | ((arms == 1) & (batches % 3 == 0)) | ((arms == 2) & (batches % 3 == 1))
+    x = np.random.default_rng(0).poisson(1.0, (kept.sum(), 8)).astype(float)
+    labels = np.zeros(kept.sum(), dtype=int)
+    evidence = Evidence.of(x, arms[kept], labels, ["a"], batches[kept])
+    assert (evidence.thirds[evidence.whole] >= 0).sum(axis=1).tolist() == [1, 1]
+    for seed in range(10):
+        plan = draw_plan(evidence, np.random.default_rng(seed))
+        assert plan.target.tolist() == [plan.change]
+        assert plan.kept.tolist() == [1 - plan.change]
+        make_episode(evidence, plan)
+
+
+def test_without_a_measured_change_nothing_is_held_out():
+    evidence = measured()
+    empty = evidence.keep(np.zeros(len(evidence.changes.n), dtype=bool))
+    assert make_folds(empty, 3) == []
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        draw(empty, np.random.default_rng(0))
+
+
+def test_silent_genes_are_not_drawn():
     evidence = measured()
     rng = np.random.default_rng(0)
     x = rng.poisson(1.0, (80, 10)).astype(float)

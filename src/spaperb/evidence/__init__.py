@@ -9,6 +9,7 @@ from spaperb.evidence._episodes import (
     leave_out,
     make_episode,
     make_folds,
+    plan_held_out,
 )
 from spaperb.evidence._measured import Changes, Evidence, Populations
 from spaperb.evidence._moments import CLOSE
@@ -50,6 +51,7 @@ __all__ = [
     "leave_out",
     "make_episode",
     "make_folds",
+    "plan_held_out",
     "relate",
     "shrunk",
 ]

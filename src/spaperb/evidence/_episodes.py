@@ -19,12 +19,12 @@ from spaperb.evidence._relations import (
 
 MIN_UNITS = 3
 """Fewer contexts (or changes) are all learned from, and none is held out."""
-MAX_HELD_OUT = 100
-"""Held-out changes of a fold that plans are made of: one of a screen's holds all evidence."""
+MAX_PLANS = 100
+"""Held-out changes of a fold at most: each plan lists all changes that it keeps."""
 MIN_THIRDS = 2
-"""Thirds of a context that tell the query's cells from those that its change is measured in."""
+"""Thirds that must have a change: one for the query, one to measure it in."""
 N_TRIES = 20
-"""Draws before there is nothing to learn from: few cells may leave a change without others."""
+"""Draws that may fail: with few cells the drawn third may hold no other change."""
 MAX_QUERY_CELLS = 200
 """Cells of a query whose neighbours are sought in an episode: more change little and cost time."""
 
@@ -83,7 +83,7 @@ def draw(evidence: Evidence, rng: np.random.Generator, n_genes: int | None = Non
     Parameters
     ----------
     evidence
-        What was measured, at least two changes.
+        What was measured: at least two changes, or one in three thirds of its context.
     rng
         Source of randomness.
     n_genes
@@ -156,9 +156,9 @@ def _of_thirds(
 ) -> Iterator[Plan]:
     """Ask one third of a change's context, each in turn, and measure the change in the others.
 
-    Control cells of the query tell of its change by their noise alone if the change is measured
-    with them too. So whatever else was measured in the context is that of the query's third. A
-    change that few thirds have is asked for as a whole.
+    If the change were measured against the query's own control cells, their noise would tell of
+    it. For the same reason other changes of the context are those of the query's third. A change
+    that fewer than two thirds have is asked for as a whole.
     """
     thirds, changes = evidence.thirds, evidence.changes
     if (thirds[change] >= 0).sum() < MIN_THIRDS:
@@ -179,13 +179,19 @@ def _of_thirds(
 
 def draw_plan(evidence: Evidence, rng: np.random.Generator) -> Plan:
     """Draw what is left out and what is kept."""
-    for _ in range(N_TRIES):
+    for _ in range(N_TRIES if len(evidence.whole) else 0):
         is_twin = rng.random() < evidence.settings.twins
         for make in [_twin, _left_out] if is_twin else [_left_out, _twin]:
             plan = make(evidence, rng)
             if plan is not None:
                 some = rng.permutation(len(plan.query.cells))[:MAX_QUERY_CELLS]
                 return plan._replace(query=plan.query._replace(cells=plan.query.cells[some]))
+    whole = evidence.whole
+    if len(whole) > 1:
+        # No third of a context tells of another change, so one is asked for as a whole.
+        change = int(rng.choice(whole))
+        query = ContextQuery.of_change(evidence, change)
+        return Plan(query, whole[whole != change], change, np.array([change]))
     raise ValueError(
         "There is nothing to learn from: leaving a measured change out leaves no other one. "
         f"Measured changes: {len(evidence.whole)}; at least two contexts are needed, or one with "
@@ -256,7 +262,8 @@ class Fold(NamedTuple):
         What is left to learn from.
     held_out
         Plans of the held-out changes, some of them if they are very many. They are described by
-        all evidence but their own, and asked of a third of their context's control cells.
+        all evidence but their own, and asked of a third of their context's control cells. Those
+        that fewer than two thirds have are left out where there are others.
     """
 
     evidence: Evidence
@@ -272,25 +279,39 @@ def make_folds(evidence: Evidence, n_folds: int) -> list[Fold]:
     worth learning from. Two or more are left in each fold; one fold holds half of them out. Where
     there are more folds than contexts, the last ones are as the first.
     """
-    whole = evidence.whole
+    return [
+        Fold(evidence.keep(~is_held), plans) for is_held, plans in _held_out(evidence, n_folds)
+    ]
+
+
+def plan_held_out(evidence: Evidence, n_folds: int) -> list[list[Plan]]:
+    """Plans of the held-out changes of each of :func:`make_folds`' folds."""
+    return [plans for _, plans in _held_out(evidence, n_folds)]
+
+
+def _held_out(
+    evidence: Evidence, n_folds: int
+) -> Iterator[tuple[npt.NDArray[np.bool_], list[Plan]]]:
+    """Which changes each fold holds out, ``(S,)``, and plans of them."""
+    whole, thirds = evidence.whole, evidence.thirds
     is_single = len(np.unique(evidence.changes.perturbation)) == 1
     of_change = evidence.context if is_single else _pairs(evidence)
-    is_told = np.array([leave_out(evidence, s, is_single) is not None for s in whole.tolist()])
-    known = whole[is_told]
+    is_told = [leave_out(evidence, s, is_single) is not None for s in whole.tolist()]
+    known = whole[np.array(is_told, dtype=bool)]
     units = np.unique(of_change[known])
     if len(units) < MIN_UNITS:
-        return []
+        return
     units = np.random.default_rng(0).permutation(units)
     # One change that is left teaches nothing: two contexts (or changes) always are.
     n_parts = min(max(n_folds, 3 if len(units) == MIN_UNITS else 2), len(units))
-    folds = []
     for i in range(n_folds):
         is_held = np.isin(of_change, units[i % n_parts :: n_parts])
         # At random, so that the first few of many may stand for all.
-        of_fold = np.random.default_rng(0).permutation(known[is_held[known]])[:MAX_HELD_OUT]
-        plans = [leave_out(evidence, s, is_single) for s in of_fold.tolist()]
-        folds.append(Fold(evidence.keep(~is_held), [plan for plan in plans if plan is not None]))
-    return folds
+        of_fold = np.random.default_rng(0).permutation(known[is_held[known]])
+        has_thirds = (thirds[of_fold] >= 0).sum(axis=1) >= MIN_THIRDS
+        of_fold = of_fold[has_thirds] if has_thirds.any() else of_fold
+        plans = (leave_out(evidence, s, is_single) for s in of_fold[:MAX_PLANS].tolist())
+        yield is_held, [plan for plan in plans if plan is not None]
 
 
 def _pairs(evidence: Evidence) -> IntArray:

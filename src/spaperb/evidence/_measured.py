@@ -208,12 +208,10 @@ class Evidence:
         # Whatever was measured in a context is measured in its thirds, however few their cells.
         some = replace(settings, min_cells=1)
         thirds = Measuring(x, arms, N_THIRDS * labels + third, batches, doses, counts, some)
-        is_measured = {(m.code, m.perturbation, str(m.dose)) for m in of_wholes}
-        of_thirds = [
-            m
-            for m in thirds.shifts()
-            if (m.code // N_THIRDS, m.perturbation, str(m.dose)) in is_measured
-        ]
+        is_measured = {(m.code, str(m.perturbation), str(m.dose)) for m in of_wholes}
+        of_thirds = thirds.shifts(
+            lambda code, *treatment: (code // N_THIRDS, *map(str, treatment)) in is_measured
+        )
 
         with_control = np.unique(labels[arms == CONTROL])
         is_paired = np.isin(with_control, [m.code for m in of_wholes])
@@ -313,7 +311,7 @@ class Evidence:
         return replace(self, changes=Changes(**changes))
 
     def without_thirds(self) -> Evidence:
-        """Keep whole contexts alone: thirds are only learned from."""
+        """Keep whole contexts alone: thirds are only learned from, and judged by."""
         n = int((self.populations.third == WHOLE).sum())
         populations = {name: x[:n] for name, x in self.populations._asdict().items()}
         populations["correlation"] = populations["correlation"][:, :n]
@@ -468,9 +466,13 @@ def _thirds(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: in
     groups = np.stack(keys)[:, order]
     is_first = np.r_[True, (groups[:, 1:] != groups[:, :-1]).any(axis=0)]
     start = np.maximum.accumulate(np.where(is_first, np.arange(len(arms)), 0))
+    # A context's batches begin with one third after the other, both conditions of a batch alike:
+    # so the few cells of small batches are shared out too.
+    used = arms != NEITHER
+    first = np.zeros(len(arms), dtype=np.int64)
+    first[used] = pd.Series(batches[used]).groupby(labels[used]).rank("dense") - 1
     third = np.empty(len(arms), dtype=np.int64)
-    # The few cells of small batches are shared out, both conditions of a batch alike.
-    third[order] = (np.arange(len(arms)) - start + batches[order]) % N_THIRDS
+    third[order] = (np.arange(len(arms)) - start + first[order]) % N_THIRDS
     return third
 
 

@@ -7,7 +7,7 @@ within each batch, and averaged with the weights n m / (n + m) of n control and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -173,14 +173,23 @@ class Measuring:
         }
         self._pseudobulks: dict[tuple[int, int], Pseudobulk] = {}
 
-    def shifts(self) -> list[Measured]:
-        """Measure every paired context of every perturbation and dose."""
+    def shifts(
+        self, is_asked: Callable[[int, int, float], bool] = lambda *_: True
+    ) -> list[Measured]:
+        """Measure every paired context of every perturbation and dose.
+
+        Parameters
+        ----------
+        is_asked
+            Whether a context, a perturbation and a dose are asked for.
+        """
         todo = [
             (perturbation, dose, code, by_batch)
             for perturbation, dose, rows in _treatments(
                 self.arms, self.doses, self.settings.max_doses
             )
             for code, by_batch in self._paired(rows).items()
+            if is_asked(code, perturbation, dose)
         ]
         is_short = self.x.shape[0] < MANY_CELLS or len(todo) < 2
         return [

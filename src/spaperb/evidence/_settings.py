@@ -17,7 +17,7 @@ class Settings:
     ----------
     min_cells
         Cells in each condition that measure a change, unless no context has as many ("Few cells").
-        In thirds of a context, which are only learned from, any number does.
+        In thirds of a context, which training alone looks at, any number does.
     prior_cells, tiny_mean
         The variance of few cells is shrunk as if so many more had been seen, of the usual ratio of
         variance to mean; that ratio is added as if these cells had this mean ("Few cells").

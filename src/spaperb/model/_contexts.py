@@ -28,7 +28,7 @@ from spaperb.evidence import (
     dose_shares,
     leave_out,
     make_episode,
-    make_folds,
+    plan_held_out,
     relate,
     shrunk,
 )
@@ -145,8 +145,8 @@ class ContextPredictor:
             return HeldOut(episode, trained, module.predict_pretrained(episode.description))
 
         held_out, unseen = [], []
-        for f, fold in enumerate(make_folds(evidence, len(module.networks))):
-            for plan in fold.held_out[:MAX_HELD_OUT]:
+        for f, plans in enumerate(plan_held_out(evidence, len(module.networks))):
+            for plan in plans[:MAX_HELD_OUT]:
                 held_out.append(hold_out(f, plan))
                 # Other perturbations in the context help, and a query may have none.
                 without = leave_out(evidence, plan.change, with_context=True)

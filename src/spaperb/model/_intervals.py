@@ -1,8 +1,9 @@
 """How far a predicted change may be off: intervals from changes that were held out of training.
 
 Each network predicts, mixed with the pretrained ones, the measured changes that it did not learn
-from. With the errors e_sg of the genes that some cell expresses, the sampling variances v_sg of
-the measured changes, and the error scale sigma_sg of the networks::
+from, asked of a third of their contexts' control cells and measured in the others. With the errors
+e_sg of the genes that some cell expresses, the sampling variances v_sg of the measured changes,
+and the error scale sigma_sg of the networks::
 
     u_sg^2 = v_sg + sigma_sg^2,    q(c) = quantile of |e_sg| / u_sg at the confidence level,
 

@@ -50,9 +50,9 @@ class InContextModule(BaseModuleClass):
         L_noise          = mean_g log v + (change - Delta)^2 / v,    v = sigma^2 + se^2
         Loss = 100 L_latent + 100 L_reconstruction + 0.5 L_noise
 
-    The unit is the mean square of the data set's changes. L_noise is minus twice the
-    log-likelihood of the measured change; it teaches sigma alone, and takes the place of the
-    text's L_KL, since Z_ctrl is no random draw here.
+    The unit is the mean square of the data set's changes, of genes that some cell shows. L_noise
+    is minus twice the log-likelihood of the measured change; it teaches sigma alone, and takes the
+    place of the text's L_KL, since Z_ctrl is no random draw here.
 
     Each of several networks learns from episodes of its own, without a share of the measured
     changes that is held out of it. It starts from pretrained weights, with inputs standardised as
