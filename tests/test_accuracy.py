@@ -22,20 +22,19 @@ def scores(adata, methods, metric):
     return {m: rows.groupby("method")["value"].mean() for m, rows in of_metric.items()}
 
 
-def test_it_is_nearer_than_every_baseline_where_the_response_depends_on_the_context():
-    """In the mean and as a population; not in the direction of the change from few control cells.
+def test_its_change_is_right_where_the_response_depends_on_the_context():
+    """Nearer to the real change than every baseline, from control cells that are not in it.
 
-    The networks take some of the control cells' noise back ("Control cells that are used twice" in
-    `benchmarks/accuracy/README.md`).
+    As a population it is nearer than all but the forest, which takes some of the control cells'
+    noise back ("Control cells that are used twice" in `benchmarks/accuracy/README.md`).
     """
     adata = datasets.simulated(shared_response=0.3, lineage_response=0.6, n_genes=300)
     table = scores(adata, BASELINES, ("pearson_delta", "mse_mean", "energy_distance"))
-    for metric in ("mse_mean", "energy_distance"):
-        ours, others = table[metric]["in_context"], table[metric].drop("in_context")
-        assert (ours < others).all(), table[metric]
-    shifts = ["mean_shift", "pca_shift", "nearest_cells", "no_change"]
     change = table["pearson_delta"]
-    assert (change["in_context"] > change[shifts]).all(), change
+    assert (change["in_context"] > change.drop("in_context")).all(), change
+    for metric in ("mse_mean", "energy_distance"):
+        ours = table[metric]["in_context"]
+        assert (ours < table[metric].drop(["in_context", "gene_forest"])).all(), table[metric]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
