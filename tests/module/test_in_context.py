@@ -369,7 +369,7 @@ class TestAccuracy:
 
     @staticmethod
     def errors(module, evidence):
-        """Squared errors of the networks and of their prior, and the former's over expected ones."""
+        """Squared errors of the networks and of their prior; errors over expected ones."""
         rows = []
         for s in evidence.whole.tolist():
             episode = make_episode(evidence, leave_out(evidence, s, with_context=True))
