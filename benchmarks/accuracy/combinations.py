@@ -12,7 +12,7 @@ the noise of the truth, over the squared change.
 
 import numpy as np
 import pandas as pd
-from common import HERE, networks_without, simulated_evidence
+from common import HERE, networks_without, simulated_evidence, truth_of
 
 from spaperb.evidence import ContextQuery, Evidence, describe
 from spaperb.module import InContextModule
@@ -44,8 +44,7 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
             "sum of predicted changes": sum(module.predict(of).mean for of in of_parts),
             "sum of measured shifts": changes.shift[parts].sum(axis=0),
         }
-        truth = changes.shift[others].mean(axis=0)
-        noise = (changes.error[others] ** 2).sum() / len(others) ** 2
+        truth, noise = truth_of(evidence, others)
         rows.append(
             {
                 way: (((x - truth) ** 2).sum() - noise) / (truth**2).sum()

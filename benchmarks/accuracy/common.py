@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import scvi
 
 from spaperb import SpaPerbModel, pl
 from spaperb.evaluation.benchmark import CEILING, FLOOR, Fold, Task, make_fold, summary, tidy
 from spaperb.evaluation.metrics import HIGHER_IS_BETTER
+from spaperb.evidence import Evidence
 from spaperb.module import InContextModule
 from spaperb.nn import data_sets_of, read_weights
 
@@ -48,6 +50,7 @@ __all__ = [
     "summaries",
     "task_of",
     "trained",
+    "truth_of",
     "without",
     "write",
 ]
@@ -126,6 +129,13 @@ def networks_without(data_set: str) -> InContextModule:
     networks = read_weights(without(data_set))
     sizes = networks[0].n_latent, networks[0].n_hidden
     return InContextModule(*sizes, len(networks)).start_from(networks)
+
+
+def truth_of(evidence: Evidence, thirds: Sequence[int]) -> tuple[np.ndarray, float]:
+    """Mean change over some thirds of a context, ``(G,)``, and its noise, summed over genes."""
+    changes, of = evidence.changes, list(thirds)
+    noise = (changes.error[of] ** 2).sum() / len(of) ** 2
+    return changes.shift[of].mean(axis=0), float(noise)
 
 
 def trained(

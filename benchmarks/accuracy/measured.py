@@ -12,7 +12,7 @@ predicts.
 
 import numpy as np
 import pandas as pd
-from common import HERE, data_sets, make_parser, networks_without, read_set
+from common import HERE, data_sets, make_parser, networks_without, read_set, truth_of
 
 from spaperb.evidence import ContextQuery, Evidence, describe, shrunk
 from spaperb.module import InContextModule
@@ -39,8 +39,7 @@ def errors(evidence: Evidence, module: InContextModule) -> list[dict[str, float]
             "networks": predicted,
             "shrunk": shrunk(measured, error, predicted, evidence.settings.max_errors),
         }
-        real = changes.shift[truth].mean(axis=0)
-        noise = (changes.error[truth] ** 2).sum() / len(truth) ** 2
+        real, noise = truth_of(evidence, truth)
         rows.append(
             {way: (((x - real) ** 2).sum() - noise) / (real**2).sum() for way, x in ways.items()}
         )

@@ -96,6 +96,27 @@ def test_small_batches_are_shared_out_among_thirds():
     assert evidence.changes.n[evidence.thirds[:2]].tolist() == [[3, 3, 3]] * 2
 
 
+def test_thirds_go_by_the_order_of_batches_and_not_by_their_numbers():
+    x, arms, labels = cells(n=(9, 9, 9, 9))
+    batches = np.tile(np.arange(9), 4)
+    plain, other = (Evidence.of(x, arms, labels, ["a", "b"], b) for b in (batches, 3 * batches))
+    np.testing.assert_array_equal(plain.populations.mean, other.populations.mean)
+    np.testing.assert_array_equal(plain.thirds, other.thirds)
+
+
+def test_what_is_kept_has_its_own_thirds():
+    """Numbers are those of what is kept, also where they were looked up before."""
+    rng = np.random.default_rng(0)
+    x = rng.poisson(1.0, (120, N_GENES)).astype(float)
+    evidence = Evidence.of(x, np.tile([0, 1, 2], 40), np.repeat([0, 1], 60), ["a", "b"])
+    before = evidence.changes.shift[evidence.thirds]
+    is_kept = evidence.changes.perturbation == 1
+    kept = evidence.keep(is_kept)
+    assert (kept.thirds >= 0).all()
+    np.testing.assert_array_equal(kept.changes.shift[kept.thirds], before[is_kept])
+    assert (kept.without_thirds().thirds == -1).all()
+
+
 def test_thirds_are_of_each_batch():
     """A batch that one third held alone would move its means."""
     x, arms, labels = cells(n=(12, 12, 12, 12))
