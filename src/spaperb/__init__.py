@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from spaperb import datasets, pl, populations
+from spaperb import datasets, pl, populations, pp
 from spaperb.data import read_mapped
 from spaperb.evaluation import baselines, benchmark, metrics
 from spaperb.model import SpaPerbModel
@@ -15,6 +15,7 @@ __all__ = [
     "metrics",
     "pl",
     "populations",
+    "pp",
     "read_mapped",
 ]
 

@@ -1,4 +1,4 @@
-"""Simulated cells whose response to a stimulus is known."""
+"""Simulated cells whose response to stimuli is known."""
 
 from __future__ import annotations
 
@@ -127,28 +127,142 @@ def simulated(
         effect = dose**steepness / (dose**steepness + half_dose**steepness)
     treated = _proportions(log_control + effect[:, None] * response[cell_type])
 
-    depth = library_size * rng.lognormal(0.0, 0.3, (n_obs, 1))
-    expected = depth * np.where(stimulated[:, None] == 1, treated, control)
-    counts = rng.poisson(expected * rng.gamma(5.0, 1 / 5.0, expected.shape))
-    counts *= rng.random(counts.shape) >= dropout
-
-    adata = AnnData(
-        sparse.csr_matrix(counts, dtype=np.float32),
-        obs=pd.DataFrame(
-            {
-                "condition": pd.Categorical.from_codes(stimulated, ["control", "stimulated"]),
-                "cell_type": _named(cell_type, "type", n_cell_types),
-                "donor": _named(donor, "donor", n_donors),
-            },
-            index=[f"cell_{i}" for i in range(n_obs)],
-        ),
-        var=pd.DataFrame({"responds": responds}, index=[f"gene_{i}" for i in range(n_genes)]),
+    obs = pd.DataFrame(
+        {
+            "condition": pd.Categorical.from_codes(stimulated, ["control", "stimulated"]),
+            "cell_type": _named(cell_type, "type", n_cell_types),
+            "donor": _named(donor, "donor", n_donors),
+        }
     )
     if doses is not None:
-        adata.obs["dose"] = np.where(stimulated == 1, dose, 0.0)
-    adata.layers["counts"] = adata.X.copy()
+        obs["dose"] = np.where(stimulated == 1, dose, 0.0)
+    expressed = np.where(stimulated[:, None] == 1, treated, control)
+    adata = _drawn(expressed, obs, rng, library_size, dropout)
+    adata.var["responds"] = responds
     adata.layers["true_control"] = np.log1p(1e4 * control).astype(np.float32)
     adata.layers["true_stimulated"] = np.log1p(1e4 * treated).astype(np.float32)
+    return adata
+
+
+def simulated_screen(
+    n_perturbations: int = 30,
+    n_cell_types: int = 3,
+    n_cells: int = 50,
+    n_genes: int = 500,
+    n_features: int = 5,
+    *,
+    feature_share: float = 0.8,
+    shared_response: float = 0.8,
+    marker_fraction: float = 0.1,
+    response_fraction: float = 0.3,
+    response_scale: float = 1.0,
+    library_size: float = 2000.0,
+    dropout: float = 0.2,
+    seed: int = 0,
+) -> AnnData:
+    r"""Simulate a screen of perturbations whose effects depend on what they are.
+
+    Perturbation :math:`p` has features :math:`f_p`, normal draws. Cells of type :math:`t` respond
+    by :math:`\rho_{tpg} = \sqrt{a}\, f_p \cdot U_{tg} / \sqrt{d} + \sqrt{1-a}\, w_{tpg}` in
+    natural-log units, where d is the number of features: partly as the features tell, partly in
+    a way of the perturbation's own. Each of both is partly the same in all types. Cells are drawn
+    as in :func:`simulated`.
+
+    Parameters
+    ----------
+    n_perturbations
+        Number of perturbations.
+    n_cell_types
+        Number of cell types.
+    n_cells
+        Cells of each type and perturbation; there are four times as many control cells of a type.
+    n_genes
+        Number of genes.
+    n_features
+        Number of features, d.
+    feature_share
+        Share :math:`a` of the response's variance that the features tell, in [0, 1].
+    shared_response
+        Share of the response's variance that all cell types have in common, in [0, 1].
+    marker_fraction
+        Fraction of the genes that set a type apart.
+    response_fraction
+        Fraction of the genes that respond.
+    response_scale
+        Standard deviation of the response in natural-log units.
+    library_size, dropout, seed
+        As in :func:`simulated`.
+
+    Returns
+    -------
+    anndata.AnnData
+        Annotated data, with ``X``, ``layers["counts"]`` and ``layers["true_control"]`` as in
+        :func:`simulated`, and:
+
+        - ``layers["true_stimulated"]``: the same with the cell's own perturbation; for control
+          cells without any
+        - ``obs``: ``condition`` (control, perturbation_0, ...), ``cell_type``
+        - ``uns["perturbation_features"]``: the features, a row a perturbation
+        - ``var["responds"]``: whether the gene responds
+    """
+    rng = np.random.default_rng(seed)
+    baseline = rng.normal(0.0, 1.5, n_genes)
+    type_effect = _markers(n_cell_types, n_genes, marker_fraction, rng)
+    responds = rng.random(n_genes) < response_fraction
+    features = rng.normal(0.0, 1.0, (n_perturbations, n_features))
+
+    def partly_shared(n: int) -> np.ndarray:
+        of_all, own = rng.normal(size=(n, n_genes)), rng.normal(size=(n_cell_types, n, n_genes))
+        return np.sqrt(shared_response) * of_all + np.sqrt(1 - shared_response) * own
+
+    told = features @ partly_shared(n_features) / np.sqrt(n_features)
+    untold = partly_shared(n_perturbations)
+    response = np.sqrt(feature_share) * told + np.sqrt(1 - feature_share) * untold
+    response *= response_scale * responds
+
+    sizes = np.full((n_cell_types, 1 + n_perturbations), n_cells)
+    sizes[:, 0] *= 4
+    cell_type, condition = (
+        np.repeat(axis.ravel(), sizes.ravel()) for axis in np.indices(sizes.shape)
+    )
+    log_control = baseline + type_effect[cell_type]
+    without = np.zeros((n_cell_types, 1, n_genes))
+    with_control = np.concatenate([without, response], axis=1)
+    treated = _proportions(log_control + with_control[cell_type, condition])
+    names = [f"perturbation_{p}" for p in range(n_perturbations)]
+    obs = pd.DataFrame(
+        {
+            "condition": pd.Categorical.from_codes(condition, ["control", *names]),
+            "cell_type": _named(cell_type, "type", n_cell_types),
+        }
+    )
+    adata = _drawn(treated, obs, rng, library_size, dropout)
+    adata.var["responds"] = responds
+    adata.layers["true_control"] = np.log1p(1e4 * _proportions(log_control)).astype(np.float32)
+    adata.layers["true_stimulated"] = np.log1p(1e4 * treated).astype(np.float32)
+    columns = [f"feature_{i}" for i in range(n_features)]
+    adata.uns["perturbation_features"] = pd.DataFrame(features, index=names, columns=columns)
+    return adata
+
+
+def _drawn(
+    expressed: np.ndarray,
+    obs: pd.DataFrame,
+    rng: np.random.Generator,
+    library_size: float,
+    dropout: float,
+) -> AnnData:
+    """Counts of cells that express genes in some proportions, and their normalised expression."""
+    depth = library_size * rng.lognormal(0.0, 0.3, (len(expressed), 1))
+    expected = depth * expressed
+    counts = rng.poisson(expected * rng.gamma(5.0, 1 / 5.0, expected.shape))
+    counts *= rng.random(counts.shape) >= dropout
+    adata = AnnData(
+        sparse.csr_matrix(counts, dtype=np.float32),
+        obs=obs.set_index(pd.Index([f"cell_{i}" for i in range(len(obs))])),
+        var=pd.DataFrame(index=[f"gene_{i}" for i in range(expressed.shape[1])]),
+    )
+    adata.layers["counts"] = adata.X.copy()
     sc.pp.normalize_total(adata, target_sum=1e4)
     sc.pp.log1p(adata)
     return adata

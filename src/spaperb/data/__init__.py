@@ -12,6 +12,7 @@ from spaperb.data._conditions import (
 )
 from spaperb.data._disk import as_dask, is_on_disk, read_mapped
 from spaperb.data._episodes import EpisodeSplitter, measure
+from spaperb.data._features import FeatureTable, find_features, read_features
 from spaperb.data._labels import match_labels
 from spaperb.data._perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.data._query import Cells, Query, batch_shares, make_query, select_rows
@@ -42,6 +43,7 @@ __all__ = [
     "N_BATCHES",
     "Cells",
     "EpisodeSplitter",
+    "FeatureTable",
     "PairedDataSplitter",
     "Perturbations",
     "Query",
@@ -64,6 +66,7 @@ __all__ = [
     "condition_arms",
     "control_cells",
     "expression_matrix",
+    "find_features",
     "is_log_normalised",
     "is_on_disk",
     "log_base",
@@ -72,6 +75,7 @@ __all__ = [
     "measure",
     "perturbations_of",
     "perturbations_with_pairs",
+    "read_features",
     "read_mapped",
     "registered_codes",
     "select_rows",

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spaperb._messages import format_list, warn
 from spaperb._types import NEITHER, IntArray
+from spaperb.data._features import features_of
 from spaperb.data._registry import DOSE_KEY, perturbations_of, registered_codes
 from spaperb.data._scale import log_base
 from spaperb.data._splitters import N_BATCHES, StratifiedSplitter
@@ -30,8 +31,10 @@ from spaperb.evidence import (
 )
 from spaperb.nn import Constants, tensors
 
-N_GENES = 512
+N_GENES, MIN_GENES = 512, 128
 """Genes of an episode: more cost time and change nothing."""
+N_PAIRS = 4096
+"""Pairs of a gene and a piece of evidence in an episode: the more pieces, the fewer genes."""
 N_FIRST = 64
 """Episodes that constants are taken from."""
 MAX_HELD_OUT = 40
@@ -61,7 +64,7 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
         doses = np.asarray(manager.get_from_registry(DOSE_KEY), dtype=np.float64).ravel()
     if (layer := manager.registry["setup_args"]["counts_layer"]) is not None:
         counts = _by_rows(manager.adata.layers[layer])
-    return Evidence.of(
+    evidence = Evidence.of(
         x=_by_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
         arms=arms,
         labels=registered_codes(manager, REGISTRY_KEYS.LABELS_KEY),
@@ -73,6 +76,8 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
         unit=1 / math.log(log_base(manager.adata) or math.e),
         settings=Settings(),  # not the default: benchmarks change it here
     )
+    table = manager.registry["setup_args"]["perturbation_features"]
+    return evidence if table is None else evidence.with_features(features_of(known.names, table))
 
 
 def _by_rows(x: Any) -> Any:
@@ -158,14 +163,21 @@ class EpisodeSplitter(StratifiedSplitter):
         # Without folds all networks learn from everything, and nothing is held out.
         of_folds = [[fold.evidence] for fold in self.folds]
         sets = of_folds or [[self.evidence]] * self.n_networks
-        self.episodes = Episodes(sets, self.batch_size, N_GENES, self.seed)
+        self.episodes = Episodes(sets, self.batch_size, self._n_genes, self.seed)
+
+    @property
+    def _n_genes(self) -> int:
+        """Genes of an episode."""
+        n_pieces = min(len(self.evidence.whole), self.evidence.settings.max_pieces)
+        return int(np.clip(N_PAIRS // max(n_pieces, 1), MIN_GENES, N_GENES))
 
     def constants(self) -> list[Constants]:
         """Mean and deviation of the inputs of some episodes, of each network."""
 
         def of_network(evidence: Evidence) -> Constants:
             rng = np.random.default_rng(0)
-            return Constants.of([draw(evidence, rng, N_GENES).description for _ in range(N_FIRST)])
+            drawn = [draw(evidence, rng, self._n_genes) for _ in range(N_FIRST)]
+            return Constants.of([episode.description for episode in drawn])
 
         return [of_network(evidence) for ((evidence, _),) in self.episodes.evidence]
 
@@ -180,7 +192,7 @@ class EpisodeSplitter(StratifiedSplitter):
         if not self.folds:
             return self._load(self.episodes, EpisodeSampler(1, fixed=True))
         plans = [fold.held_out[:MAX_HELD_OUT] for fold in self.folds]
-        held_out = HeldOutEpisodes(self.evidence, plans, self.batch_size, N_GENES, self.seed)
+        held_out = HeldOutEpisodes(self.evidence, plans, self.batch_size, self._n_genes, self.seed)
         return self._load(held_out, EpisodeSampler(len(held_out.batches), fixed=True))
 
     def test_dataloader(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spaperb._messages import format_list, shown, warn
-from spaperb._types import CONTROL, NEITHER, IntArray
+from spaperb._types import CONTROL, NEITHER, FloatArray, IntArray
 from spaperb.evidence import CLOSE
 
 
@@ -24,16 +24,19 @@ class Target(NamedTuple):
 
     ``number`` is its number among the perturbations of the training data, ``None`` for a
     combination that is not among them; ``parts`` are the numbers of the perturbations that it
-    combines, itself if it is single.
+    combines, itself if it is single. One that was never measured has neither, but ``features``.
     """
 
     name: str
     number: int | None
     parts: tuple[int, ...]
     dose: float | None = None
+    features: FloatArray | None = None
 
     def dose_range(self, ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
-        """Doses that it, or all of its parts, were measured at."""
+        """Doses that it, or all of its parts, were measured at; others, if features tell of it."""
+        if self.features is not None:
+            return min(low for low, _ in ranges), max(high for _, high in ranges)
         of = self.parts if self.number is None else (self.number,)
         low, high = zip(*(ranges[p] for p in of), strict=True)
         return max(low), min(high)
@@ -122,6 +125,12 @@ class Perturbations:
         )
 
     @property
+    def singles(self) -> list[Any]:
+        """Names of the perturbations that are no combinations, and do not look like one."""
+        pairs = zip(self.names, self.parts, strict=True)
+        return [name for name, of in pairs if len(of) == 1 and name not in self.whole]
+
+    @property
     def composition(self) -> npt.NDArray[np.float32]:
         """How often each perturbation is a part of each value of the column, ``(n_values, P)``."""
         rows = np.zeros((len(self.arms), len(self.names)), dtype=np.float32)
@@ -153,11 +162,20 @@ class Perturbations:
             of = f", of {shown(name)}," if len(pieces) > 1 else ""
             raise ValueError(
                 f"{', '.join(map(shown, unknown))}{of} is not a perturbation that the model was "
-                f"trained on. It knows: {format_list(self.names)}."
+                f"trained on. It knows: {format_list(self.names)}. One that was never measured is "
+                "predicted from its features: set the data up with `perturbation_features=`."
             )
         parts = tuple(sorted(single[piece] for piece in pieces))
         same = [i for i, known in enumerate(self.parts) if tuple(sorted(known)) == parts]
         return Target(str(name), same[0] if same else None, parts)
+
+    def knows(self, name: Any) -> bool:
+        """Whether a perturbation, or each part of a combination, was measured."""
+        try:
+            self.find(name)
+        except ValueError:
+            return False
+        return True
 
     def target(
         self,
@@ -165,6 +183,7 @@ class Perturbations:
         dose: float | None,
         dose_key: str | None,
         ranges: Sequence[tuple[float, float]],
+        features: FloatArray | None = None,
     ) -> Target:
         """Find what a user asks a model for, and warn of doses beyond those measured.
 
@@ -178,6 +197,8 @@ class Perturbations:
             Column that the model takes doses from, ``None`` if it has none.
         ranges
             Lowest and highest measured dose of each perturbation.
+        features
+            Features of one that was never measured.
 
         Raises
         ------
@@ -192,7 +213,9 @@ class Perturbations:
                     "Pass one of them, or a combination, as `perturbation=`."
                 )
             name = self.names[0]
-        target = self.find(name)
+        target = (
+            self.find(name) if features is None else Target(str(name), None, (), None, features)
+        )
         if dose_key is None:
             if dose is not None:
                 raise ValueError(
@@ -202,7 +225,9 @@ class Perturbations:
             return target
         low, high = target.dose_range(ranges)
         measured = f"{target.name} was measured at doses from {low:g} to {high:g}"
-        if target.number is None:
+        if features is not None:
+            measured = f"The measured perturbations have doses from {low:g} to {high:g}"
+        elif target.number is None:
             of_parts = [
                 f"{self.names[p]} from {ranges[p][0]:g} to {ranges[p][1]:g}" for p in target.parts
             ]

@@ -137,7 +137,7 @@ def make_episode(evidence: Evidence, plan: Plan, genes: IntArray | slice = slice
 def leave_out(evidence: Evidence, change: int, with_context: bool) -> Plan | None:
     """Leave out what was measured in a change's context, or its perturbation there.
 
-    ``None`` if nothing of its perturbation, or of its parts, is left.
+    ``None`` if nothing of its perturbation, or of its parts, is left, and no features tell of it.
     """
     changes, whole = evidence.changes, evidence.whole
     is_gone = changes.population[whole] == changes.population[change]
@@ -146,9 +146,19 @@ def leave_out(evidence: Evidence, change: int, with_context: bool) -> Plan | Non
     asked = int(changes.perturbation[change])
     targets = [asked, *evidence.parts[asked]]
     for plan in _of_thirds(evidence, change, whole[~is_gone], range(N_THIRDS)):
-        if np.isin(changes.perturbation[plan.kept], targets).any():
+        if np.isin(changes.perturbation[plan.kept], targets).any() or (
+            len(plan.kept) and evidence.has_features(asked)
+        ):
             return plan
     return None
+
+
+def forget_perturbation(evidence: Evidence, plan: Plan) -> Plan | None:
+    """Leave out what was measured of a plan's perturbation; ``None`` if no features tell of it."""
+    perturbation = evidence.changes.perturbation
+    kept = plan.kept[perturbation[plan.kept] != perturbation[plan.change]]
+    is_told = len(kept) and evidence.has_features(int(perturbation[plan.change]))
+    return plan._replace(kept=kept) if is_told else None
 
 
 def _of_thirds(

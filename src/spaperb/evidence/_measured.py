@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 
 from spaperb._types import CONTROL, NEITHER, STIMULATED, Expression, FloatArray, IntArray
+from spaperb.evidence._features import Features
 from spaperb.evidence._moments import Measured, Measuring, Noise
 from spaperb.evidence._settings import DEFAULT, Settings
 from spaperb.populations import Pseudobulk, dense, mean_expression, neighbour_shares, variance
@@ -145,6 +146,8 @@ class Evidence:
         base. The networks see natural logarithms, whatever the base.
     settings
         Constants that the networks learned with.
+    features
+        Features of the perturbations, and how changes go with them.
     """
 
     names: list[Any]
@@ -157,6 +160,7 @@ class Evidence:
     has_mean: bool
     unit: float = 1.0
     settings: Settings = DEFAULT
+    features: Features | None = None
 
     @classmethod
     def of(
@@ -310,6 +314,39 @@ class Evidence:
         changes = {name: moments[kept] for name, moments in self.changes._asdict().items()}
         return replace(self, changes=Changes(**changes))
 
+    def with_features(self, features: FloatArray) -> Evidence:
+        """Learn how changes go with features of the perturbations.
+
+        Parameters
+        ----------
+        features
+            Of each perturbation, ``(P, d)``; NaN for those without.
+        """
+        changes, whole = self.changes, self.whole
+        total = np.zeros((len(features), self.n_genes))
+        reliability, n_contexts = np.zeros((2, len(features)))
+        known = np.flatnonzero(np.isfinite(features).all(axis=1))
+        of, context = changes.perturbation[whole], self.context[whole]
+        for k in np.unique(context):
+            # Doses are averaged: what counts is how perturbations differ.
+            numbers = np.intersect1d(of[context == k], known)
+            rows = [whole[(context == k) & (of == p)] for p in numbers]
+            means = np.array([changes.shift[r].mean(axis=0) for r in rows])
+            n = np.array([changes.n[r].sum() for r in rows])
+            if len(numbers) > 1:
+                total[numbers] += means - means.mean(axis=0)
+                reliability[numbers] += n / (n + self.settings.half_weight)
+                n_contexts[numbers] += 1
+        with np.errstate(invalid="ignore"):
+            means, reliability = total / n_contexts[:, None], reliability / n_contexts
+        return replace(self, features=Features.of(features, means, reliability))
+
+    def has_features(self, perturbation: int) -> bool:
+        """Whether features of a perturbation are known."""
+        return self.features is not None and bool(
+            np.isfinite(self.features.values[perturbation]).all()
+        )
+
     def without_thirds(self) -> Evidence:
         """Keep whole contexts alone: thirds are only learned from, and judged by."""
         n = int((self.populations.third == WHOLE).sum())
@@ -389,7 +426,7 @@ class Evidence:
         self,
         pseudobulk: Pseudobulk,
         cells: FloatArray,
-        perturbation: int,
+        perturbation: int | None,
         besides: int | None = None,
     ) -> float:
         """Distance of control cells from the contexts that a perturbation was measured in.
@@ -404,13 +441,14 @@ class Evidence:
         cells
             Their components, ``(n, n_components)``.
         perturbation
-            Number of the perturbation.
+            Number of the perturbation; ``None`` for any.
         besides
             Number of a context to leave out.
         """
         whole = self.whole
-        measured = self.changes.perturbation[whole] == perturbation
-        among = np.unique(self.changes.population[whole][measured])
+        if perturbation is not None:
+            whole = whole[self.changes.perturbation[whole] == perturbation]
+        among = np.unique(self.changes.population[whole])
         among = among[among != (-1 if besides is None else besides)]
         if not len(among):
             return math.inf
@@ -438,6 +476,7 @@ class Evidence:
             "parts": [list(parts) for parts in self.parts],
             "populations": self.populations._asdict(),
             "changes": self.changes._asdict(),
+            "features": self.features and self.features._asdict(),
         }
 
     @classmethod
@@ -450,6 +489,7 @@ class Evidence:
                 "parts": [tuple(parts) for parts in plain["parts"]],
                 "populations": Populations(**plain["populations"]),
                 "changes": Changes(**plain["changes"]),
+                "features": plain["features"] and Features(**plain["features"]),
             }
         )
 

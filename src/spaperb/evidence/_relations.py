@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 from scipy.special import log_softmax, logsumexp, softmax
 
 from spaperb._types import FloatArray, IntArray
@@ -45,6 +46,8 @@ EVIDENCE_FEATURES = (
 TINY = 1e-300
 NO_TARGET = -1
 """In place of the number of a perturbation that is not asked for."""
+NEW = -1
+"""In place of the number of a perturbation that was never measured."""
 
 
 class ContextQuery(NamedTuple):
@@ -68,6 +71,8 @@ class ContextQuery(NamedTuple):
         Number of the perturbation or of the combination, ``None`` if it was never measured.
     dose
         Dose asked for; NaN without doses.
+    features
+        Standardised features of a perturbation that was never measured, ``(d,)``.
     """
 
     mean: FloatArray
@@ -80,6 +85,7 @@ class ContextQuery(NamedTuple):
     parts: tuple[int, ...]
     perturbation: int | None
     dose: float = np.nan
+    features: FloatArray | None = None
 
     @classmethod
     def of(
@@ -92,6 +98,7 @@ class ContextQuery(NamedTuple):
         dose: float = np.nan,
         context: int | None = None,
         likeness: float = 1.0,
+        features: FloatArray | None = None,
     ) -> ContextQuery:
         """Ask for cells that may be new, by their pseudobulk and components."""
         return cls(
@@ -105,6 +112,7 @@ class ContextQuery(NamedTuple):
             parts=parts,
             perturbation=perturbation,
             dose=dose,
+            features=features,
         )
 
     @classmethod
@@ -143,13 +151,116 @@ class ContextQuery(NamedTuple):
         )
 
 
+class Pieces(NamedTuple):
+    """Evidence that a query may be described by, M pieces of S measured changes.
+
+    A piece is a measured change, or what features make of those of one context.
+
+    Attributes
+    ----------
+    shares
+        Shares of the changes in each piece, ``(M, S)``.
+    population
+        Number of its control population, ``(M,)``.
+    perturbation
+        Number of its perturbation; that of the query (or NEW) where features tell, ``(M,)``.
+    dose
+        Its dose, NaN without doses, ``(M,)``.
+    n
+        Cells in the smaller condition, ``(M,)``.
+    likeness
+        1 for a measured change; where features tell, how much they do, ``(M,)``.
+    is_told
+        Whether features tell, ``(M,)``.
+    """
+
+    shares: sparse.csr_matrix
+    population: IntArray
+    perturbation: IntArray
+    dose: FloatArray
+    n: FloatArray
+    likeness: FloatArray
+    is_told: npt.NDArray[np.bool_]
+
+    @classmethod
+    def measured(cls, evidence: Evidence, kept: IntArray) -> Pieces:
+        """Take measured changes, a piece each."""
+        changes, m = evidence.changes, len(kept)
+        shape = (m, len(changes.population))
+        return cls(
+            sparse.csr_matrix((np.ones(m), (np.arange(m), kept)), shape),
+            changes.population[kept],
+            changes.perturbation[kept],
+            changes.dose[kept],
+            changes.n[kept].astype(np.float64),
+            np.ones(m),
+            np.zeros(m, dtype=bool),
+        )
+
+    @classmethod
+    def told(cls, evidence: Evidence, query: ContextQuery, kept: IntArray) -> list[Pieces]:
+        """What features tell of a perturbation in each context where others were measured."""
+        features, changes = evidence.features, evidence.changes
+        asked = query.features
+        if asked is None and features is not None and query.perturbation is not None:
+            asked = features.values[query.perturbation]
+        if features is None or asked is None or not np.isfinite(asked).all():
+            return []
+        pieces = []
+        for population in np.unique(changes.population[kept]):
+            here = kept[changes.population[kept] == population]
+            numbers = np.unique(changes.perturbation[here])
+            of_dose = sparse.csr_matrix(_dose_shares_of(evidence, query, here, numbers))
+            n = of_dose @ changes.n[here].astype(np.float64)
+            reliability = n / (n + evidence.settings.half_weight)
+            known, weights = features.weights(asked, numbers, reliability)
+            if not len(known):
+                continue
+            shares = sparse.csr_matrix(weights @ of_dose[known])
+            columns, shape = here[shares.indices], (1, len(changes.population))
+            pieces.append(
+                cls(
+                    sparse.csr_matrix((shares.data, columns, [0, len(columns)]), shape),
+                    np.array([population]),
+                    np.array([NEW if query.perturbation is None else query.perturbation]),
+                    np.array([query.dose]),
+                    np.array([1 / (weights**2 / n[known]).sum()]),
+                    np.array([features.skill]),
+                    np.array([True]),
+                )
+            )
+        return pieces
+
+    @classmethod
+    def of(cls, evidence: Evidence, query: ContextQuery, kept: IntArray) -> Pieces:
+        """Take changes, and what features tell if none is of the perturbation or its parts."""
+        measured = cls.measured(evidence, kept)
+        targets = [*query.parts, NEW if query.perturbation is None else query.perturbation]
+        if np.isin(measured.perturbation, targets).any():
+            return measured
+        shares, *others = zip(measured, *cls.told(evidence, query, kept), strict=True)
+        columns: list[Any] = [np.concatenate(column) for column in others]
+        return cls(sparse.vstack(shares, format="csr"), *columns)
+
+    def take(self, some: IntArray) -> Pieces:
+        """Take some of the pieces."""
+        columns: list[Any] = [x[some] for x in self]
+        return Pieces(*columns)
+
+
 class Relation(NamedTuple):
     """How M pieces of evidence relate to a query.
 
     Attributes
     ----------
     kept
-        Numbers of the changes, ``(M,)``.
+        Numbers of the changes that they are made of, ``(n,)``.
+    shares
+        Shares of these in each piece, ``(M, n)``.
+    population
+        Number of the control population of each piece, ``(M,)``.
+    is_told
+        Whether features tell it, ``(M,)``.
     relations
         r, ``(M, n_relations)``.
     log_prior
@@ -163,6 +274,9 @@ class Relation(NamedTuple):
     """
 
     kept: IntArray
+    shares: sparse.csr_matrix
+    population: IntArray
+    is_told: npt.NDArray[np.bool_]
     relations: FloatArray
     log_prior: FloatArray
     by_target: FloatArray
@@ -224,14 +338,17 @@ def describe_related(
 ) -> Description:
     """Describe a query whose relations to the evidence are known."""
     changes, populations = evidence.changes, evidence.populations
-    kept, relations, log_prior, by_target, factor, here = relation
-    of = changes.population[kept]
-    shifts = factor[:, None] * changes.shift[kept][:, genes]
-    errors = factor[:, None] * changes.error[kept][:, genes]
-    stimulated = changes.mean[kept][:, genes]
+    kept, shares, of, is_told, relations, log_prior, by_target, factor, here = relation
+    shift, stimulated = (
+        shares @ moments[kept][:, genes] for moments in (changes.shift, changes.mean)
+    )
+    square = shares.power(2) @ changes.error[kept][:, genes] ** 2
+    if evidence.features is not None:
+        square = square + is_told[:, None] * evidence.features.error[genes] ** 2
+    shifts, errors = factor[:, None] * shift, factor[:, None] * np.sqrt(square)
     unit = evidence.unit
     scale = np.abs(shifts).max(axis=0) + evidence.settings.least_scale * unit
-    before = stimulated - changes.shift[kept][:, genes]
+    before = stimulated - shift
     of_control = log_mean(populations.mean[of][:, genes], unit)
     detection = populations.detection[of][:, genes]
     log_mean_q, detection_q = log_mean(query.mean[genes], unit), query.detection[genes]
@@ -283,18 +400,22 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     half the softmax of correlations. With w = likeness n / (n + 30), pieces of the query's own
     context get share + (1 - share) w, and those of other contexts on the same perturbation are
     multiplied by 1 - w. Other perturbations have a small share together. Between two doses weights
-    go by their logarithms, and the parts of a combination have equal weights.
+    go by their logarithms, and the parts of a combination have equal weights. What features tell
+    of a perturbation counts as that perturbation.
     """
-    changes, settings = evidence.changes, evidence.settings
-    of, inverse = np.unique(changes.population[kept], return_inverse=True)
+    settings = evidence.settings
+    here = others_here(evidence, query, kept)
+    pieces = Pieces.of(evidence, query, kept)
+    of, inverse = np.unique(pieces.population, return_inverse=True)
     near, correlation = evidence.neighbours(query.cells, of), query.correlation[of]
     similar = softmax(correlation / settings.temperature)
-    perturbation, doses = changes.perturbation[kept], changes.dose[kept]
-    is_same = perturbation == (-1 if query.perturbation is None else query.perturbation)
+    perturbation, doses = pieces.perturbation, pieces.dose
+    is_same = perturbation == (NEW if query.perturbation is None else query.perturbation)
     is_part = np.isin(perturbation, query.parts) & ~is_same
     is_target = is_same | is_part
-    is_here = evidence.context[kept] == (-1 if query.context is None else query.context)
-    reliability = changes.n[kept] / (changes.n[kept] + settings.half_weight)
+    context = evidence.populations.context[pieces.population]
+    is_here = context == (-1 if query.context is None else query.context)
+    reliability = pieces.n / (pieces.n + settings.half_weight)
     has_dose = (doses > 0) & (query.dose > 0)
     log_ratio = np.log(np.divide(query.dose, doses, out=np.ones_like(doses), where=has_dose))
     relations = np.column_stack(
@@ -303,7 +424,7 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
             correlation[inverse],
             reliability,
             query.likeness * is_here,
-            is_same,
+            pieces.likeness * is_same,
             is_part,
             log_ratio,
         ]
@@ -314,10 +435,9 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
     share = np.where(is_here, share + (1 - share) * own, share * (1 - taken * is_target))
     by_target = log_dose_weights(perturbation, doses, query.dose, settings.least_share)
     log_prior = np.log(share + settings.least_share) + by_target
-    here = others_here(evidence, query, kept)
 
     some = foremost(log_prior, np.where(is_target, perturbation, NO_TARGET), settings.max_pieces)
-    kept, relations = kept[some], relations[some]
+    pieces, relations = pieces.take(some), relations[some]
     perturbation, doses = perturbation[some], doses[some]
     is_target, is_part = is_target[some], is_part[some]
     log_prior, by_target = (
@@ -336,7 +456,18 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
         # Below the lowest dose of a part its change falls to nothing in proportion.
         of = is_part & (doses > 0) & (perturbation == p)
         factor[of] *= min(1.0, query.dose / doses[of].min())
-    return Relation(kept, relations, log_softmax(log_prior), softmax(by_target), factor, here)
+    kept = pd.unique(pieces.shares.indices)
+    return Relation(
+        kept=kept,
+        shares=pieces.shares[:, kept],
+        population=pieces.population,
+        is_told=pieces.is_told,
+        relations=relations,
+        log_prior=log_softmax(log_prior),
+        by_target=softmax(by_target),
+        factor=factor,
+        here=here,
+    )
 
 
 def balanced(
@@ -392,6 +523,16 @@ def log_dose_weights(
         if len(levels):
             weights[of] = dose_shares(levels, dose)[np.searchsorted(levels, doses[of])]
     return np.log(np.maximum(weights, least))
+
+
+def _dose_shares_of(
+    evidence: Evidence, query: ContextQuery, here: IntArray, numbers: IntArray
+) -> FloatArray:
+    """Share of each change of a context in its perturbation at the query's dose."""
+    perturbation, doses = evidence.changes.perturbation[here], evidence.changes.dose[here]
+    weights = np.exp(log_dose_weights(perturbation, doses, query.dose, TINY))
+    of = weights * (perturbation == numbers[:, None])
+    return of / of.sum(axis=1, keepdims=True)
 
 
 def dose_shares(levels: FloatArray, dose: float) -> FloatArray:

@@ -14,6 +14,7 @@ from spaperb.data import (
     Target,
     check_anndata,
     check_genes,
+    find_features,
     make_query,
     perturbations_of,
 )
@@ -55,11 +56,18 @@ class SpaPerbBase(BaseModelClass):
         """What training learned of the contexts."""
         raise NotImplementedError
 
-    def _target(self, perturbation: Any | None, dose: float | None) -> Target:
-        """Find what the user asks for among what the model knows."""
+    def _target(
+        self, perturbation: Any | None, dose: float | None, features: Any | None = None
+    ) -> Target:
+        """Find what the user asks for among what the model knows, or has features of."""
         self._check_if_trained(warn=False)
         known = perturbations_of(self.registry)
-        return known.target(perturbation, dose, self._setup["dose_key"], self.state.dose_ranges)
+        table = self._setup["perturbation_features"] if self.objective == "in_context" else None
+        is_measured = perturbation is None or known.knows(perturbation)
+        features = find_features(perturbation, features, table, known.names, is_measured)
+        return known.target(
+            perturbation, dose, self._setup["dose_key"], self.state.dose_ranges, features
+        )
 
     def _query(self, adata: AnnData | None, with_contexts: bool = False) -> tuple[AnnData, Query]:
         """Check the cells to predict, with what tells their contexts if these have a say."""

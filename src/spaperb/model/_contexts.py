@@ -26,6 +26,7 @@ from spaperb.evidence import (
     Plan,
     describe_related,
     dose_shares,
+    forget_perturbation,
     leave_out,
     make_episode,
     plan_held_out,
@@ -119,6 +120,8 @@ class ContextPredictor:
         How far held-out changes were off.
     intervals_unseen_context
         How far they were off where nothing was known of their contexts.
+    intervals_unseen_perturbation
+        How far they were off where features alone told of their perturbations.
     largest_distance
         Largest distance of a training context from the others.
     """
@@ -127,6 +130,7 @@ class ContextPredictor:
     module: InContextModule
     intervals: Intervals
     intervals_unseen_context: Intervals
+    intervals_unseen_perturbation: Intervals
     largest_distance: float
 
     def __post_init__(self) -> None:
@@ -144,7 +148,7 @@ class ContextPredictor:
             trained = module.predict_trained(episode.description, f)
             return HeldOut(episode, trained, module.predict_pretrained(episode.description))
 
-        held_out, unseen = [], []
+        held_out, unseen, told = [], [], []
         for f, plans in enumerate(plan_held_out(evidence, len(module.networks))):
             for plan in plans[:MAX_HELD_OUT]:
                 held_out.append(hold_out(f, plan))
@@ -154,10 +158,19 @@ class ContextPredictor:
                     unseen.append(held_out[-1])
                 else:
                     unseen.append(hold_out(f, without))
+                by_features = forget_perturbation(evidence, plan)
+                if by_features is not None:
+                    told.append(hold_out(f, by_features))
         module.choose_share(held_out, evidence.settings.pull)
         evidence = evidence.without_thirds()
-        of_all, of_unseen = (Intervals.of(some, module) for some in (held_out, unseen))
-        return cls(evidence, module, of_all, of_unseen, evidence.largest_distance())
+        return cls(
+            evidence,
+            module,
+            Intervals.of(held_out, module),
+            Intervals.of(unseen, module),
+            Intervals.of(told, module),
+            evidence.largest_distance(),
+        )
 
     def change(
         self, asked: ControlCells, target: Target, v_delta: FloatArray | None = None
@@ -187,6 +200,9 @@ class ContextPredictor:
         evidence = self.evidence
         likeness = 1.0 if number is None else evidence.likeness(pseudobulk, number)
         doses, shares, rest = self._doses(target)
+        features = target.features
+        if features is not None and evidence.features is not None:
+            features = evidence.features.standardised(features)
         query = ContextQuery.of(
             evidence,
             pseudobulk,
@@ -195,6 +211,7 @@ class ContextPredictor:
             target.number,
             context=number,
             likeness=likeness,
+            features=features,
         )
         queries = [query._replace(dose=dose) for dose in doses.tolist()]
         relations = [relate(evidence, query, evidence.whole) for query in queries]
@@ -214,7 +231,7 @@ class ContextPredictor:
             is_shown = is_shown | description.shifts.any(axis=0)
         prior = np.zeros(len(evidence.changes.population))
         for share, relation in zip(shares, relations, strict=True):
-            prior[relation.kept] += share * np.exp(relation.log_prior)
+            prior[relation.kept] += share * (relation.shares.T @ np.exp(relation.log_prior))
         references, weights = self._references(prior, target)
         return ContextChange(
             mean=rest * np.where(is_shown, mean, 0.0),
@@ -226,7 +243,7 @@ class ContextPredictor:
             distance=self._distance(asked, target, likeness),
             is_control=is_control,
             likeness=likeness,
-            intervals=self._intervals_of(number, likeness),
+            intervals=self._intervals_of(target, number, likeness),
         )
 
     def _near_measured(self, mean: FloatArray, query: ContextQuery) -> FloatArray:
@@ -268,8 +285,10 @@ class ContextPredictor:
             distance=self._distance(asked, target, parts[0].likeness),
         )
 
-    def _intervals_of(self, number: int | None, likeness: float) -> Intervals:
+    def _intervals_of(self, target: Target, number: int | None, likeness: float) -> Intervals:
         """Intervals for contexts with, or without, a measurement of their own that counts."""
+        if target.features is not None:
+            return self.intervals_unseen_perturbation
         is_seen = number is not None and likeness > 0 and (self.evidence.context == number).any()
         return self.intervals if is_seen else self.intervals_unseen_context
 
@@ -283,7 +302,8 @@ class ContextPredictor:
             return np.array([np.nan]), np.ones(1), 1.0
         changes = self.evidence.changes
         of = target.parts if target.number is None else (target.number,)
-        levels = np.unique(changes.dose[np.isin(changes.perturbation, of) & (changes.dose > 0)])
+        is_asked = np.isin(changes.perturbation, of) | (target.features is not None)
+        levels = np.unique(changes.dose[is_asked & (changes.dose > 0)])
         if not len(levels):
             # Only ever measured at a dose of 0.
             return np.array([np.nan]), np.ones(1), float(target.dose > 0)
@@ -301,7 +321,9 @@ class ContextPredictor:
         is_used = prior > 0
         is_target = is_used & (perturbation == target.number)
         if not is_target.any():
-            is_target = is_used & np.isin(perturbation, target.parts)
+            is_target = is_used & (
+                np.isin(perturbation, target.parts) | (target.features is not None)
+            )
         some = np.flatnonzero(is_target)
         best = some[np.argsort(-prior[some], kind="stable")]
         best = best[: self.evidence.settings.max_references]
@@ -310,6 +332,8 @@ class ContextPredictor:
 
     def _distance(self, asked: ControlCells, target: Target, likeness: float) -> float:
         pseudobulk, cells, number, _ = asked
+        if target.features is not None:
+            return self._distance_of_features(asked, target.features, likeness)
 
         def of(perturbation: int) -> float:
             changes = self.evidence.changes
@@ -323,6 +347,22 @@ class ContextPredictor:
         perturbations = target.parts if target.number is None else (target.number,)
         distance = max(map(of, perturbations))
         return distance / self.largest_distance if distance else 0.0
+
+    def _distance_of_features(
+        self, asked: ControlCells, features: FloatArray, likeness: float
+    ) -> float:
+        """Distance of a context from those with any measurement, or of features: the larger."""
+        evidence = self.evidence
+        if evidence.features is None:
+            return np.nan
+        pseudobulk, cells, number, _ = asked
+        distance = 0.0
+        if number is None or not (evidence.context == number).any() or likeness < 1:
+            distance = evidence.distance(pseudobulk, cells, None) / self.largest_distance
+        if number is not None and (evidence.context == number).any():
+            distance *= 1 - likeness
+        of_features = evidence.features.distance(evidence.features.standardised(features))
+        return max(distance, of_features)
 
     def changes(
         self, survey: Survey, target: Target, v_delta: FloatArray | None = None
@@ -339,6 +379,7 @@ class ContextPredictor:
             Draws of V_delta, as for :meth:`change`.
         """
         self._warn_of_combination(target)
+        self._warn_of_features(target)
         changes = {}
         for code in sorted({p // 2 for p in survey.pseudobulks}):
             # Control cells, or all cells of a context if none is known to be one.
@@ -351,7 +392,7 @@ class ContextPredictor:
                 population % 2 == 0,
             )
             changes[code] = self.change(asked, target, v_delta)
-        self._warn_of(changes, survey.query.context_names)
+        self._warn_of(changes, survey.query.context_names, target)
         return changes
 
     def effects(self, n_perturbations: int, dose: float | None) -> FloatArray:
@@ -447,7 +488,9 @@ class ContextPredictor:
 
     def _is_learned(self, target: Target) -> bool:
         """Whether it was measured, or any combination was."""
-        return target.number is not None or any(len(of) > 1 for of in self.evidence.parts)
+        if target.number is not None or target.features is not None:
+            return True
+        return any(len(of) > 1 for of in self.evidence.parts)
 
     def _warn_of_combination(self, target: Target) -> None:
         """Warn of a combination where none was measured to learn from how parts combine."""
@@ -458,7 +501,19 @@ class ContextPredictor:
                 "those of measured perturbations."
             )
 
-    def _warn_of(self, changes: dict[int, ContextChange], names: Sequence[Any]) -> None:
+    def _warn_of_features(self, target: Target) -> None:
+        """Warn where features do not tell one perturbation from another."""
+        features = self.evidence.features
+        if target.features is not None and features is not None and features.skill == 0:
+            warn(
+                f"{target.name} was never measured, and features do not tell how the measured "
+                "perturbations differ (each was left out and predicted from the others). So it is "
+                "predicted as their mean."
+            )
+
+    def _warn_of(
+        self, changes: dict[int, ContextChange], names: Sequence[Any], target: Target
+    ) -> None:
         """Warn of contexts unlike training, or unlike the training cells of their name."""
         if any(change.is_control for change in changes.values()) and (
             without := [names[code] for code, c in changes.items() if not c.is_control]
@@ -472,7 +527,13 @@ class ContextPredictor:
             for code, change in changes.items()
             if change.distance > self.evidence.settings.high_distance
         ]
-        if far:
+        if far and target.features is not None:
+            warn(
+                f"The features of {target.name}, or the control cells of these cell types, are "
+                "farther from those of training than any of those is from the others, so do not "
+                f"trust their prediction (distance, at most 1 in training): {format_list(far)}."
+            )
+        elif far:
             warn(
                 "The control cells of these cell types are farther from training contexts in "
                 "which the perturbation was measured than any of those is from the others, so do "

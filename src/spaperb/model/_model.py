@@ -53,6 +53,7 @@ from spaperb.data import (
     measure,
     perturbations_of,
     perturbations_with_pairs,
+    read_features,
     registered_codes,
     warn_of_unusual_expression,
     warn_of_whole_names,
@@ -254,6 +255,7 @@ class SpaPerbModel(
         dose_key: str | None = None,
         combination_separator: str | None = "+",
         counts_layer: str | None = None,
+        perturbation_features: pd.DataFrame | Mapping[Any, Any] | str | None = None,
         **kwargs: Any,
     ) -> None:
         """%(summary)s.
@@ -290,6 +292,12 @@ class SpaPerbModel(
         counts_layer
             Layer with the raw counts that expression comes from, if stimulated counts are to be
             drawn (``predict_stimulated(sample=True)``).
+        perturbation_features
+            Features of the perturbations, ``(d,)`` each, such as a drug's fingerprint or a gene's
+            embedding, to predict perturbations that were never measured: a table with a row a
+            perturbation, a vector for each by its name, or a key of such a table in ``adata.uns``
+            or of a vector for each cell in ``adata.obsm``. They are standardised. The table may
+            hold perturbations that the data do not.
 
         Raises
         ------
@@ -297,7 +305,8 @@ class SpaPerbModel(
             If ``adata`` is a view, a column is absent, has missing values or values of several
             kinds, the control or a stimulated value does not occur, there is only one condition,
             no cell type (in one batch) has both, doses are missing, negative or not numbers,
-            counts are none or not those of expression, expression is empty, NaN, infinite or not
+            counts are none or not those of expression, features are missing for a perturbation,
+            differ in length or are the same for all, expression is empty, NaN, infinite or not
             in memory, or gene names repeat. ``adata`` is unchanged then.
 
         Notes
@@ -327,7 +336,12 @@ class SpaPerbModel(
                 check_counts(adata, counts_layer, x)
             if dose_key is not None:
                 check_doses(adata, dose_key, condition_key, stimulated)
-            warn_of_whole_names(Perturbations.of(stimulated, control, None, combination_separator))
+            known = Perturbations.of(stimulated, control, None, combination_separator)
+            warn_of_whole_names(known)
+            if perturbation_features is not None:
+                setup["perturbation_features"] = read_features(
+                    adata, perturbation_features, condition_key, known.singles
+                )
         else:
             state = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]
             check_genes(adata, state["state_registry"]["column_names"])

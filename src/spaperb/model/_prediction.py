@@ -59,6 +59,7 @@ class PredictionMixin(SpaPerbBase):
         sample: bool = False,
         key_added: str | None = None,
         latent: bool = False,
+        features: Any | None = None,
         inplace: bool = True,
     ) -> np.ndarray | dask.array.Array | None:
         """Predict what cells would look like after the stimulus, X_stim'.
@@ -83,7 +84,8 @@ class PredictionMixin(SpaPerbBase):
             Cells to predict, normalised as in training; ``None`` for the AnnData of the model.
         perturbation
             Name of the perturbation, needed if the model knows several. A combination of known
-            perturbations, ``"A+B"``, need not be in the training data.
+            perturbations, ``"A+B"``, need not be in the training data, and neither need one that
+            the model has features of.
         dose
             Dose, needed if the model was set up with ``dose_key``. Doses that are not in the
             training data lie between those that are; outside of their range there is a warning.
@@ -116,6 +118,9 @@ class PredictionMixin(SpaPerbBase):
             ``"spaperb_<perturbation>"``, and with doses ``"spaperb_<perturbation>_<dose>"``.
         latent
             Whether to keep the latent vectors too.
+        features
+            Features of a perturbation that was never measured, ``(d,)``, as those that the model
+            was set up with (``perturbation_features``), unless these hold it.
         inplace
             Whether to write to ``adata``, or to return the predicted layer and write nothing.
 
@@ -134,10 +139,11 @@ class PredictionMixin(SpaPerbBase):
         RuntimeError
             If the model is not trained.
         ValueError
-            If there is no AnnData, the perturbation is unknown or a dose is missing, negative or
-            not known to the model, counts cannot be sampled, genes of the model are missing, the
-            layer that the model was set up with is missing, latent vectors are wanted of cells on
-            disk, or expression is NaN, infinite, or negative where the training data were not.
+            If there is no AnnData, the perturbation is unknown and has no features, features do
+            not fit the model, a dose is missing, negative or not known to the model, counts cannot
+            be sampled, genes of the model are missing, the layer that the model was set up with is
+            missing, latent vectors are wanted of cells on disk, or expression is NaN, infinite, or
+            negative where the training data were not.
         IndexError
             If ``indices`` do not fit ``adata``.
 
@@ -155,7 +161,7 @@ class PredictionMixin(SpaPerbBase):
         If ``adata`` is a view, AnnData turns the object that you hold into a copy with these
         fields; the object that it was a view of stays as it is.
         """
-        target = self._target(perturbation, dose)
+        target = self._target(perturbation, dose, features)
         adata, query = self._query(adata, with_contexts=self.objective == "in_context")
         chunk_size = check_sizes(n_samples, batch_size)
         if sample:
@@ -276,7 +282,8 @@ class PredictionMixin(SpaPerbBase):
                 f"{target.name} and another perturbation would share the layer spaperb_{name}, "
                 "since a name of a layer cannot hold a slash. Name the layer, `key_added=`."
             )
-        name = name if len(self.perturbations) > 1 else "stimulated"
+        is_one_of_several = len(self.perturbations) > 1 or target.features is not None
+        name = name if is_one_of_several else "stimulated"
         dose = "" if target.dose is None else f"_{target.dose:.12g}"
         return f"spaperb_{name}{dose}"
 

@@ -35,6 +35,7 @@ class ResponseMixin(SpaPerbBase):
         *,
         groupby: str | None = None,
         confidence_level: float = 0.9,
+        features: Any | None = None,
     ) -> pd.DataFrame:
         """Tell which genes change in which cells, by how much, and how sure that is.
 
@@ -49,6 +50,8 @@ class ResponseMixin(SpaPerbBase):
             Column of ``adata.obs`` with the groups; ``None`` for the cell type's.
         confidence_level
             Share of genes whose mean change an interval should contain, in (0, 1).
+        features
+            As for :meth:`predict_stimulated`.
 
         Returns
         -------
@@ -92,7 +95,7 @@ class ResponseMixin(SpaPerbBase):
                 "The published objective knows no error of its predictions. Use the default, "
                 '`objective="in_context"`.'
             )
-        target = self._target(perturbation, dose)
+        target = self._target(perturbation, dose, features)
         adata, query = self._query(adata, with_contexts=True)
         groupby = groupby or self._setup["labels_key"]
         check_column(adata, "groupby", groupby)

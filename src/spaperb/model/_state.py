@@ -48,6 +48,7 @@ class State:
                 "evidence": predictor.evidence.to_plain(),
                 "intervals": predictor.intervals._asdict(),
                 "intervals_unseen_context": predictor.intervals_unseen_context._asdict(),
+                "intervals_unseen_perturbation": predictor.intervals_unseen_perturbation._asdict(),
                 "largest_distance": predictor.largest_distance,
             },
         }
@@ -61,6 +62,7 @@ class State:
                 module,
                 Intervals(**predictor["intervals"]),
                 Intervals(**predictor["intervals_unseen_context"]),
+                Intervals(**predictor["intervals_unseen_perturbation"]),
                 predictor["largest_distance"],
             )
         return cls(
