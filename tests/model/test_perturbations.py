@@ -45,7 +45,7 @@ class TestNames:
     def test_numbers_as_names(self):
         p = Perturbations.of(np.array([0, 1, 2]), 0)
         assert p.find(np.int64(2)).number == p.find(2).number == 1
-        with pytest.raises(ValueError, match=r"^'2' is not a perturbation.*It knows: 1, 2\.$"):
+        with pytest.raises(ValueError, match=r"^'2' is not a perturbation.*It knows: 1, 2\."):
             p.find("2")
         with pytest.raises(ValueError, match=r"^7 is not a perturbation"):
             p.find(np.int64(7))

@@ -8,7 +8,7 @@ context is a weighted sum of those that were measured there::
 The kernel (linear, or Gaussian) and the penalty are those that predict measured perturbations
 best when each is left out. A constant is added to the kernel, so that a large penalty gives the
 mean over perturbations. That mean is also taken unless features are better by more than a standard
-error.
+error, and by more than chance explains.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MAX_PERTURBATIONS = 300
 """Perturbations that are left out to choose by, and the most that one is told by: the nearest."""
 MIN_PERTURBATIONS = 5
 """Fewer do not show how changes go with features."""
+LEAST_SKILL = 0.02
+"""A smaller share is what chance explains, of some penalty or other."""
 CONSTANT = 1e5
 """Added to the kernel: the mean over perturbations is not shrunk."""
 TINY = 1e-12
@@ -89,11 +91,12 @@ class Features(NamedTuple):
         best, errors = min(left_out, key=lambda choice: choice[1].mean())
         gain = by_mean.mean(axis=1) - errors.mean(axis=1)
         noise = gain.std(ddof=1) / np.sqrt(len(some)) if len(some) > 1 else np.inf
-        if len(some) < MIN_PERTURBATIONS or gain.mean() <= noise:
-            best, errors = left_out[0]
+        skill = float(gain.mean() / max(by_mean.mean(), TINY))
+        if len(some) < MIN_PERTURBATIONS or gain.mean() <= noise or skill < LEAST_SKILL:
+            (best, errors), skill = left_out[0], 0.0
         nearest = _squares(values[some], values[some]) + np.diag(np.full(len(some), np.inf))
         return best._replace(
-            skill=float(np.clip(1 - errors.mean() / max(by_mean.mean(), TINY), 0, 1)),
+            skill=skill,
             error=np.sqrt(errors.mean(axis=0)),
             farthest=float(np.sqrt(nearest.min(axis=1).max())) if len(some) > 1 else np.inf,
         )
@@ -148,7 +151,8 @@ class Features(NamedTuple):
         0 where none is known.
         """
         known = np.isfinite(self.values).all(axis=1)
-        return float(np.sqrt(_squares(asked[None], self.values[known]).min()) / self.farthest)
+        nearest = np.sqrt(_squares(asked[None], self.values[known]).min())
+        return float(nearest / max(self.farthest, TINY))
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
         n_features = max(a.shape[1], 1)
