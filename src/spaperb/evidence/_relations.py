@@ -43,6 +43,7 @@ EVIDENCE_FEATURES = (
     "log mean less the query's",
     "detection less the query's",
 )
+ERROR = EVIDENCE_FEATURES.index("error / c")
 TINY = 1e-300
 NO_TARGET = -1
 """In place of the number of a perturbation that is not asked for."""
@@ -377,6 +378,17 @@ def describe_related(
     ]
     state = np.column_stack([log_mean_q, detection_q, query.error[genes] / scale, *summaries])
     return Description(state, pieces, relations, log_prior, shifts, scale)
+
+
+def agreement(description: Description) -> tuple[FloatArray, FloatArray]:
+    """Square of the mean of the evidence, and mean of its squares, errors among them, ``(G,)``.
+
+    Weights are the prior ones. The ratio is 1 where all pieces say the same and are sure of it,
+    and near 0 where they cancel, or are noise.
+    """
+    weights, shifts = np.exp(description.log_prior), description.shifts
+    errors = description.pieces[..., ERROR] * description.scale
+    return (weights @ shifts) ** 2, weights @ (shifts**2 + errors**2)
 
 
 def state_after(

@@ -24,6 +24,7 @@ from spaperb.evidence import (
     ContextQuery,
     Evidence,
     Plan,
+    agreement,
     describe_related,
     dose_shares,
     forget_perturbation,
@@ -87,6 +88,9 @@ class ContextChange(NamedTuple):
         How far its control cells are those of the training context of its name, in [0, 1].
     intervals
         How far such changes were off that were held out.
+    agreed, spread
+        Square of the mean of the measured changes that it rests on, and mean of their squares,
+        ``(G,)``.
     """
 
     mean: FloatArray
@@ -99,6 +103,8 @@ class ContextChange(NamedTuple):
     is_control: bool
     likeness: float
     intervals: Intervals
+    agreed: FloatArray
+    spread: FloatArray
 
     @property
     def detection(self) -> Detection:
@@ -229,6 +235,7 @@ class ContextPredictor:
         is_shown = pseudobulk.mean != 0
         for description in described:
             is_shown = is_shown | description.shifts.any(axis=0)
+        agreed, spread = np.tensordot(shares, [agreement(d) for d in described], 1)
         prior = np.zeros(len(evidence.changes.population))
         for share, relation in zip(shares, relations, strict=True):
             prior[relation.kept] += share * (relation.shares.T @ np.exp(relation.log_prior))
@@ -244,6 +251,8 @@ class ContextPredictor:
             is_control=is_control,
             likeness=likeness,
             intervals=self._intervals_of(target, number, likeness),
+            agreed=agreed,
+            spread=spread,
         )
 
     def _near_measured(self, mean: FloatArray, query: ContextQuery) -> FloatArray:
@@ -283,6 +292,8 @@ class ContextPredictor:
             references=[pseudobulk for part in parts for pseudobulk in part.references],
             weights=np.concatenate([part.weights for part in parts]) / len(parts),
             distance=self._distance(asked, target, parts[0].likeness),
+            agreed=np.sum([part.agreed for part in parts], axis=0),
+            spread=np.sum([part.spread for part in parts], axis=0),
         )
 
     def _intervals_of(self, target: Target, number: int | None, likeness: float) -> Intervals:

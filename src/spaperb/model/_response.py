@@ -20,6 +20,7 @@ from spaperb.populations import Pseudobulk
 
 MAX_CELLS = 10_000
 """Cells of a group that its means are taken from."""
+TINY = 1e-300
 PSEUDOCOUNT = 1e-6
 """Share of the target sum added to both means of a fold change: 0.01 counts per 10,000."""
 
@@ -70,6 +71,11 @@ class ResponseMixin(SpaPerbBase):
               leaves out 0. For ``gseapy.prerank`` or ``decoupler``
             - ``responding``: fraction of cells that begin or cease to express the gene or, if
               their mean where expressed changes by more than 0.1, express it
+            - ``agreement``: how far the measured changes that a prediction rests on say the same,
+              in [0, 1]: the square of their mean over the mean of their squares, with their
+              standard errors among these. Near 0 they cancel, or are noise, and the direction is a
+              guess. Where one context counts it tells how sure that one is
+            - ``group_agreement``: the same over all genes, sum over sum
             - ``distance``: how far the group's control cells are from training contexts in which
               the perturbation was measured, over the largest such distance of a training context;
               0 where it was measured in the group itself, above 1 beyond what training saw
@@ -181,6 +187,8 @@ def _columns(control: Pseudobulk, change: ContextChange, confidence_level: float
             "mean_change": change.mean,
             "half_width": max(1.0, change.distance) * half_width,
             "responding": change.detection.responding(control),
+            "agreed": change.agreed,
+            "spread": change.spread,
             "distance": change.distance,
         }
     )
@@ -189,10 +197,13 @@ def _columns(control: Pseudobulk, change: ContextChange, confidence_level: float
 def _finished(table: pd.DataFrame, scale: Scale) -> pd.DataFrame:
     """Ends of the intervals, fold changes, and the surest changes first."""
     change, half = table["mean_change"], table.pop("half_width")
+    agreed, spread = table.pop("agreed"), table.pop("spread")
     table = table.assign(
         lower=change - half,
         upper=change + half,
         score=np.where(change == 0, 0.0, change / half),
+        agreement=np.divide(agreed, spread, out=np.zeros(len(agreed)), where=spread > 0),
+        group_agreement=agreed.sum() / max(spread.sum(), TINY),
     )
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
     names = ["group", "gene", "mean_control", "mean_change", "lower", "upper"]
@@ -201,7 +212,7 @@ def _finished(table: pd.DataFrame, scale: Scale) -> pd.DataFrame:
         table["log2_fold_change"] = log2_fold_change(control, control + change, scale)
         names.append("log2_fold_change")
     names += ["score", "responding"] if scale.nonnegative else ["score"]
-    return table.loc[order, [*names, "distance"]]
+    return table.loc[order, [*names, "agreement", "group_agreement", "distance"]]
 
 
 def log2_fold_change(before: pd.Series, after: pd.Series, scale: Scale) -> pd.Series:
