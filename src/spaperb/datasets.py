@@ -28,6 +28,7 @@ def simulated(
     doses: Sequence[float] | None = None,
     half_dose: float = 1.0,
     steepness: float = 1.0,
+    gradient: float = 0.0,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate control and stimulated cells of several types, with the truth beside them.
@@ -42,6 +43,9 @@ def simulated(
 
     With ``doses`` the cells of each type and condition get them in turn, and the response is
     scaled by the Hill function :math:`d^h / (d^h + k^h)` of the dose :math:`d`.
+
+    With a ``gradient`` :math:`a` cells of a type differ by a state :math:`z`, uniform on (0, 1):
+    a tenth of the genes follow it, and the response is scaled by :math:`1 + a(2z - 1)`.
 
     Parameters
     ----------
@@ -76,6 +80,8 @@ def simulated(
         Dose :math:`k` of half of the full response.
     steepness
         Hill coefficient :math:`h`.
+    gradient
+        How far the response goes with a cell's state, :math:`a`, in [0, 1]; 0 for no states.
     seed
         Seed.
 
@@ -91,7 +97,7 @@ def simulated(
           stimulus, before any sampling noise
         - ``obs``: ``condition`` (control, stimulated), ``cell_type``, ``donor``; with doses
           ``dose``, 0 for control cells, whose ``true_stimulated`` is of the dose that their turn
-          would have given them
+          would have given them; with a gradient ``state``
         - ``var["responds"]``: whether the gene responds
     """
     rng = np.random.default_rng(seed)
@@ -120,11 +126,16 @@ def simulated(
     n_obs = len(cell_type)
     donor = rng.integers(n_donors, size=n_obs)
     log_control = baseline + type_effect[cell_type] + donor_effect[donor]
+    state = np.random.default_rng([seed, 2]).random(n_obs)
+    if gradient:
+        program = _markers(1, n_genes, marker_fraction, np.random.default_rng([seed, 3]))
+        log_control = log_control + (2 * state - 1)[:, None] * program
     control = _proportions(log_control)
     effect = np.ones(n_obs)
     if doses is not None:
         dose = np.asarray(doses, dtype=float)[turn % len(doses)]
         effect = dose**steepness / (dose**steepness + half_dose**steepness)
+    effect = effect * (1 + gradient * (2 * state - 1))
     treated = _proportions(log_control + effect[:, None] * response[cell_type])
 
     obs = pd.DataFrame(
@@ -136,6 +147,8 @@ def simulated(
     )
     if doses is not None:
         obs["dose"] = np.where(stimulated == 1, dose, 0.0)
+    if gradient:
+        obs["state"] = state
     expressed = np.where(stimulated[:, None] == 1, treated, control)
     adata = _drawn(expressed, obs, rng, library_size, dropout)
     adata.var["responds"] = responds

@@ -1,6 +1,7 @@
 """What cells and their columns mean."""
 
 from spaperb.data._anndata import check_anndata, check_genes, check_no_view, expression_matrix
+from spaperb.data._clusters import CLUSTERS, find_clusters
 from spaperb.data._columns import check_categories, check_column, check_named_once
 from spaperb.data._conditions import (
     as_list,
@@ -11,7 +12,7 @@ from spaperb.data._conditions import (
     perturbations_with_pairs,
 )
 from spaperb.data._disk import as_dask, is_on_disk, read_mapped
-from spaperb.data._episodes import EpisodeSplitter, measure
+from spaperb.data._episodes import EpisodeSplitter, measure, measure_states
 from spaperb.data._features import FeatureTable, find_features, read_features
 from spaperb.data._labels import match_labels
 from spaperb.data._perturbations import Perturbations, Target, warn_of_whole_names
@@ -35,6 +36,7 @@ from spaperb.data._scale import (
 from spaperb.data._splitters import MIN_PAIRS, N_BATCHES, PairedDataSplitter, StratifiedSplitter
 
 __all__ = [
+    "CLUSTERS",
     "CONDITION_KEY",
     "DOSE_KEY",
     "MIN_PAIRS",
@@ -66,6 +68,7 @@ __all__ = [
     "condition_arms",
     "control_cells",
     "expression_matrix",
+    "find_clusters",
     "find_features",
     "is_log_normalised",
     "is_on_disk",
@@ -73,6 +76,7 @@ __all__ = [
     "make_query",
     "match_labels",
     "measure",
+    "measure_states",
     "perturbations_of",
     "perturbations_with_pairs",
     "read_features",

@@ -11,12 +11,19 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from scvi.utils import track
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from spaperb._messages import format_list, warn
 from spaperb._types import NEITHER, IntArray
+from spaperb.data._disk import in_memory, rows_of_block
 from spaperb.data._features import features_of
-from spaperb.data._registry import DOSE_KEY, perturbations_of, registered_codes
+from spaperb.data._registry import (
+    DOSE_KEY,
+    condition_arms,
+    perturbations_of,
+    registered_codes,
+)
 from spaperb.data._scale import log_base
 from spaperb.data._splitters import N_BATCHES, StratifiedSplitter
 from spaperb.evidence import (
@@ -28,6 +35,7 @@ from spaperb.evidence import (
     draw_genes,
     make_episode,
     make_folds,
+    states_of,
 )
 from spaperb.nn import Constants, tensors
 
@@ -43,7 +51,12 @@ MIN_CHANGES = 2
 """Measured changes that networks can be trained on from scratch."""
 
 
-def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
+def measure(
+    manager: AnnDataManager,
+    used: IntArray,
+    labels: IntArray | None = None,
+    names: list[Any] | None = None,
+) -> Evidence:
     """Measure the changes of the cells that a model was set up with.
 
     Parameters
@@ -52,6 +65,9 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
         Manager of the model's AnnData.
     used
         Positions of the cells that may be looked at.
+    labels, names
+        For every cell the number of its context, and the contexts' names; ``None`` for the cell
+        types. Others are measured as wholes only, to be predicted from and not learned from.
     """
     known = perturbations_of(manager.registry)
     codes = known.arms[registered_codes(manager, "condition")]
@@ -67,17 +83,42 @@ def measure(manager: AnnDataManager, used: IntArray) -> Evidence:
     evidence = Evidence.of(
         x=_by_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY)),
         arms=arms,
-        labels=registered_codes(manager, REGISTRY_KEYS.LABELS_KEY),
-        names=list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
+        labels=registered_codes(manager, REGISTRY_KEYS.LABELS_KEY) if labels is None else labels,
+        names=names
+        or list(manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY).categorical_mapping),
         batches=batches,
         doses=doses,
         counts=counts,
         parts=known.parts,
+        seed=0 if labels is None else None,
         unit=1 / math.log(log_base(manager.adata) or math.e),
         settings=Settings(),  # not the default: benchmarks change it here
     )
     table = manager.registry["setup_args"]["perturbation_features"]
     return evidence if table is None else evidence.with_features(features_of(known.names, table))
+
+
+def measure_states(manager: AnnDataManager, used: IntArray, evidence: Evidence) -> Evidence:
+    """Measure the changes of the states of each context.
+
+    Parameters
+    ----------
+    manager, used
+        As for :func:`measure`.
+    evidence
+        What was measured of the contexts: its components tell states apart.
+    """
+    x = _by_rows(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+    arms = np.full(x.shape[0], NEITHER)
+    arms[used] = condition_arms(manager)[used]
+    cells = np.zeros((x.shape[0], len(evidence.components)))
+    n_rows = rows_of_block(x.shape[1])
+    for start in track(range(0, len(used), n_rows), "Finding states", disable=len(used) < n_rows):
+        some = np.sort(used)[start : start + n_rows]
+        cells[some] = evidence.project(in_memory(x[some]))
+    labels = registered_codes(manager, REGISTRY_KEYS.LABELS_KEY)
+    states, contexts = states_of(cells, arms, labels, evidence.settings)
+    return measure(manager, used[states[used] >= 0], states, list(range(len(contexts))))
 
 
 def _by_rows(x: Any) -> Any:

@@ -29,10 +29,12 @@ from spaperb.evidence._relations import (
     shrunk,
 )
 from spaperb.evidence._settings import Settings
+from spaperb.evidence._states import MAX_STATE_CELLS, find_states, nearest_state, states_of
 
 __all__ = [
     "CLOSE",
     "EVIDENCE_FEATURES",
+    "MAX_STATE_CELLS",
     "RELATIONS",
     "STATE_FEATURES",
     "Changes",
@@ -51,11 +53,14 @@ __all__ = [
     "dose_shares",
     "draw",
     "draw_genes",
+    "find_states",
     "forget_perturbation",
     "leave_out",
     "make_episode",
     "make_folds",
+    "nearest_state",
     "plan_held_out",
     "relate",
     "shrunk",
+    "states_of",
 ]

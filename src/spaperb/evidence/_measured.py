@@ -173,7 +173,7 @@ class Evidence:
         doses: FloatArray | None = None,
         counts: Expression | None = None,
         parts: list[tuple[int, ...]] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         unit: float = 1.0,
         settings: Settings = DEFAULT,
     ) -> Evidence:
@@ -200,7 +200,7 @@ class Evidence:
             For each perturbation the numbers of those that it combines; ``None`` if all are
             single.
         seed
-            Seed of the thirds.
+            Seed of the thirds; ``None`` for no thirds.
         unit
             Factor from natural logarithms to those of the expression.
         settings
@@ -213,6 +213,8 @@ class Evidence:
         some = replace(settings, min_cells=1)
         thirds = Measuring(x, arms, N_THIRDS * labels + third, batches, doses, counts, some)
         is_measured = {(m.code, str(m.perturbation), str(m.dose)) for m in of_wholes}
+        if seed is None:
+            is_measured = set()
         of_thirds = thirds.shifts(
             lambda code, *treatment: (code // N_THIRDS, *map(str, treatment)) in is_measured
         )
@@ -494,7 +496,9 @@ class Evidence:
         )
 
 
-def _thirds(arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int) -> IntArray:
+def _thirds(
+    arms: IntArray, labels: IntArray, batches: IntArray | None, seed: int | None
+) -> IntArray:
     """Third of each cell, 0 to 2, at random among those of its context, condition and batch."""
     rng = np.random.default_rng(seed)
     batches = np.zeros_like(arms) if batches is None else batches

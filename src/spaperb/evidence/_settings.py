@@ -54,6 +54,9 @@ class Settings:
         networks to a half ("What was tried").
     max_errors
         Standard errors that a measured change is shrunk by at most ("Measured contexts").
+    state_cells, max_states
+        Control cells of a state of a context, and states of a context at most ("Cells that respond
+        differently").
     max_references
         Stimulated populations that tell of zeros, those with the greatest weights.
     high_distance
@@ -86,6 +89,8 @@ class Settings:
     all_kept: float = 0.5
     pull: float = 6.0
     max_errors: float = 1.5
+    state_cells: int = 40
+    max_states: int = 8
     max_references: int = 30
     high_distance: float = 1.25
     low_likeness: float = 0.75

@@ -56,6 +56,10 @@ class SpaPerbBase(BaseModelClass):
         """What training learned of the contexts."""
         raise NotImplementedError
 
+    def _learned_states(self) -> ContextPredictor:
+        """The same, with what was measured of the states of contexts."""
+        raise NotImplementedError
+
     def _target(
         self, perturbation: Any | None, dose: float | None, features: Any | None = None
     ) -> Target:

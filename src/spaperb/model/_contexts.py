@@ -8,7 +8,7 @@ context as far as they are alike.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,15 +21,18 @@ from spaperb.cells import CellMaker, Detection, PopulationChange, Survey
 from spaperb.data import Query, Target, match_labels
 from spaperb.evidence import (
     CLOSE,
+    MAX_STATE_CELLS,
     ContextQuery,
     Evidence,
     Plan,
     agreement,
     describe_related,
     dose_shares,
+    find_states,
     forget_perturbation,
     leave_out,
     make_episode,
+    nearest_state,
     plan_held_out,
     relate,
     shrunk,
@@ -130,6 +133,8 @@ class ContextPredictor:
         How far they were off where features alone told of their perturbations.
     largest_distance
         Largest distance of a training context from the others.
+    states
+        What was measured of the states of the contexts; ``None`` until it is asked for.
     """
 
     evidence: Evidence
@@ -138,6 +143,7 @@ class ContextPredictor:
     intervals_unseen_context: Intervals
     intervals_unseen_perturbation: Intervals
     largest_distance: float
+    states: Evidence | None = None
 
     def __post_init__(self) -> None:
         self._told: set[Any] = set()
@@ -393,15 +399,8 @@ class ContextPredictor:
         self._warn_of_features(target)
         changes = {}
         for code in sorted({p // 2 for p in survey.pseudobulks}):
-            # Control cells, or all cells of a context if none is known to be one.
-            population = 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
-            some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
-            asked = ControlCells(
-                survey.pseudobulks[population],
-                self.evidence.project(survey.query.rows(some)),
-                code if code < len(self.evidence.names) else None,
-                population % 2 == 0,
-            )
+            number = code if code < len(self.evidence.names) else None
+            asked = self.control_cells(survey, code, number)
             changes[code] = self.change(asked, target, v_delta)
         self._warn_of(changes, survey.query.context_names, target)
         return changes
@@ -433,6 +432,7 @@ class ContextPredictor:
         rows: IntArray,
         target: Target,
         v_delta: FloatArray | None = None,
+        by_cell: bool = False,
         **how: Any,
     ) -> CellMaker:
         """Find the change of each context, for its cells.
@@ -447,17 +447,90 @@ class ContextPredictor:
             The perturbation.
         v_delta
             Draws of V_delta, as for :meth:`change`.
+        by_cell
+            Whether cells are changed by their state, rather than all of a context alike.
         **how
             Further arguments of :class:`~spaperb.cells.CellMaker`: what becomes of a cell.
         """
         survey = Survey.of(query, populations_of(query, rows))
         changes = self.changes(survey, target, v_delta)
+        if by_cell:
+            survey, changes = self._by_state(survey, changes, rows, target)
         of_populations = {
             p: PopulationChange(c.mean, c.references, c.weights)
             for p in survey.pseudobulks
             for c in [changes[p // 2]]
         }
         return CellMaker(survey, of_populations, **how)
+
+    def _by_state(
+        self, survey: Survey, changes: dict[int, ContextChange], rows: IntArray, target: Target
+    ) -> tuple[Survey, dict[int, ContextChange]]:
+        """Split contexts into states, and give each its own change.
+
+        The mean change over the control cells of a context stays that of the context.
+        """
+        query, contexts = self._find_states(survey)
+        if self.states is None or len(contexts) == len(changes):
+            n = self.evidence.settings.state_cells
+            raise ValueError(
+                f"`by_cell=True` tells states of some {n} control cells apart, and no cell type "
+                f"has the {2 * n} of two of them here. Leave `by_cell` out, or predict more cells."
+            )
+        of_states = replace(self, evidence=self.states, states=None)
+        survey = Survey.of(query, populations_of(query, rows))
+        by_state = {
+            state: of_states.change(of_states.control_cells(survey, state, None), target)
+            for state in sorted({p // 2 for p in survey.pseudobulks})
+        }
+        for code, change in changes.items():
+            here = [state for state in by_state if contexts[state] == code]
+            sizes = np.array([by_state[state].control.n for state in here])
+            kept = keep_mean(
+                np.array([by_state[state].mean for state in here]),
+                np.array([by_state[state].control.mean for state in here]),
+                sizes / sizes.sum(),
+                change.mean,
+            )
+            for state, mean in zip(here, kept, strict=True):
+                by_state[state] = by_state[state]._replace(mean=mean)
+        return survey, by_state
+
+    def _find_states(self, survey: Survey) -> tuple[Query, IntArray]:
+        """Give every cell of a query its state for a context; and the context of each state."""
+        query, populations, evidence = survey.query, survey.populations, self.evidence
+        states: IntArray = np.full(len(populations), -1)
+        contexts: list[int] = []
+        for code in sorted({p // 2 for p in survey.pseudobulks}):
+            population = 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
+            some = some_of(np.flatnonzero(populations == population), MAX_STATE_CELLS)
+            centres = find_states(evidence.project(query.rows(some)), evidence.settings)
+            of_context = np.flatnonzero(populations // 2 == code)
+            for start in range(0, len(of_context), query.chunk_rows):
+                chunk = of_context[start : start + query.chunk_rows]
+                nearest = nearest_state(evidence.project(query.rows(chunk)), centres)
+                states[chunk] = len(contexts) + nearest
+            contexts += [code] * len(centres)
+        return query._replace(context=states), np.array(contexts)
+
+    def control_cells(self, survey: Survey, code: int, number: int | None) -> ControlCells:
+        """Control cells of a context of a query, or all of its cells if none is known to be one.
+
+        Parameters
+        ----------
+        survey
+            The cells of the query.
+        code
+            Number of the context in the query.
+        number
+            Number of the training context of its name.
+        """
+        population = 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
+        some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
+        components = self.evidence.project(survey.query.rows(some))
+        return ControlCells(
+            survey.pseudobulks[population], components, number, population % 2 == 0
+        )
 
     def assign(self, query: Query) -> Query:
         """Find the context of every cell, by its label or its nearest control cells.
@@ -583,6 +656,31 @@ def populations_of(query: Query, rows: IntArray) -> IntArray:
     wanted = np.isin(populations, populations[rows])
     of_wanted = is_control & np.isin(codes, codes[rows])
     return np.where(wanted | of_wanted, populations, -1)
+
+
+def keep_mean(
+    changes: FloatArray, control: FloatArray, shares: FloatArray, total: FloatArray
+) -> FloatArray:
+    """Move changes of states so that their mean is the context's, ``(n_states, G)``.
+
+    Parameters
+    ----------
+    changes
+        Change of each state, ``(n_states, G)``.
+    control
+        Its mean control expression, ``(n_states, G)``.
+    shares
+        Its share of the context's control cells, ``(n_states,)``.
+    total
+        Change of the context, ``(G,)``.
+    """
+    after = control + changes + (total - shares @ changes)
+    if (control < 0).any():
+        return after - control
+    # No mean falls below 0: what a state cannot lose, the others do, in proportion.
+    after, mean = np.maximum(after, 0), np.maximum(shares @ control + total, 0)
+    now = shares @ after
+    return after * np.divide(mean, now, out=np.ones_like(mean), where=now > 0) - control
 
 
 def some_of(rows: IntArray, n: int) -> IntArray:

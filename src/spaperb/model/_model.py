@@ -31,6 +31,7 @@ from spaperb._compat import forget_with
 from spaperb._messages import check_choice, format_list
 from spaperb._types import STIMULATED
 from spaperb.data import (
+    CLUSTERS,
     CONDITION_KEY,
     DOSE_KEY,
     MIN_PAIRS,
@@ -49,8 +50,10 @@ from spaperb.data import (
     check_no_view,
     condition_arms,
     expression_matrix,
+    find_clusters,
     log_base,
     measure,
+    measure_states,
     perturbations_of,
     perturbations_with_pairs,
     read_features,
@@ -249,7 +252,7 @@ class SpaPerbModel(
         condition_key: str = "condition",
         control: Any = "control",
         stimulated: Any | Sequence[Any] | None = None,
-        labels_key: str = "cell_type",
+        labels_key: str | None = "cell_type",
         layer: str | None = None,
         batch_key: str | None = None,
         dose_key: str | None = None,
@@ -276,7 +279,9 @@ class SpaPerbModel(
             perturbation of its own. Cells with further values take no part in training, and
             neither do perturbations without control cells of their cell type (and batch).
         labels_key
-            Column of ``adata.obs`` with the cell type; only cells of one type are paired.
+            Column of ``adata.obs`` with the cell type; only cells of one type are paired. ``None``
+            if types are not known: clusters of the control cells stand in for them (scanpy's
+            Leiden), and each stimulated cell is put into the one that it was of.
         %(param_layer)s
         batch_key
             Column of ``adata.obs`` with the batch: only cells of one batch are paired, and changes
@@ -314,8 +319,12 @@ class SpaPerbModel(
         Sets the following fields, as every scvi-tools model does:
 
         - ``adata.obs["_scvi_condition"]``, ``["_scvi_labels"]``, ``["_scvi_batch"]``: codes
+        - ``adata.obs["spaperb_cluster"]``, with ``labels_key=None``: the clusters
         - ``adata.uns["_scvi_uuid"]``, ``["_scvi_manager_uuid"]``: what binds data to a model
         """
+        if labels_key is None:
+            cls._setup_clusters(**{k: v for k, v in locals().items() if k != "cls"})
+            return
         stimulated = as_list(stimulated)
         setup_method_args = cls._get_setup_method_args(**locals())
         check_anndata(adata)
@@ -366,6 +375,28 @@ class SpaPerbModel(
             adata_manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
             adata_manager.register_fields(adata, source_registry=first.registry)
         cls.register_manager(adata_manager)
+
+    @classmethod
+    def _setup_clusters(
+        cls, adata: AnnData, labels_key: None, kwargs: dict[str, Any], **setup: Any
+    ) -> None:
+        """Set data up with clusters for cell types; they stay as they were if that fails."""
+        check_anndata(adata)
+        check_no_view(adata)
+        key, control = setup["condition_key"], setup["control"]
+        check_categories(adata, "condition_key", key)
+        stimulated = as_list(setup["stimulated"])
+        check_conditions(adata, key, control, stimulated)
+        codes, values = pd.factorize(adata.obs[key].astype(object))
+        arms = Perturbations.of(list(values), control, stimulated).arms[codes]
+        clusters = find_clusters(expression_matrix(adata, setup["layer"]), arms)
+        before = adata.obs
+        adata.obs = before.assign(**{CLUSTERS: pd.Categorical(clusters.astype(str))})
+        try:
+            cls.setup_anndata(adata, labels_key=CLUSTERS, **setup, **kwargs)
+        except BaseException:
+            adata.obs = before
+            raise
 
     def train(
         self,
@@ -576,6 +607,20 @@ class SpaPerbModel(
         if self.state.predictor is None and self.adata is not None:
             self._check_data()
         return self._learn() if self.state.predictor is None else self.state.predictor
+
+    def _learned_states(self) -> ContextPredictor:
+        """What training learned of the contexts, with their states: measured when first needed."""
+        predictor = self._learned()
+        if predictor.states is None:
+            if self.adata is None:
+                raise ValueError(
+                    "`by_cell=True` measures states of the training cells, and this model was "
+                    "loaded without data. Load it with the training AnnData, "
+                    "`SpaPerbModel.load(path, adata)`, or predict by cell before it is saved."
+                )
+            self._check_data()
+            predictor.states = measure_states(self.adata_manager, self._used(), predictor.evidence)
+        return predictor
 
     def _doses(self, used: np.ndarray | slice = slice(None)) -> pd.DataFrame:
         """Lowest, highest and median dose of each perturbation in some cells."""

@@ -35,6 +35,7 @@ class Asked(NamedTuple):
     target: Target
     n_samples: int
     give_mean: bool
+    by_cell: bool
     seed: int
     how: How
     minimum: float
@@ -56,6 +57,7 @@ class PredictionMixin(SpaPerbBase):
         give_mean: bool = True,
         seed: int = 0,
         detection: bool = True,
+        by_cell: bool = False,
         sample: bool = False,
         key_added: str | None = None,
         latent: bool = False,
@@ -107,6 +109,11 @@ class PredictionMixin(SpaPerbBase):
             In context: whether the change of a gene's mean also changes how many cells
             express it, so that silent genes stay silent in most cells, or is added to every cell.
             Expression with negative values has no zeros to predict and always gets the latter.
+        by_cell
+            In context: whether cells of one type may respond differently. Control cells are taken
+            in neighbourhoods of some 40, each with a change of its own, predicted from
+            neighbourhoods of the training cells. The mean change of a type stays what it is
+            without. The first such call measures the training cells again.
         sample
             Whether to draw raw counts rather than to predict log-normalised expression
             (:mod:`spaperb.cells`), from the control cells' own counts. Needs the in-context
@@ -140,7 +147,8 @@ class PredictionMixin(SpaPerbBase):
             If the model is not trained.
         ValueError
             If there is no AnnData, the perturbation is unknown and has no features, features do
-            not fit the model, a dose is missing, negative or not known to the model, counts cannot
+            not fit the model, ``by_cell`` is asked of too few cells or of a model without data, a
+            dose is missing, negative or not known to the model, counts cannot
             be sampled, genes of the model are missing, the layer that the model was set up with is
             missing, latent vectors are wanted of cells on disk, or expression is NaN, infinite, or
             negative where the training data were not.
@@ -164,6 +172,11 @@ class PredictionMixin(SpaPerbBase):
         target = self._target(perturbation, dose, features)
         adata, query = self._query(adata, with_contexts=self.objective == "in_context")
         chunk_size = check_sizes(n_samples, batch_size)
+        if by_cell and self.objective == "published":
+            raise ValueError(
+                "The published objective knows no states of cells. Leave out `by_cell=True`, or "
+                'use the default, `objective="in_context"`.'
+            )
         if sample:
             if n_samples > 1:
                 raise ValueError("Counts are drawn once: `sample=True` needs `n_samples=1`.")
@@ -182,6 +195,7 @@ class PredictionMixin(SpaPerbBase):
             target=target,
             n_samples=n_samples,
             give_mean=give_mean,
+            by_cell=by_cell,
             seed=seed,
             how="counts" if sample else how,
             minimum=0.0 if is_nonnegative else -np.inf,
@@ -224,12 +238,13 @@ class PredictionMixin(SpaPerbBase):
         if not asked.give_mean:
             rng = np.random.default_rng(asked.seed)
             v_delta = rng.uniform(SMALLEST, 1, (asked.n_samples, len(query.columns)))
-        learned = self._learned()
+        learned = self._learned_states() if asked.by_cell else self._learned()
         maker = learned.maker(
             learned.assign(query),
             rows,
             asked.target,
             v_delta,
+            asked.by_cell,
             how=asked.how,
             seed=asked.seed,
             n_samples=asked.n_samples,
@@ -247,6 +262,7 @@ class PredictionMixin(SpaPerbBase):
             "perturbation": target.name,
             **({} if target.dose is None else {"dose": target.dose}),
             "detection": self.objective == "in_context" and asked.how == "detection",
+            "by_cell": asked.by_cell,
             "sample": asked.how == "counts",
             "seed": asked.seed,
             "n_samples": asked.n_samples,

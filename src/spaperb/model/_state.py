@@ -50,6 +50,7 @@ class State:
                 "intervals_unseen_context": predictor.intervals_unseen_context._asdict(),
                 "intervals_unseen_perturbation": predictor.intervals_unseen_perturbation._asdict(),
                 "largest_distance": predictor.largest_distance,
+                "states": predictor.states and predictor.states.to_plain(),
             },
         }
 
@@ -64,6 +65,7 @@ class State:
                 Intervals(**predictor["intervals_unseen_context"]),
                 Intervals(**predictor["intervals_unseen_perturbation"]),
                 predictor["largest_distance"],
+                predictor["states"] and Evidence.from_plain(predictor["states"]),
             )
         return cls(
             Scale(**plain["scale"]),
