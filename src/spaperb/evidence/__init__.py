@@ -30,6 +30,7 @@ from spaperb.evidence._relations import (
 )
 from spaperb.evidence._settings import Settings
 from spaperb.evidence._states import MAX_STATE_CELLS, find_states, nearest_state, states_of
+from spaperb.evidence._suggest import Choice, suggest
 
 __all__ = [
     "CLOSE",
@@ -38,6 +39,7 @@ __all__ = [
     "RELATIONS",
     "STATE_FEATURES",
     "Changes",
+    "Choice",
     "ContextQuery",
     "Description",
     "Episode",
@@ -63,4 +65,5 @@ __all__ = [
     "relate",
     "shrunk",
     "states_of",
+    "suggest",
 ]

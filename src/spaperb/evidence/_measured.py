@@ -343,6 +343,67 @@ class Evidence:
             means, reliability = total / n_contexts[:, None], reliability / n_contexts
         return replace(self, features=Features.of(features, means, reliability))
 
+    def with_measured(
+        self,
+        name: Any,
+        control: Pseudobulk,
+        cells: FloatArray,
+        perturbation: int,
+        shift: FloatArray,
+        dose: float = np.nan,
+    ) -> Evidence:
+        """Add a change as if it had been measured, with as many stimulated as control cells.
+
+        Parameters
+        ----------
+        name
+            Name of its context, known or new.
+        control, cells
+            Pseudobulk of the context's control cells, and components of some.
+        perturbation, dose
+            Number of its perturbation, and its dose.
+        shift
+            The change, ``(G,)``.
+        """
+        names, populations = self.names, self.populations
+        error = self.error_of_mean(control)
+        if name not in names:
+            names = [*names, name]
+            correlation = correlations(control.mean[None], populations.mean)[0]
+            populations = Populations(
+                context=np.append(populations.context, len(self.names)),
+                third=np.append(populations.third, WHOLE),
+                n=np.append(populations.n, control.n),
+                mean=np.vstack([populations.mean, control.mean]),
+                variance=np.vstack([populations.variance, control.variance]),
+                detection=np.vstack([populations.detection, control.detection]),
+                error=np.vstack([populations.error, error]),
+                cells=[*populations.cells, cells],
+                correlation=np.block(
+                    [[populations.correlation, correlation[:, None]], [correlation, np.ones(1)]]
+                ),
+            )
+        row = Changes(
+            population=np.array(names.index(name)),
+            perturbation=np.array(perturbation),
+            dose=np.array(dose),
+            n=np.array(control.n),
+            shift=shift,
+            error=np.sqrt(2) * error,
+            mean=control.mean + shift,
+            variance=control.variance,
+            detection=control.detection,
+            mean_error=error,
+            dispersion=np.full(self.n_genes, np.nan),
+        )
+        changes = Changes(
+            *(
+                np.concatenate([moments, added[None]])
+                for moments, added in zip(self.changes, row, strict=True)
+            )
+        )
+        return replace(self, names=names, populations=populations, changes=changes)
+
     def has_features(self, perturbation: int) -> bool:
         """Whether features of a perturbation are known."""
         return self.features is not None and bool(

@@ -109,6 +109,13 @@ class ContextChange(NamedTuple):
     agreed: FloatArray
     spread: FloatArray
 
+    def half_width(self, confidence_level: float) -> FloatArray:
+        """Half of the width of the interval of each gene's change, ``(G,)``."""
+        half_width = self.intervals.half_width(
+            self.sigma, self.scale, self.control, self.references, self.weights, confidence_level
+        )
+        return max(1.0, self.distance) * half_width
+
     @property
     def detection(self) -> Detection:
         """What the change does to zeros, and to the mean of expressing cells."""

@@ -68,6 +68,7 @@ from spaperb.model._latent import LatentMixin
 from spaperb.model._prediction import PredictionMixin
 from spaperb.model._response import ResponseMixin
 from spaperb.model._state import State
+from spaperb.model._suggest import SuggestMixin
 from spaperb.module import InContextModule, PublishedModule
 from spaperb.nn import LEAST_DOSE, read_weights, shipped_weights
 from spaperb.train import (
@@ -111,6 +112,7 @@ CLIP = 100.0
 class SpaPerbModel(
     PredictionMixin,
     ResponseMixin,
+    SuggestMixin,
     LatentMixin,
     FilesMixin,
     VAEMixin,

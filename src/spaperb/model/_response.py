@@ -178,14 +178,11 @@ def response_table(
 
 def _columns(control: Pseudobulk, change: ContextChange, confidence_level: float) -> pd.DataFrame:
     """What is averaged over the contexts of a group, from its own control cells."""
-    half_width = change.intervals.half_width(
-        change.sigma, change.scale, control, change.references, change.weights, confidence_level
-    )
     return pd.DataFrame(
         {
             "mean_control": control.mean,
             "mean_change": change.mean,
-            "half_width": max(1.0, change.distance) * half_width,
+            "half_width": change._replace(control=control).half_width(confidence_level),
             "responding": change.detection.responding(control),
             "agreed": change.agreed,
             "spread": change.spread,
