@@ -27,6 +27,8 @@ N_PAIRS = 2000
 """Pairs of measured changes that costs are learned from, at random."""
 BLOCK = 1_000_000
 """Costs that are in memory at a time."""
+LEAST = 1e-3
+"""Changes never differ by less, in squares of their size, whatever noise hides."""
 TINY = 1e-12
 
 
@@ -103,9 +105,9 @@ def _costs(evidence: Evidence, usual: float) -> tuple[float, FloatArray]:
     apart = sum(distance(bulk(context[a[i]]), bulk(context[b[i]])) ** 2 for i in elsewhere)
     slope = size / max(usual, TINY)
     if apart > 0:
-        slope = max(float(differ[elsewhere].sum()), TINY) / apart
+        slope = max(float(differ[elsewhere].sum()), LEAST * size * len(elsewhere)) / apart
     differs = differ[others].mean() if len(others) else size
-    between = np.full((len(evidence.parts),) * 2, max(float(differs), TINY))
+    between = np.full((len(evidence.parts),) * 2, max(float(differs), LEAST * size))
     if evidence.features is not None and evidence.features.skill > 0:
         near = euclidean_distances(np.nan_to_num(evidence.features.values), squared=True)
         known = np.isfinite(evidence.features.values).all(axis=1)
