@@ -7,7 +7,7 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "tutorials"
-NAMES = ["quickstart", "benchmark", "perturbations", "large_data", "response"]
+NAMES = ["quickstart", "benchmark", "perturbations", "beyond", "large_data", "response"]
 MAX_SIZE = 1_000_000
 
 

@@ -88,7 +88,7 @@ class Settings:
     measured: float = 0.25
     all_kept: float = 0.5
     pull: float = 6.0
-    max_errors: float = 1.5
+    max_errors: float = 2.5
     state_cells: int = 40
     max_states: int = 8
     max_references: int = 30
