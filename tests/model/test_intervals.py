@@ -29,6 +29,8 @@ COLUMNS = [
     "log2_fold_change",
     "score",
     "responding",
+    "agreement",
+    "group_agreement",
     "distance",
 ]
 

@@ -118,7 +118,8 @@ def measure_states(manager: AnnDataManager, used: IntArray, evidence: Evidence) 
         cells[some] = evidence.project(in_memory(x[some]))
     labels = registered_codes(manager, REGISTRY_KEYS.LABELS_KEY)
     states, contexts = states_of(cells, arms, labels, evidence.settings)
-    return measure(manager, used[states[used] >= 0], states, list(range(len(contexts))))
+    used = used[states[used] >= 0]
+    return measure(manager, used, states, list(range(len(contexts)))).compact()
 
 
 def _by_rows(x: Any) -> Any:

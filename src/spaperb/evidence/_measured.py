@@ -19,6 +19,8 @@ from spaperb.evidence._moments import Measured, Measuring, Noise
 from spaperb.evidence._settings import DEFAULT, Settings
 from spaperb.populations import Pseudobulk, dense, mean_expression, neighbour_shares, variance
 
+MOMENTS = {"mean", "variance", "detection", "error", "shift", "mean_error", "dispersion"}
+"""What is kept in single precision after training."""
 WHOLE = 0
 """Value of `third` for a whole context."""
 N_THIRDS = 3
@@ -93,9 +95,9 @@ class Changes(NamedTuple):
         Mean of stimulated minus mean of control cells, and its standard error, ``(S, G)``.
     mean, variance, detection, mean_error
         Mean, variance, detection of the stimulated cells, and the mean's standard error, ``(S,
-        G)``.
+        G)``; the last is ``(S, 0)`` after training.
     dispersion
-        Dispersion of their counts, ``(S, G)``; NaN without counts.
+        Dispersion of their counts, ``(S, G)``; NaN, or ``(S, 0)``, without counts.
     """
 
     population: IntArray
@@ -113,12 +115,13 @@ class Changes(NamedTuple):
     def pseudobulk(self, s: int) -> Pseudobulk:
         """Pseudobulk of the stimulated cells of a change."""
         theta = self.dispersion[s]
+        is_known = theta.size and not np.isnan(theta).any()
         return Pseudobulk(
             self.mean[s],
             self.variance[s],
             self.detection[s],
             int(self.n[s]),
-            None if np.isnan(theta).any() else theta,
+            theta if is_known else None,
         )
 
 
@@ -393,8 +396,8 @@ class Evidence:
             mean=control.mean + shift,
             variance=control.variance,
             detection=control.detection,
-            mean_error=error,
-            dispersion=np.full(self.n_genes, np.nan),
+            mean_error=error[: self.changes.mean_error.shape[1]],
+            dispersion=np.full(self.changes.dispersion.shape[1], np.nan),
         )
         changes = Changes(
             *(
@@ -530,6 +533,18 @@ class Evidence:
         ]
         finite = [d for d in distances if d < math.inf]
         return max(finite) if len(finite) >= MIN_DISTANCES else math.nan
+
+    def compact(self) -> Evidence:
+        """Half as large: moments in single precision, without what training alone looks at."""
+        changes, populations = self.changes._asdict(), self.populations._asdict()
+        none = np.empty((len(self.changes.n), 0))
+        changes["mean_error"] = none
+        if np.isnan(self.changes.dispersion).all():
+            changes["dispersion"] = none
+        for moments in (changes, populations):
+            for name in MOMENTS & moments.keys():
+                moments[name] = moments[name].astype(np.float32)
+        return replace(self, changes=Changes(**changes), populations=Populations(**populations))
 
     def to_plain(self) -> dict[str, Any]:
         """Arrays, lists, numbers and text that :meth:`from_plain` takes."""

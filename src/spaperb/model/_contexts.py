@@ -181,7 +181,7 @@ class ContextPredictor:
                 if by_features is not None:
                     told.append(hold_out(f, by_features))
         module.choose_share(held_out, evidence.settings.pull)
-        evidence = evidence.without_thirds()
+        evidence = evidence.without_thirds().compact()
         return cls(
             evidence,
             module,
