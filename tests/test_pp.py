@@ -44,6 +44,7 @@ def test_some_genes_and_where_they_are_put(cells):
     pd.testing.assert_frame_equal(cells.uns["mine"], every.loc[["gene_7", "gene_3"]])
 
 
+@pytest.mark.filterwarnings("ignore:Expression looks not log-transformed")
 def test_stimulated_cells_are_not_looked_at(cells):
     other = cells.copy()
     x = other.X.toarray()
@@ -54,20 +55,23 @@ def test_stimulated_cells_are_not_looked_at(cells):
     )
 
 
-def test_cells_without_a_condition_column_are_control_cells(cells):
+def test_all_cells_may_be_control_cells(cells):
     control = cells[cells.obs["condition"] == "control"].copy()
     bare = control.copy()
     del bare.obs["condition"]
     pd.testing.assert_frame_equal(
-        pp.gene_features(bare, inplace=False), pp.gene_features(control, inplace=False)
+        pp.gene_features(bare, condition_key=None, inplace=False),
+        pp.gene_features(control, inplace=False),
     )
+    with pytest.raises(ValueError, match="no column 'condition'"):
+        pp.gene_features(bare)
 
 
 def test_errors(cells):
     before = snapshot(cells)
     with pytest.raises(ValueError, match="1 of 2 genes are not in the AnnData: KLF1"):
         pp.gene_features(cells, ["gene_1", "KLF1"])
-    with pytest.raises(ValueError, match=r"0 control cells .'untreated' in"):
+    with pytest.raises(ValueError, match=r"0 control cells .'untreated'.*: control, stimulated"):
         pp.gene_features(cells, control="untreated")
     with pytest.raises(ValueError, match=r"no column 'kind' in adata\.obs"):
         pp.gene_features(cells, labels_key="kind")
@@ -78,5 +82,8 @@ def test_errors(cells):
     x = silent.X.toarray()
     x[:, 4] = 0
     silent.X = x
-    with pytest.raises(ValueError, match=r"1 of 40 genes do not vary .*: gene_4"):
-        pp.gene_features(silent)
+    with pytest.raises(ValueError, match=r"1 of 2 genes do not vary .*: gene_4"):
+        pp.gene_features(silent, ["gene_3", "gene_4"])
+    assert "gene_4" not in pp.gene_features(silent, inplace=False).index
+    with pytest.raises(TypeError, match=r"Pass .'gene_1'."):
+        pp.gene_features(cells, "gene_1")

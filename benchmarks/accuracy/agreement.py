@@ -20,17 +20,19 @@ from common import HERE, data_sets, make_parser, networks_without, read_set
 from scipy.stats import spearmanr
 
 from spaperb.evaluation.metrics import area_under_risk_coverage
-from spaperb.evidence import Episode, agreement, leave_out, make_episode
+from spaperb.evidence import Evidence, Plan, agreement, leave_out, make_episode, relate
 from spaperb.module import InContextModule
 
 N_GENES = 200
 SCREEN = "crispr_multi"
 
 
-def judge(episode: Episode, module: InContextModule) -> dict[str, float]:
+def judge(evidence: Evidence, plan: Plan, module: InContextModule) -> dict[str, float]:
     """Predict a left-out change, and look what tells of its errors."""
+    episode = make_episode(evidence, plan)
+    perturbation = relate(evidence, plan.query, plan.kept).perturbation
     predicted = module.predict(episode.description)
-    agreed, spread = agreement(episode.description)
+    agreed, spread = agreement(episode.description, perturbation)
     top = np.argsort(-np.abs(predicted.mean), kind="stable")[:N_GENES]
     mean, true = predicted.mean[top], episode.target[top]
     width = np.sqrt(predicted.sigma**2 + episode.error**2)[top]
@@ -68,7 +70,7 @@ def main() -> None:
                     "context": evidence.names[evidence.context[change]],
                     "perturbation": int(evidence.changes.perturbation[change]),
                 }
-                rows.append({**of, **judge(make_episode(evidence, plan), module)})
+                rows.append({**of, **judge(evidence, plan, module)})
     table = pd.DataFrame(rows)
     table.to_csv(HERE / "agreement.csv", index=False, float_format="%.4g")
     print(table.groupby("data_set", sort=False).mean(numeric_only=True).round(3).to_string())

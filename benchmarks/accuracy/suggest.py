@@ -66,7 +66,7 @@ def greedy(evidence: Evidence, kept: list[int], rng: np.random.Generator) -> int
     )
     bulks = [evidence.populations.pseudobulk(k) for k in contexts]
     known = evidence.keep(np.array(sorted(kept)))
-    (choice,) = suggest(known, bulks, numbers, 1)
+    (choice,) = suggest(known, bulks, contexts.tolist(), numbers, 1)
     is_chosen = (numbers == [choice.context, choice.perturbation]).all(axis=1)
     return left[int(np.flatnonzero(is_chosen)[0])]
 

@@ -1,12 +1,22 @@
 """What features tell of a perturbation that was never measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics.pairwise import rbf_kernel
 
 from spaperb import datasets
-from spaperb.evidence import ContextQuery, Evidence, describe, relate
+from spaperb.evidence import (
+    ContextQuery,
+    Evidence,
+    describe,
+    forget_perturbation,
+    is_told,
+    leave_out,
+    relate,
+)
 from spaperb.evidence._features import CONSTANT, Features
 
 RNG = np.random.default_rng(0)
@@ -113,6 +123,53 @@ def test_distance_is_over_the_largest_of_training():
     np.testing.assert_allclose(at, [0, 0.5, 1, 11], atol=1e-6)
 
 
+def test_twins_do_not_make_others_far():
+    """Where each perturbation has a twin, one without is not infinitely far."""
+    groups = np.repeat(np.eye(4), 2, axis=0)
+    learned = Features.of(groups, RNG.normal(size=(8, 30)), np.ones(8))
+    assert learned.distance(learned.standardised(groups[0])) == 0
+    between = learned.distance(learned.standardised(np.array([1.0, 1.0, 0.0, 0.0])))
+    assert 0.5 < between < 4
+    copies = np.repeat(RNG.normal(size=(5, 8)), 2, axis=0)
+    learned = Features.of(copies, RNG.normal(size=(10, 30)), np.ones(10))
+    for row in copies:
+        assert learned.distance(learned.standardised(row)) < 1e-6
+
+
+def test_constant_features_change_nothing():
+    features, changes = told()
+    more = np.column_stack([features, np.full((N, 20), 3.0)])
+    a, b = learn(features, changes), learn(more, changes)
+    assert (a.kernel, a.penalty, a.skill) == (b.kernel, b.penalty, pytest.approx(b.skill))
+    asked = RNG.normal(size=3)
+    _, of_a = a.weights(a.standardised(asked), np.arange(N), np.ones(N))
+    asked = np.append(asked, np.full(20, 3.0))
+    _, of_b = b.weights(b.standardised(asked), np.arange(N), np.ones(N))
+    np.testing.assert_allclose(of_a, of_b)
+
+
+def test_a_perturbation_that_is_left_out_takes_no_part():
+    features, changes = told(noise=0.5)
+    before = learn(features, changes).without(3)
+    other = changes - changes.mean(axis=0)
+    other[3] *= 10
+    after = Features.of(features, other, np.ones(N)).without(3)
+    assert (before.kernel, before.penalty, before.skill) == (
+        after.kernel,
+        after.penalty,
+        after.skill,
+    )
+    np.testing.assert_array_equal(before.error, after.error)
+
+
+def test_one_perturbation_alone():
+    learned = Features.of(RNG.normal(size=(1, 3)), np.zeros((1, 5)), np.array([np.nan]))
+    assert learned.skill == 0
+    assert learned.distance(np.ones(3)) == 0
+    _, weights = learned.weights(np.ones(3), np.array([0]), np.ones(1))
+    assert weights[0] == pytest.approx(1, rel=1e-3)
+
+
 @pytest.fixture(scope="module")
 def screen():
     return datasets.simulated_screen(
@@ -171,11 +228,14 @@ def test_nothing_of_a_left_out_perturbation_is_looked_at(evidence):
     query = ContextQuery.of_population(evidence, 0, 4)
     nowhere = whole[changes.perturbation[whole] != 4]
     before = describe(evidence, query, nowhere)
-    changes.shift[changes.perturbation == 4] += 100
-    after = describe(evidence, query, nowhere)
-    changes.shift[changes.perturbation == 4] -= 100
+    other = changes.shift.copy()
+    other[changes.perturbation == 4] += 100
+    changed = replace(evidence, changes=changes._replace(shift=other), features=None)
+    changed = changed.with_features(evidence.features.values)
+    after = describe(changed, query, nowhere)
     for a, b in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a, b)
+        # The kernel's constant costs some digits.
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_with_a_perturbation_missing_in_a_context(screen):
@@ -193,3 +253,35 @@ def test_with_a_perturbation_missing_in_a_context(screen):
         for row in relation.shares[relation.is_told]
     ]
     assert sorted(map(len, numbers)) == [9, 10]
+
+
+def test_below_its_lowest_dose_a_perturbation_tells_less(screen):
+    arms = screen.obs["condition"].cat.codes.to_numpy().astype(int)
+    labels = screen.obs["cell_type"].cat.codes.to_numpy().astype(int)
+    names = list(screen.obs["cell_type"].cat.categories)
+    doses = np.where(arms > 0, 10.0, np.nan)
+    features = screen.uns["perturbation_features"].to_numpy()
+    evidence = Evidence.of(screen.X, arms, labels, names, doses=doses).with_features(features)
+    query = ContextQuery.of_population(evidence, 0, 0)._replace(
+        parts=(), perturbation=None, features=np.zeros(2)
+    )
+    shifts = {}
+    for dose in (10.0, 1.0):
+        description = describe(evidence, query._replace(dose=dose), evidence.whole)
+        is_told = relate(evidence, query._replace(dose=dose), evidence.whole).is_told
+        shifts[dose] = description.shifts[is_told]
+    np.testing.assert_allclose(shifts[1.0], 0.1 * shifts[10.0], rtol=1e-4, atol=1e-7)
+
+
+def test_combinations_with_it_are_forgotten_too(screen):
+    arms = screen.obs["condition"].cat.codes.to_numpy().astype(int)
+    labels = screen.obs["cell_type"].cat.codes.to_numpy().astype(int)
+    names = list(screen.obs["cell_type"].cat.categories)
+    parts = [(p,) for p in range(9)] + [(0, 1)]
+    features = screen.uns["perturbation_features"].to_numpy()
+    evidence = Evidence.of(screen.X, arms, labels, names, parts=parts).with_features(features)
+    of = evidence.changes.perturbation
+    (change, *_) = evidence.whole[of[evidence.whole] == 0]
+    plan = forget_perturbation(evidence, leave_out(evidence, int(change), with_context=False))
+    assert set(of[plan.kept]) == set(range(2, 9)) | {1}
+    assert is_told(evidence, plan)

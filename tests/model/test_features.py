@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import scvi
 from helpers import PUBLISHED, QUIET, snapshot
+from scipy import sparse
 
 from spaperb import SpaPerbModel, datasets
 
@@ -106,7 +107,8 @@ def test_however_features_are_given(kind, screen, train, table, model):
     if kind == "uns":
         cells.uns["the_features"] = table
     if kind == "obsm":
-        of_cells = table.reindex(cells.obs["condition"].astype(str)).fillna(0.0)
+        # Control cells have none.
+        of_cells = table.reindex(cells.obs["condition"].astype(str))
         cells.obsm["the_features"] = of_cells.to_numpy()
     other = fit(cells, features)
     asked = control_of(screen, "type_0")
@@ -123,6 +125,51 @@ def test_passed_features_are_those_of_the_table(screen, table, model):
         change(model, cells, "anything", features=table.loc[HIDDEN[1]].tolist()),
         change(model, cells, HIDDEN[1]),
     )
+
+
+def test_features_with_names_are_put_in_order(screen, table, model):
+    cells = control_of(screen, "type_1")
+    expected = change(model, cells, HIDDEN[1])
+    row = table.loc[HIDDEN[1]]
+    for given in (row.iloc[::-1], row.iloc[::-1].to_frame().T):
+        np.testing.assert_array_equal(change(model, cells, "new", features=given), expected)
+    with pytest.raises(ValueError, match=r"other names than those .*: a, b, c in place of"):
+        change(model, cells, "new", features=row.set_axis(["a", "b", "c"]))
+
+
+def test_sparse_vectors_of_cells(screen, train, table, model):
+    cells = train.copy()
+    of_cells = table.reindex(cells.obs["condition"].astype(str)).fillna(0.0)
+    cells.obsm["the_features"] = sparse.csr_matrix(of_cells.to_numpy())
+    asked = control_of(screen, "type_0")
+    given = table.loc[HIDDEN[0]].to_numpy()
+    np.testing.assert_array_equal(
+        change(fit(cells, "the_features"), asked, "new", features=given),
+        change(model, asked, HIDDEN[0]),
+    )
+
+
+def test_one_perturbation_with_features(screen, table):
+    """There is nothing to compare, so another one is predicted as the same, with a warning."""
+    some = screen[screen.obs["condition"].isin(["control", "perturbation_4"])].copy()
+    model = fit(some, table, max_epochs=0)
+    cells = control_of(screen, "type_0")
+    with pytest.warns(UserWarning, match="features do not tell"):
+        new = change(model, cells, "perturbation_5")
+    assert np.corrcoef(new, change(model, cells, "perturbation_4"))[0, 1] > 0.9
+
+
+def test_what_is_told_by_features_alone_does_not_choose_the_share(train, table):
+    """With each perturbation measured in one type features alone tell of half of the changes."""
+    names = train.obs["condition"].astype(str) + train.obs["cell_type"].astype(str)
+    number = train.obs["condition"].astype(str).str.split("_").str[-1]
+    is_even = number.str.isdigit() & (number.where(number.str.isdigit(), "0").astype(int) % 2 == 0)
+    is_gone = is_even & (train.obs["cell_type"] == "type_1")
+    cells = train[~is_gone].copy()
+    assert names.nunique() > cells.obs.groupby(["condition", "cell_type"], observed=True).ngroups
+    models = [fit(cells, features, max_epochs=0) for features in (table, None)]
+    shares = [float(model.module.share) for model in models]
+    assert shares[0] == pytest.approx(shares[1], abs=1e-6)
 
 
 def test_layers_and_what_made_them(screen, table, model):
@@ -250,7 +297,25 @@ class TestErrors:
     def test_cells_of_a_perturbation_differ(self, train):
         cells = train.copy()
         cells.obsm["F"] = np.random.default_rng(0).normal(size=(cells.n_obs, 2))
-        self.refused(cells, "F", "Cells of 'control' differ")
+        self.refused(cells, "F", "Cells of 'perturbation_.*' differ")
+
+    def test_the_control(self, screen, train, table):
+        none = pd.DataFrame([[0.0, 0.0, 0.0]], ["control"], table.columns)
+        model = fit(train, pd.concat([table, none]), max_epochs=0)
+        cells = control_of(screen, "type_0")
+        for given in ({}, {"features": [0.0, 0.0, 0.0]}):
+            with pytest.raises(ValueError, match="'control' is spelled like 'control'"):
+                model.predict_stimulated(cells, "control", **given)
+
+    def test_features_without_a_name(self, screen, model):
+        with pytest.raises(ValueError, match="never measured: name it, `perturbation=`"):
+            model.predict_stimulated(control_of(screen, "type_0"), features=[1.0, 2.0, 3.0])
+
+    def test_features_that_the_table_has(self, screen, model):
+        with pytest.raises(ValueError, match="has features of 'perturbation_0' already"):
+            model.predict_stimulated(
+                control_of(screen, "type_0"), HIDDEN[0], features=[1.0, 2.0, 3.0]
+            )
 
     def test_unknown_to_the_table(self, screen, model):
         cells = control_of(screen, "type_0")
@@ -260,8 +325,9 @@ class TestErrors:
     def test_another_spelling_of_what_was_measured(self, screen, model):
         """Not taken for one that was never measured, whose features are known."""
         cells = control_of(screen, "type_0")
-        with pytest.raises(ValueError, match="'Perturbation_7' was never measured"):
-            model.predict_stimulated(cells, "Perturbation_7")
+        for given in ({}, {"features": [1.0, 2.0, 3.0]}):
+            with pytest.raises(ValueError, match="is spelled like 'perturbation_7', which was"):
+                model.predict_stimulated(cells, "Perturbation_7", **given)
 
     def test_features_of_what_was_measured(self, screen, table, model):
         cells = control_of(screen, "type_0")
@@ -293,3 +359,7 @@ class TestErrors:
         model.train(max_epochs=1, **QUIET)
         with pytest.raises(ValueError, match="'perturbation_0' is not a perturbation"):
             model.predict_stimulated(control_of(screen, "type_0"), HIDDEN[0])
+        with pytest.raises(ValueError, match=r"published objective .* takes no `features`"):
+            model.predict_stimulated(
+                control_of(screen, "type_0"), HIDDEN[0], features=[1.0, 2.0, 3.0]
+            )

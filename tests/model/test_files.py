@@ -501,3 +501,21 @@ def test_hub_by_a_folder(trained, query, tmp_path):
     assert isinstance(downloaded.model, SpaPerbModel)
     expected = trained.predict_stimulated(query, inplace=False)
     assert np.array_equal(downloaded.model.predict_stimulated(query, inplace=False), expected)
+
+
+def test_cells_that_have_sparse_components_can_be_saved(tmp_path):
+    """From some size on components are ARPACK's, whose rows come in reverse."""
+    cells = small_cells(n_cell_types=3, n_cells=400, n_genes=900)
+    SpaPerbModel.setup_anndata(cells)
+    model = SpaPerbModel(cells)
+    model.train(max_epochs=0, **QUIET)
+    expected = model.predict_stimulated(cells[:20], inplace=False)
+    model.save(tmp_path / "model")
+    model.export(tmp_path / "model.safetensors")
+    for loaded in (
+        SpaPerbModel.load(tmp_path / "model"),
+        SpaPerbModel.load_exported(tmp_path / "model.safetensors"),
+    ):
+        np.testing.assert_array_equal(
+            loaded.predict_stimulated(cells[:20], inplace=False), expected
+        )

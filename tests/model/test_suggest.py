@@ -89,9 +89,9 @@ class TestModel:
         assert snapshot(asked) == before
 
     def test_errors(self, cells, model):
-        with pytest.raises(ValueError, match="`n` must be at least 1; it is 0"):
+        with pytest.raises(ValueError, match="whole number and at least 1; it is 0"):
             model.suggest_measurements(n=0)
-        with pytest.raises(ValueError, match="'other' is not a perturbation"):
+        with pytest.raises(ValueError, match="'other' was never measured"):
             model.suggest_measurements(perturbation="other")
         some = cells[cells.obs["cell_type"] == "type_0"].copy()
         with pytest.raises(ValueError, match="All is measured: stimulated in type_0"):
@@ -124,6 +124,38 @@ def test_a_screen():
     assert len(one) == 2
 
 
+@pytest.mark.filterwarnings("ignore:The model knows none", "ignore:Changes were measured in 1")
+def test_one_new_type_of_a_screen():
+    """No perturbation takes all of the error for its own."""
+    cells = datasets.simulated_screen(6, 2, 40, 80)
+    first = cells[cells.obs["cell_type"] == "type_0"].copy()
+    is_asked = (cells.obs["cell_type"] == "type_1") & (cells.obs["condition"] == "control")
+    table = fit(first).suggest_measurements(cells[is_asked].copy(), n=6)
+    assert len(table) == 6
+    assert table["gain"].iloc[0] < 0.5
+
+
+def test_the_noise_of_shared_control_cells_is_not_taken_off():
+    """Few control cells do not make perturbations look alike."""
+    gains = []
+    for n_control in (10, 160):
+        cells = datasets.simulated_screen(8, 2, 40, 80)
+        rows = [
+            np.flatnonzero(
+                (cells.obs["cell_type"] == f"type_{t}") & (cells.obs["condition"] == "control")
+            )[n_control:]
+            for t in (0, 1)
+        ]
+        hidden = (cells.obs["cell_type"] == "type_1") & cells.obs["condition"].isin(
+            [f"perturbation_{p}" for p in range(4)]
+        )
+        keep = ~hidden.to_numpy()
+        keep[np.concatenate(rows)] = False
+        gains.append(fit(cells[keep].copy()).suggest_measurements(n=4)["gain"].to_numpy())
+    assert (gains[0] > 0.1).all()
+    np.testing.assert_allclose(gains[0], gains[1], atol=0.15)
+
+
 class TestCover:
     """The choice itself, on evidence made by hand: contexts on a line."""
 
@@ -144,7 +176,7 @@ class TestCover:
         contexts = [evidence.populations.pseudobulk(k) for k in range(5)]
         known = evidence.keep(np.array([0]))
         candidates = np.array([[k, 0] for k in range(1, 5)])
-        order = [choice.context for choice in suggest(known, contexts, candidates, 4)]
+        order = [choice.context for choice in suggest(known, contexts, [*range(5)], candidates, 4)]
         assert order[0] == 2
         assert order[1] == 4
 
@@ -152,7 +184,7 @@ class TestCover:
         evidence = self.evidence([0.0, 1.0, 3.0])
         contexts = [evidence.populations.pseudobulk(k) for k in range(3)]
         known = evidence.keep(np.array([0]))
-        first, second = suggest(known, contexts, np.array([[1, 0], [2, 0]]), 5)
+        first, second = suggest(known, contexts, [*range(3)], np.array([[1, 0], [2, 0]]), 5)
         # Costs are 1 and 9; to measure the far one leaves 1.
         assert (first.context, second.context) == (2, 1)
         assert first.gain == pytest.approx(0.9, rel=0.01)
@@ -163,12 +195,13 @@ class TestCover:
         contexts = [evidence.populations.pseudobulk(k) for k in range(4)]
         known = evidence.keep(np.array([0]))
         order = [
-            c.context for c in suggest(known, contexts, np.array([[1, 0], [2, 0], [3, 0]]), 3)
+            c.context
+            for c in suggest(known, contexts, [*range(4)], np.array([[1, 0], [2, 0], [3, 0]]), 3)
         ]
         assert {order[0], order[1]} in ({1, 3}, {2, 3})
 
     def test_bulks_of_new_contexts(self):
         evidence = self.evidence([0.0, 1.0])
         new = [Pseudobulk(np.full(20, 9.0), np.full(20, 1e-4), np.ones(20), 50)]
-        (choice,) = suggest(evidence, new, np.array([[0, 0]]), 1)
+        (choice,) = suggest(evidence, new, [None], np.array([[0, 0]]), 1)
         assert choice.gain == pytest.approx(1)

@@ -1,7 +1,7 @@
 """What cells and their columns mean."""
 
 from spaperb.data._anndata import check_anndata, check_genes, check_no_view, expression_matrix
-from spaperb.data._clusters import CLUSTERS, find_clusters
+from spaperb.data._clusters import CLUSTER_NAME, CLUSTERS, find_clusters, name_clusters
 from spaperb.data._columns import check_categories, check_column, check_named_once
 from spaperb.data._conditions import (
     as_list,
@@ -13,7 +13,7 @@ from spaperb.data._conditions import (
 )
 from spaperb.data._disk import as_dask, is_on_disk, read_mapped
 from spaperb.data._episodes import EpisodeSplitter, measure, measure_states
-from spaperb.data._features import FeatureTable, find_features, read_features
+from spaperb.data._features import FeatureTable
 from spaperb.data._labels import match_labels
 from spaperb.data._perturbations import Perturbations, Target, warn_of_whole_names
 from spaperb.data._query import Cells, Query, batch_shares, make_query, select_rows
@@ -37,6 +37,7 @@ from spaperb.data._splitters import MIN_PAIRS, N_BATCHES, PairedDataSplitter, St
 
 __all__ = [
     "CLUSTERS",
+    "CLUSTER_NAME",
     "CONDITION_KEY",
     "DOSE_KEY",
     "MIN_PAIRS",
@@ -69,7 +70,6 @@ __all__ = [
     "control_cells",
     "expression_matrix",
     "find_clusters",
-    "find_features",
     "is_log_normalised",
     "is_on_disk",
     "log_base",
@@ -77,9 +77,9 @@ __all__ = [
     "match_labels",
     "measure",
     "measure_states",
+    "name_clusters",
     "perturbations_of",
     "perturbations_with_pairs",
-    "read_features",
     "read_mapped",
     "registered_codes",
     "select_rows",

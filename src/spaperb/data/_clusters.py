@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import anndata as ad
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import scanpy as sc
 from scipy import sparse
 from sklearn.metrics import pairwise_distances_argmin
@@ -15,12 +18,29 @@ from spaperb.populations import mean_expression
 
 CLUSTERS = "spaperb_cluster"
 """Column of ``adata.obs`` with the clusters."""
+CLUSTER_NAME = r"\d+_[0-9a-f]{6}"
+"""What names of clusters look like."""
 N_TOP_GENES, N_COMPONENTS, N_NEIGHBORS = 2000, 30, 15
 """Scanpy's usual numbers."""
-MIN_CELLS = 30
+MIN_CELLS, MIN_GENES = 30, 3
 MAX_ROUNDS = 20
 HALF_WEIGHT = 30.0
 """Cells of a cluster that give its shift half of the greatest weight."""
+
+
+def name_clusters(clusters: IntArray, obs_names: pd.Index) -> pd.Categorical:
+    """Names of clusters that those of other cells do not have: a number and a digest.
+
+    Parameters
+    ----------
+    clusters
+        Number of the cluster of every cell, ``(n,)``.
+    obs_names
+        Names of the cells.
+    """
+    digest = hashlib.sha256("\n".join(obs_names.astype(str)).encode() + clusters.tobytes())
+    mark = digest.hexdigest()[:6]
+    return pd.Categorical([f"{cluster}_{mark}" for cluster in clusters])
 
 
 def find_clusters(x: Expression, arms: IntArray) -> IntArray:
@@ -52,11 +72,12 @@ def find_clusters(x: Expression, arms: IntArray) -> IntArray:
         If there are fewer than 30 control cells, or expression is on disk or not finite.
     """
     is_control = arms == CONTROL
-    if is_on_disk(x) or (n := int(is_control.sum())) < MIN_CELLS:
-        what = "expression is on disk" if is_on_disk(x) else f"there are {n}"
+    if is_on_disk(x) or (n := int(is_control.sum())) < MIN_CELLS or x.shape[1] < MIN_GENES:
+        what = "expression is on disk" if is_on_disk(x) else f"there are {n} of {x.shape[1]} genes"
         raise ValueError(
-            f"`labels_key=None` clusters control cells, at least {MIN_CELLS} in memory, and "
-            f"{what}. Name the column with cell types, or clusters of your own, as `labels_key=`."
+            f"`labels_key=None` clusters control cells, at least {MIN_CELLS} of {MIN_GENES} genes "
+            f"in memory, and {what}. Name the column with cell types, or clusters of your own, as "
+            "`labels_key=`."
         )
     if not np.isfinite(x.data if sparse.issparse(x) else x).all():
         raise ValueError("Expression is NaN or infinite for some cells. Leave these cells out.")

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from spaperb._messages import format_list, warn
 from spaperb._types import NEITHER, IntArray
 from spaperb.data._disk import in_memory, rows_of_block
-from spaperb.data._features import features_of
+from spaperb.data._features import FeatureTable
 from spaperb.data._registry import (
     DOSE_KEY,
     condition_arms,
@@ -95,7 +95,9 @@ def measure(
         settings=Settings(),  # not the default: benchmarks change it here
     )
     table = manager.registry["setup_args"]["perturbation_features"]
-    return evidence if table is None else evidence.with_features(features_of(known.names, table))
+    if table is None:
+        return evidence
+    return evidence.with_features(FeatureTable(**table).of(known.names))
 
 
 def measure_states(manager: AnnDataManager, used: IntArray, evidence: Evidence) -> Evidence:
@@ -117,7 +119,10 @@ def measure_states(manager: AnnDataManager, used: IntArray, evidence: Evidence) 
         some = np.sort(used)[start : start + n_rows]
         cells[some] = evidence.project(in_memory(x[some]))
     labels = registered_codes(manager, REGISTRY_KEYS.LABELS_KEY)
-    states, contexts = states_of(cells, arms, labels, evidence.settings)
+    doses = None
+    if DOSE_KEY in manager.data_registry:
+        doses = np.asarray(manager.get_from_registry(DOSE_KEY), dtype=np.float64).ravel()
+    states, contexts = states_of(cells, arms, labels, doses, evidence.settings)
     used = used[states[used] >= 0]
     return measure(manager, used, states, list(range(len(contexts)))).compact()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,75 +12,183 @@ from anndata import AnnData
 from spaperb._messages import format_list, shown
 from spaperb._types import FloatArray
 from spaperb.data._labels import match_labels
+from spaperb.populations import dense
 
 SAME = 1e-6
 """Relative difference of features within a perturbation up to which they are the same."""
 
-FeatureTable = Mapping[Any, FloatArray]
-"""A vector for each perturbation, ``(d,)``, by its name."""
 
+class FeatureTable(NamedTuple):
+    """Features of perturbations, those of the data and others.
 
-def read_features(
-    adata: AnnData,
-    given: pd.DataFrame | Mapping[Any, Any] | str,
-    condition_key: str,
-    singles: Sequence[Any],
-) -> dict[str, FloatArray]:
-    """Read the features of perturbations, as a vector for each.
-
-    Parameters
+    Attributes
     ----------
-    adata
-        The cells.
-    given
-        A table with a row a perturbation, a vector for each by its name, or a key of such a table
-        in ``adata.uns`` or of a vector for each cell in ``adata.obsm``.
-    condition_key
-        Column of ``adata.obs`` with the perturbation of each cell.
-    singles
-        Names of the perturbations that are no combinations: each needs features.
-
-    Raises
-    ------
-    ValueError
-        If there is no such key; a perturbation has no features, or two vectors; vectors differ in
-        length, are empty, or hold what is no finite number; or all perturbations have the same.
-    TypeError
-        If they are given as something else.
+    names
+        Names of the perturbations, as text.
+    columns
+        Names of the features, ``(d,)``.
+    values
+        Their features, ``(n, d)``.
     """
-    vectors = _vectors(adata, given, condition_key)
-    if missing := [name for name in singles if name not in match_labels(singles, list(vectors))]:
-        raise ValueError(
-            f"`perturbation_features` has no features of {len(missing)} of {len(singles)} "
-            f"perturbations: {format_list(missing)}. It has features of: "
-            f"{format_list(vectors)}. Add the missing ones, or leave these perturbations out, "
-            "`stimulated=[...]`."
-        )
-    table = {str(name): check_features(vector, name) for name, vector in vectors.items()}
-    if len(table) < len(vectors):
-        raise ValueError(
-            "`perturbation_features` has several vectors for names that are spelled alike: "
-            f"{format_list(vectors)}."
-        )
-    lengths = sorted({len(vector) for vector in table.values()})
-    if len(lengths) > 1:
-        raise ValueError(
-            "`perturbation_features` must have as many numbers for each perturbation; there are "
-            f"vectors of lengths {format_list(lengths)}."
-        )
-    measured = np.array([table[str(name)] for name in _named(singles, vectors)])
-    if len(measured) > 1 and (measured == measured[0]).all():
-        raise ValueError(
-            "`perturbation_features` are the same for all perturbations in the data, so they tell "
-            "none from another. Pass others, or leave them out."
-        )
-    return table
+
+    names: list[str]
+    columns: list[str]
+    values: FloatArray
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        given: pd.DataFrame | Mapping[Any, Any] | str,
+        condition_key: str,
+        control: Any,
+        singles: Sequence[Any],
+    ) -> FeatureTable:
+        """Read the features of perturbations.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+        given
+            A table with a row a perturbation, a vector for each by its name, or a key of such a
+            table in ``adata.uns`` or of a vector for each cell in ``adata.obsm``.
+        condition_key, control
+            Column of ``adata.obs`` with the perturbation of each cell, and its value for control
+            cells, which have no features.
+        singles
+            Names of the perturbations that are no combinations: each needs features. Others
+            without any are left out.
+
+        Raises
+        ------
+        ValueError
+            If there is no such key; a perturbation has no features, or two vectors; vectors differ
+            in length, are empty, or hold what is no finite number; or all perturbations have the
+            same.
+        TypeError
+            If they are given as something else.
+        """
+        vectors, columns = _vectors(adata, given, condition_key, [control, *singles])
+        for name in match_labels(vectors, [control]):
+            del vectors[name]
+        known = match_labels(singles, list(vectors))
+        if missing := [name for name in singles if name not in known]:
+            raise ValueError(
+                f"`perturbation_features` has no features of {len(missing)} of {len(singles)} "
+                f"perturbations: {format_list(missing)}. It has features of: "
+                f"{format_list(vectors)}. Add the missing ones (a row of the table each, by their "
+                "names), or leave these perturbations out, `stimulated=[...]`."
+            )
+        needed = {list(vectors)[i] for i in known.values()}
+        table = {
+            str(name): vector
+            for name, given_vector in vectors.items()
+            for vector in [as_vector(given_vector, name)]
+            if name in needed or np.isfinite(vector).all()
+        }
+        for name in needed:
+            check_finite(table[str(name)], name)
+        if len({str(name) for name in vectors}) < len(vectors):
+            raise ValueError(
+                "`perturbation_features` has several vectors for names that are spelled alike: "
+                f"{format_list(vectors)}."
+            )
+        lengths = sorted({len(vector) for vector in table.values()})
+        if len(lengths) > 1:
+            raise ValueError(
+                "`perturbation_features` must have as many numbers for each perturbation; there "
+                f"are vectors of lengths {format_list(lengths)}."
+            )
+        measured = np.array([table[str(name)] for name in needed])
+        if len(measured) > 1 and (measured == measured[0]).all():
+            raise ValueError(
+                "`perturbation_features` are the same for all perturbations in the data, so they "
+                "tell none from another. Pass others, or leave them out."
+            )
+        columns = columns or [str(i) for i in range(lengths[0])]
+        return cls(list(table), columns, np.array(list(table.values())))
+
+    def of(self, names: Sequence[Any]) -> FloatArray:
+        """Features of some perturbations, ``(P, d)``; NaN for those that it does not hold."""
+        numbers = match_labels(names, self.names)
+        without = np.full(len(self.columns), np.nan)
+        return np.array([self.values[numbers[n]] if n in numbers else without for n in names])
+
+    def find(
+        self, name: Any, given: Any | None, measured: Sequence[Any], control: Any
+    ) -> FloatArray:
+        """Find the features of a perturbation that was never measured, ``(d,)``.
+
+        Parameters
+        ----------
+        name
+            Its name.
+        given
+            Features that the user passed; ``None`` for those of the table.
+        measured
+            Names of the measured perturbations.
+        control
+            Value of control cells.
+
+        Raises
+        ------
+        ValueError
+            If it is the control, or is spelled like a perturbation that was measured; neither the
+            table nor the user has its features, or both; or these are of another length, have
+            other names, or are not finite.
+        """
+        alike = match_labels([name], [*measured, control])
+        if alike:
+            known = [*measured, control][alike[name]]
+            raise ValueError(
+                f"{shown(name)} is spelled like {shown(known)}, which was measured. Pass that "
+                "name, or one of a perturbation that was not."
+            )
+        others = [n for n in self.names if n not in match_labels(self.names, measured)]
+        found = match_labels([name], others)
+        if given is None and not found:
+            raise ValueError(
+                f"{shown(name)} was never measured, and the model has no features of it. Pass "
+                f"`features=`, {len(self.columns)} numbers. It knows: {format_list(measured)}; "
+                f"beside these it has features of: {format_list(others)}."
+            )
+        if given is None:
+            return self.values[self.names.index(others[found[name]])]
+        if found:
+            raise ValueError(
+                f"The model has features of {shown(name)} already. Leave out `features`, or pass "
+                "another name."
+            )
+        values = as_vector(self._in_order(given, name), name)
+        check_finite(values, name)
+        if len(values) != len(self.columns):
+            raise ValueError(
+                f"The features of {shown(name)} are {len(values)} numbers, and the model was set "
+                f"up with {len(self.columns)} for each perturbation."
+            )
+        return values
+
+    def _in_order(self, given: Any, name: Any) -> Any:
+        """Put features with names into the table's order."""
+        if isinstance(given, pd.DataFrame) and len(given) == 1:
+            given = given.iloc[0]
+        if not isinstance(given, pd.Series) or isinstance(given.index, pd.RangeIndex):
+            return given
+        found = given.set_axis(given.index.astype(str))
+        if set(found.index) != set(self.columns) or not found.index.is_unique:
+            raise ValueError(
+                f"The features of {shown(name)} have other names than those that the model was "
+                f"set up with: {format_list(found.index)} in place of "
+                f"{format_list(self.columns)}. Rename them, or pass an array in that order."
+            )
+        return found[self.columns]
 
 
-def check_features(vector: Any, name: Any) -> FloatArray:
-    """Check that features of a perturbation are finite numbers, ``(d,)``."""
+def as_vector(given: Any, name: Any) -> FloatArray:
+    """Check that features of a perturbation are numbers, ``(d,)``."""
     try:
-        values = np.asarray(vector, dtype=np.float64)
+        values = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"The features of {shown(name)} must be numbers: {error}.") from error
     if values.ndim != 1 or not len(values):
@@ -88,92 +196,27 @@ def check_features(vector: Any, name: Any) -> FloatArray:
             f"The features of {shown(name)} must be a vector of numbers; their shape is "
             f"{values.shape}."
         )
+    return values
+
+
+def check_finite(values: FloatArray, name: Any) -> None:
+    """Check that no feature of a perturbation is missing or infinite."""
     if n := int((~np.isfinite(values)).sum()):
         raise ValueError(
             f"The features of {shown(name)} hold {n} values that are missing or infinite, of "
             f"{len(values)}. Fill them in, or leave these features out."
         )
-    return values
-
-
-def features_of(names: Sequence[Any], table: FeatureTable) -> FloatArray:
-    """Features of each perturbation, ``(P, d)``; NaN for those that the table does not hold."""
-    numbers = match_labels(names, list(table))
-    vectors = list(table.values())
-    without = np.full_like(vectors[0], np.nan)
-    return np.array([vectors[numbers[n]] if n in numbers else without for n in names])
-
-
-def find_features(
-    name: Any,
-    given: Any | None,
-    table: FeatureTable | None,
-    measured: Sequence[Any],
-    is_measured: bool,
-) -> FloatArray | None:
-    """Find the features of a perturbation to predict; ``None`` for one that was measured.
-
-    Parameters
-    ----------
-    name
-        Its name.
-    given
-        Features that the user passed, ``(d,)``.
-    table
-        Those that the data were set up with.
-    measured
-        Names of the measured perturbations.
-    is_measured
-        Whether it, or all of its parts, were measured.
-
-    Raises
-    ------
-    ValueError
-        If features are given of a perturbation that was measured, to a model without them, or in
-        another length; or the table has none of one that was not.
-    """
-    if given is None:
-        if is_measured or table is None:
-            return None
-        # Not by another spelling of one that was measured: that would be told by features alone.
-        others = [n for n in table if n not in match_labels(table, measured)]
-        found = match_labels([name], others)
-        if not found:
-            raise ValueError(
-                f"{shown(name)} was never measured, and the model has no features of it. Pass "
-                f"`features=`, {len(next(iter(table.values())))} numbers. It knows: "
-                f"{format_list(measured)}; beside these it has features of: "
-                f"{format_list(others)}."
-            )
-        return table[others[found[name]]]
-    if is_measured:
-        raise ValueError(
-            f"{shown(name)} was measured, so what was measured tells of it. Leave out `features`, "
-            "or pass the name of a perturbation that was never measured."
-        )
-    if table is None:
-        raise ValueError(
-            "The model was set up without features of perturbations and takes no `features`. Set "
-            "it up with `perturbation_features=` to train one that does."
-        )
-    values, n_features = check_features(given, name), len(next(iter(table.values())))
-    if len(values) != n_features:
-        raise ValueError(
-            f"The features of {shown(name)} are {len(values)} numbers, and the model was set up "
-            f"with {n_features} for each perturbation."
-        )
-    return values
 
 
 def _vectors(
-    adata: AnnData, given: pd.DataFrame | Mapping[Any, Any] | str, condition_key: str
-) -> dict[Any, Any]:
-    """Features by name, as they were given."""
+    adata: AnnData, given: Any, condition_key: str, names: Sequence[Any]
+) -> tuple[dict[Any, Any], list[str]]:
+    """Features by name, and their names, as they were given; no names if there are none."""
     if isinstance(given, str):
         if given in adata.uns:
-            return _vectors(adata, adata.uns[given], condition_key)
+            return _vectors(adata, adata.uns[given], condition_key, names)
         if given in adata.obsm:
-            return _of_cells(adata, given, condition_key)
+            return _of_cells(adata, given, condition_key, names), []
         raise ValueError(
             f"There is neither adata.uns[{given!r}] nor adata.obsm[{given!r}] "
             f"(`perturbation_features`). Keys of uns: {format_list(adata.uns)}; of obsm: "
@@ -186,21 +229,28 @@ def _vectors(
                 "`perturbation_features` has several rows for some perturbations: "
                 f"{format_list(twice)}."
             )
-        return dict(zip(given.index, given.to_numpy(), strict=True))
+        columns = [str(column) for column in given.columns]
+        return dict(zip(given.index, given.to_numpy(), strict=True)), columns
     if isinstance(given, Mapping):
-        return dict(given)
+        # As a set-up keeps them, and a saved model gives them back.
+        if set(given) == set(FeatureTable._fields):
+            return dict(zip(given["names"], given["values"], strict=True)), list(given["columns"])
+        return dict(given), []
     raise TypeError(
         "`perturbation_features` must be a DataFrame with a row a perturbation, a mapping from "
         f"names to vectors, or a key of adata.uns or adata.obsm; it is {type(given).__name__}."
     )
 
 
-def _of_cells(adata: AnnData, key: str, condition_key: str) -> dict[Any, Any]:
-    """Features by name, of a vector for each cell."""
-    cells = np.asarray(adata.obsm[key], dtype=np.float64)
+def _of_cells(
+    adata: AnnData, key: str, condition_key: str, names: Sequence[Any]
+) -> dict[Any, Any]:
+    """Features by name, of a vector for each cell; but for control cells, the first of names."""
+    cells = np.asarray(dense(adata.obsm[key]), dtype=np.float64)
+    indices = adata.obs.groupby(condition_key, observed=True).indices
     vectors = {}
-    for name, rows in adata.obs.groupby(condition_key, observed=True).indices.items():
-        of = cells[rows]
+    for name in names[1:]:
+        of = cells[indices[name]]
         if not np.allclose(of, of[0], rtol=SAME, atol=0, equal_nan=True):
             raise ValueError(
                 f"Cells of {shown(name)} differ in adata.obsm[{key!r}] "
@@ -209,9 +259,3 @@ def _of_cells(adata: AnnData, key: str, condition_key: str) -> dict[Any, Any]:
             )
         vectors[name] = of[0]
     return vectors
-
-
-def _named(names: Sequence[Any], vectors: Mapping[Any, Any]) -> list[Any]:
-    """Names as they are spelled in a table."""
-    known, numbers = list(vectors), match_labels(names, list(vectors))
-    return [known[numbers[name]] for name in names]

@@ -154,11 +154,22 @@ def leave_out(evidence: Evidence, change: int, with_context: bool) -> Plan | Non
 
 
 def forget_perturbation(evidence: Evidence, plan: Plan) -> Plan | None:
-    """Leave out what was measured of a plan's perturbation; ``None`` if no features tell of it."""
+    """Leave out what was measured of a plan's perturbation, and of combinations with it.
+
+    ``None`` if no features tell of it.
+    """
     perturbation = evidence.changes.perturbation
-    kept = plan.kept[perturbation[plan.kept] != perturbation[plan.change]]
-    is_told = len(kept) and evidence.has_features(int(perturbation[plan.change]))
-    return plan._replace(kept=kept) if is_told else None
+    asked = int(perturbation[plan.change])
+    others = [p for p, parts in enumerate(evidence.parts) if p != asked and asked not in parts]
+    kept = plan.kept[np.isin(perturbation[plan.kept], others)]
+    return plan._replace(kept=kept) if len(kept) and evidence.has_features(asked) else None
+
+
+def is_told(evidence: Evidence, plan: Plan) -> bool:
+    """Whether features alone tell of a plan's perturbation."""
+    perturbation = evidence.changes.perturbation
+    asked = int(perturbation[plan.change])
+    return not np.isin(perturbation[plan.kept], [asked, *evidence.parts[asked]]).any()
 
 
 def _of_thirds(
@@ -238,9 +249,9 @@ def _twin(evidence: Evidence, rng: np.random.Generator) -> Plan | None:
     measured, of_query, target = rng.permutation(evidence.thirds[change]).tolist()
     populations = evidence.changes.population
     twins = np.flatnonzero(populations == populations[measured])
-    is_told = rng.random() < evidence.settings.measured
-    asked = int(populations[measured if is_told else of_query])
-    query = ContextQuery.of_change(evidence, change, asked, is_known=is_told)
+    is_known = rng.random() < evidence.settings.measured
+    asked = int(populations[measured if is_known else of_query])
+    query = ContextQuery.of_change(evidence, change, asked, is_known=is_known)
     others = whole[context[whole] != context[change]]
     kept = np.concatenate([_some(evidence, others, rng), twins])
     return Plan(query, kept, change, np.array([target]))
@@ -306,8 +317,8 @@ def _held_out(
     whole, thirds = evidence.whole, evidence.thirds
     is_single = len(np.unique(evidence.changes.perturbation)) == 1
     of_change = evidence.context if is_single else _pairs(evidence)
-    is_told = [leave_out(evidence, s, is_single) is not None for s in whole.tolist()]
-    known = whole[np.array(is_told, dtype=bool)]
+    has_plan = [leave_out(evidence, s, is_single) is not None for s in whole.tolist()]
+    known = whole[np.array(has_plan, dtype=bool)]
     units = np.unique(of_change[known])
     if len(units) < MIN_UNITS:
         return

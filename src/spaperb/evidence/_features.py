@@ -17,14 +17,17 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
 
 from spaperb._types import FloatArray, IntArray
 
 PENALTIES = np.logspace(-2, 3, 11)
 KERNELS = ("linear", "gaussian")
-MAX_PERTURBATIONS = 300
-"""Perturbations that are left out to choose by, and the most that one is told by: the nearest."""
+MAX_LEFT_OUT, MAX_PERTURBATIONS = 100, 300
+"""Perturbations that are left out to choose by; and the most that one is told by, the nearest."""
+SAME = 1e-6
+"""Features that are less apart, in mean distances, are the same."""
 MIN_PERTURBATIONS = 5
 """Fewer do not show how changes go with features."""
 LEAST_SKILL = 0.02
@@ -53,7 +56,9 @@ class Features(NamedTuple):
     error
         Error of such predictions, ``(G,)``: root mean square over perturbations.
     farthest
-        Largest distance of a perturbation from its nearest one.
+        Largest distance of a perturbation from the nearest with other features.
+    changes, reliability
+        What it was learned from, as for :meth:`of`; ``(P, 0)`` after training.
     """
 
     values: FloatArray
@@ -64,6 +69,8 @@ class Features(NamedTuple):
     skill: float
     error: FloatArray
     farthest: float
+    changes: FloatArray
+    reliability: FloatArray
 
     @classmethod
     def of(cls, features: FloatArray, changes: FloatArray, reliability: FloatArray) -> Features:
@@ -78,40 +85,72 @@ class Features(NamedTuple):
         reliability
             Reliability of that change, in (0, 1], ``(P,)``; NaN where it was not measured.
         """
-        some = np.flatnonzero(np.isfinite(features).all(axis=1) & np.isfinite(reliability))
-        mean, deviation = features[some].mean(axis=0), features[some].std(axis=0)
+        known = np.isfinite(features).all(axis=1)
+        mean, deviation = features[known].mean(axis=0), features[known].std(axis=0)
         # A feature that all perturbations share tells of none.
-        deviation = np.where(deviation > TINY, deviation, np.inf)
+        deviation = np.where(deviation > TINY * (1 + np.abs(mean)), deviation, np.inf)
         values = (features - mean) / deviation
-        learned = cls(values, mean, deviation, KERNELS[0], np.inf, 0.0, np.empty(0), np.inf)
-        # At random, so that some of very many stand for all.
-        some = np.sort(np.random.default_rng(0).permutation(some)[:MAX_PERTURBATIONS])
-        left_out = list(learned._left_out(some, changes[some], reliability[some]))
-        by_mean = left_out[0][1]
-        best, errors = min(left_out, key=lambda choice: choice[1].mean())
-        gain = by_mean.mean(axis=1) - errors.mean(axis=1)
-        noise = gain.std(ddof=1) / np.sqrt(len(some)) if len(some) > 1 else np.inf
-        skill = float(gain.mean() / max(by_mean.mean(), TINY))
-        if len(some) < MIN_PERTURBATIONS or gain.mean() <= noise or skill < LEAST_SKILL:
-            (best, errors), skill = left_out[0], 0.0
-        nearest = _squares(values[some], values[some]) + np.diag(np.full(len(some), np.inf))
-        return best._replace(
-            skill=skill,
-            error=np.sqrt(errors.mean(axis=0)),
-            farthest=float(np.sqrt(nearest.min(axis=1).max())) if len(some) > 1 else np.inf,
+        nothing = np.zeros(changes.shape[1])
+        learned = cls(
+            values,
+            mean,
+            deviation,
+            KERNELS[0],
+            np.inf,
+            skill=0.0,
+            error=nothing,
+            farthest=np.inf,
+            changes=changes,
+            reliability=reliability,
         )
+        some = np.flatnonzero(known & np.isfinite(reliability))
+        if len(some) < 2:
+            return learned
+        # At random, so that some of very many stand for all.
+        some = np.sort(np.random.default_rng(0).permutation(some)[:MAX_LEFT_OUT])
+        left_out = list(learned._left_out(some, changes[some], reliability[some]))
+        by_mean, best = left_out[0], min(left_out, key=lambda choice: choice[1].mean())
+        gain = by_mean[1] - best[1]
+        noise = gain.std(ddof=1) / np.sqrt(len(some))
+        skill = float(gain.mean() / max(by_mean[1].mean(), TINY))
+        if len(some) < MIN_PERTURBATIONS or gain.mean() <= noise or skill < LEAST_SKILL:
+            best, skill = by_mean, 0.0
+        errors = best[0]._errors(some, changes[some], reliability[some])
+        apart = cdist(values[some], values[some])
+        # Where each has a twin, one without is not far off for that.
+        is_twin = apart < SAME * apart.mean()
+        nearest = np.where(is_twin, np.inf, apart).min(axis=1)
+        return best[0]._replace(
+            skill=skill,
+            error=np.sqrt((errors**2).mean(axis=0)),
+            farthest=float(nearest.max()),
+        )
+
+    def without(self, perturbation: int) -> Features:
+        """Learn the same without what was measured of a perturbation."""
+        reliability = self.reliability.copy()
+        reliability[perturbation] = np.nan
+        return Features.of(self.values, self.changes, reliability)
 
     def _left_out(
         self, some: IntArray, changes: FloatArray, reliability: FloatArray
     ) -> Iterator[tuple[Features, FloatArray]]:
-        """Kernels and penalties, and squared errors of perturbations left out, the mean first."""
+        """Kernels and penalties, the mean first, with mean squared errors of those left out."""
+        products = changes @ changes.T / changes.shape[1]
         for kernel in KERNELS:
             for penalty in (np.inf, *PENALTIES) if kernel == KERNELS[0] else PENALTIES:
                 choice = self._replace(kernel=kernel, penalty=float(penalty))
-                inverse = np.linalg.inv(choice._regularised(some, reliability))
-                # What the others tell of each, in closed form.
-                left = inverse @ changes / np.diag(inverse)[:, None]
-                yield choice, left**2
+                weights = choice._leaving_out(some, reliability)
+                yield choice, np.einsum("pq,qr,pr->p", weights, products, weights, optimize=True)
+
+    def _errors(self, some: IntArray, changes: FloatArray, reliability: FloatArray) -> FloatArray:
+        """Errors of perturbations that are left out, ``(n, G)``."""
+        return self._leaving_out(some, reliability) @ changes
+
+    def _leaving_out(self, some: IntArray, reliability: FloatArray) -> FloatArray:
+        """Map changes to the errors of each, told by the others, in closed form, ``(n, n)``."""
+        inverse = np.linalg.inv(self._regularised(some, reliability))
+        return inverse / np.diag(inverse)[:, None]
 
     def standardised(self, features: FloatArray) -> FloatArray:
         """Standardise features ``(d,)`` as those of training."""
@@ -138,8 +177,8 @@ class Features(NamedTuple):
             their weights.
         """
         known: IntArray = np.flatnonzero(np.isfinite(self.values[among]).all(axis=1))
-        squares = _squares(asked[None], self.values[among[known]])[0]
-        known = known[np.sort(np.argsort(squares, kind="stable")[:MAX_PERTURBATIONS])]
+        apart = cdist(asked[None], self.values[among[known]])[0]
+        known = known[np.sort(np.argsort(apart, kind="stable")[:MAX_PERTURBATIONS])]
         some = among[known]
         of_asked = self._kernel(self.values[some], asked[None])[:, 0]
         regularised = self._regularised(some, reliability[known])
@@ -148,14 +187,13 @@ class Features(NamedTuple):
     def distance(self, asked: FloatArray) -> float:
         """Distance of features from the nearest ones, over the largest such distance in training.
 
-        0 where none is known.
+        0 where fewer than two were measured in one context.
         """
         known = np.isfinite(self.values).all(axis=1)
-        nearest = np.sqrt(_squares(asked[None], self.values[known]).min())
-        return float(nearest / max(self.farthest, TINY))
+        return float(cdist(asked[None], self.values[known]).min() / self.farthest)
 
     def _kernel(self, a: FloatArray, b: FloatArray) -> FloatArray:
-        n_features = max(a.shape[1], 1)
+        n_features = max(int(np.isfinite(self.deviation).sum()), 1)
         if np.isinf(self.penalty):
             return np.full((len(a), len(b)), CONSTANT)
         if self.kernel == "linear":
@@ -165,10 +203,3 @@ class Features(NamedTuple):
     def _regularised(self, some: IntArray, reliability: FloatArray) -> FloatArray:
         penalty = 1.0 if np.isinf(self.penalty) else self.penalty
         return self._kernel(self.values[some], self.values[some]) + np.diag(penalty / reliability)
-
-
-def _squares(a: FloatArray, b: FloatArray) -> FloatArray:
-    """Squared distances of the rows of two matrices."""
-    return np.maximum(
-        (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * linear_kernel(a, b), 0
-    )

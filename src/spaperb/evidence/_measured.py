@@ -265,7 +265,8 @@ class Evidence:
             populations=populations,
             changes=_changes(changes, noise, x.shape[1]),
             center=pca.mean_,
-            components=pca.components_,
+            # By rows: ARPACK gives them in reverse, which files do not take.
+            components=np.ascontiguousarray(pca.components_),
             ratio=noise.ratio,
             has_mean=noise.has_mean,
             unit=unit,
@@ -345,6 +346,18 @@ class Evidence:
         with np.errstate(invalid="ignore"):
             means, reliability = total / n_contexts[:, None], reliability / n_contexts
         return replace(self, features=Features.of(features, means, reliability))
+
+    def features_without(self, perturbation: int | None) -> Features | None:
+        """What is learned of features without what was measured of a perturbation."""
+        if self.features is None or perturbation is None:
+            return self.features
+        if perturbation not in self._features_without:
+            self._features_without[perturbation] = self.features.without(perturbation)
+        return self._features_without[perturbation]
+
+    @cached_property
+    def _features_without(self) -> dict[int, Features]:
+        return {}
 
     def with_measured(
         self,
@@ -544,7 +557,15 @@ class Evidence:
         for moments in (changes, populations):
             for name in MOMENTS & moments.keys():
                 moments[name] = moments[name].astype(np.float32)
-        return replace(self, changes=Changes(**changes), populations=Populations(**populations))
+        features = self.features
+        if features is not None:
+            features = features._replace(changes=np.empty((len(features.values), 0)))
+        return replace(
+            self,
+            changes=Changes(**changes),
+            populations=Populations(**populations),
+            features=features,
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """Arrays, lists, numbers and text that :meth:`from_plain` takes."""

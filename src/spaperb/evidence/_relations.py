@@ -201,8 +201,9 @@ class Pieces(NamedTuple):
     @classmethod
     def told(cls, evidence: Evidence, query: ContextQuery, kept: IntArray) -> list[Pieces]:
         """What features tell of a perturbation in each context where others were measured."""
-        features, changes = evidence.features, evidence.changes
-        asked = query.features
+        changes = evidence.changes
+        # A perturbation that is left out takes no part in what is learned of features either.
+        features, asked = evidence.features_without(query.perturbation), query.features
         if asked is None and features is not None and query.perturbation is not None:
             asked = features.values[query.perturbation]
         if features is None or asked is None or not np.isfinite(asked).all():
@@ -260,6 +261,8 @@ class Relation(NamedTuple):
         Shares of these in each piece, ``(M, n)``.
     population
         Number of the control population of each piece, ``(M,)``.
+    perturbation
+        Number of its perturbation, ``(M,)``.
     is_told
         Whether features tell it, ``(M,)``.
     relations
@@ -277,6 +280,7 @@ class Relation(NamedTuple):
     kept: IntArray
     shares: sparse.csr_matrix
     population: IntArray
+    perturbation: IntArray
     is_told: npt.NDArray[np.bool_]
     relations: FloatArray
     log_prior: FloatArray
@@ -339,13 +343,13 @@ def describe_related(
 ) -> Description:
     """Describe a query whose relations to the evidence are known."""
     changes, populations = evidence.changes, evidence.populations
-    kept, shares, of, is_told, relations, log_prior, by_target, factor, here = relation
+    kept, shares, of, _, is_told, relations, log_prior, by_target, factor, here = relation
     shift, stimulated = (
         shares @ moments[kept][:, genes] for moments in (changes.shift, changes.mean)
     )
     square = shares.power(2) @ changes.error[kept][:, genes] ** 2
-    if evidence.features is not None:
-        square = square + is_told[:, None] * evidence.features.error[genes] ** 2
+    if is_told.any() and (features := evidence.features_without(query.perturbation)) is not None:
+        square = square + is_told[:, None] * features.error[genes] ** 2
     shifts, errors = factor[:, None] * shift, factor[:, None] * np.sqrt(square)
     unit = evidence.unit
     scale = np.abs(shifts).max(axis=0) + evidence.settings.least_scale * unit
@@ -380,15 +384,27 @@ def describe_related(
     return Description(state, pieces, relations, log_prior, shifts, scale)
 
 
-def agreement(description: Description) -> tuple[FloatArray, FloatArray]:
+def agreement(description: Description, perturbation: IntArray) -> tuple[FloatArray, FloatArray]:
     """Square of the mean of the evidence, and mean of its squares, errors among them, ``(G,)``.
 
     Weights are the prior ones. The ratio is 1 where all pieces say the same and are sure of it,
-    and near 0 where they cancel, or are noise.
+    and near 0 where they cancel, or are noise. Parts of a combination need not say the same: each
+    perturbation is compared with itself.
+
+    Parameters
+    ----------
+    description
+        The query, described by M pieces of evidence.
+    perturbation
+        Number of the perturbation of each, ``(M,)``.
     """
     weights, shifts = np.exp(description.log_prior), description.shifts
     errors = description.pieces[..., ERROR] * description.scale
-    return (weights @ shifts) ** 2, weights @ (shifts**2 + errors**2)
+    agreed = np.zeros(shifts.shape[1])
+    for p in np.unique(perturbation):
+        of = perturbation == p
+        agreed += (weights[of] @ shifts[of]) ** 2 / max(weights[of].sum(), TINY)
+    return agreed, weights @ (shifts**2 + errors**2)
 
 
 def state_after(
@@ -473,6 +489,7 @@ def relate(evidence: Evidence, query: ContextQuery, kept: IntArray) -> Relation:
         kept=kept,
         shares=pieces.shares[:, kept],
         population=pieces.population,
+        perturbation=perturbation,
         is_told=pieces.is_told,
         relations=relations,
         log_prior=log_softmax(log_prior),
@@ -540,11 +557,15 @@ def log_dose_weights(
 def _dose_shares_of(
     evidence: Evidence, query: ContextQuery, here: IntArray, numbers: IntArray
 ) -> FloatArray:
-    """Share of each change of a context in its perturbation at the query's dose."""
+    """Share of each change of a context in its perturbation at the query's dose, (n, M)."""
     perturbation, doses = evidence.changes.perturbation[here], evidence.changes.dose[here]
     weights = np.exp(log_dose_weights(perturbation, doses, query.dose, TINY))
-    of = weights * (perturbation == numbers[:, None])
-    return of / of.sum(axis=1, keepdims=True)
+    is_of = perturbation == numbers[:, None]
+    of = weights * is_of
+    lowest = np.where(is_of & (doses > 0), doses, np.inf).min(axis=1, keepdims=True)
+    # Below its lowest dose a change falls to nothing in proportion.
+    factor = np.minimum(1.0, query.dose / lowest) if query.dose > 0 else 1.0
+    return np.where(np.isfinite(lowest), factor, 1.0) * of / of.sum(axis=1, keepdims=True)
 
 
 def dose_shares(levels: FloatArray, dose: float) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin
 
@@ -24,6 +25,8 @@ def find_states(cells: FloatArray, settings: Settings) -> FloatArray:
         How many cells a state should have.
     """
     n_states = int(np.clip(len(cells) // settings.state_cells, 1, settings.max_states))
+    # In an order of their own, so that the states do not depend on that of the cells.
+    cells = cells[np.lexsort(cells.T)]
     some = np.random.default_rng(0).permutation(len(cells))[:MAX_STATE_CELLS]
     return KMeans(n_states, n_init=3, random_state=0).fit(cells[np.sort(some)]).cluster_centers_
 
@@ -34,12 +37,16 @@ def nearest_state(cells: FloatArray, centres: FloatArray) -> IntArray:
 
 
 def states_of(
-    cells: FloatArray, arms: IntArray, labels: IntArray, settings: Settings
+    cells: FloatArray,
+    arms: IntArray,
+    labels: IntArray,
+    doses: FloatArray | None,
+    settings: Settings,
 ) -> tuple[IntArray, IntArray]:
     """Find the state of each training cell.
 
-    Stimulated cells are of the nearest state once the mean change of their context and
-    perturbation is taken off.
+    Stimulated cells are of the nearest state once the mean change of their context, perturbation
+    and dose is taken off.
 
     Parameters
     ----------
@@ -49,6 +56,8 @@ def states_of(
         For every cell CONTROL, NEITHER, or STIMULATED plus the number of its perturbation.
     labels
         For every cell the number of its context.
+    doses
+        For every cell its dose; ``None`` without doses.
     settings
         How many cells a state should have.
 
@@ -65,8 +74,12 @@ def states_of(
         centres = find_states(cells[control], settings)
         first = len(contexts)
         states[control] = first + nearest_state(cells[control], centres)
-        for arm in np.unique(arms[(labels == k) & (arms >= STIMULATED)]):
-            stimulated = np.flatnonzero((labels == k) & (arms == arm))
+        treated = np.flatnonzero((labels == k) & (arms >= STIMULATED))
+        of = [arms[treated]] if doses is None else [arms[treated], doses[treated]]
+        for places in (
+            pd.DataFrame(dict(enumerate(of))).groupby([*range(len(of))]).indices.values()
+        ):
+            stimulated = treated[places]
             moved = cells[stimulated] - cells[stimulated].mean(axis=0)
             moved += cells[control].mean(axis=0)
             states[stimulated] = first + nearest_state(moved, centres)

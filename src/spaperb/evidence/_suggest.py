@@ -41,7 +41,11 @@ class Choice(NamedTuple):
 
 
 def suggest(
-    evidence: Evidence, contexts: Sequence[Pseudobulk], candidates: IntArray, n: int
+    evidence: Evidence,
+    contexts: Sequence[Pseudobulk],
+    numbers: Sequence[int | None],
+    candidates: IntArray,
+    n: int,
 ) -> list[Choice]:
     """Choose what to measure, the best first.
 
@@ -51,6 +55,8 @@ def suggest(
         What was measured.
     contexts
         Pseudobulks of the control cells of the contexts that may be measured, ``K`` of them.
+    numbers
+        Their numbers in the evidence, ``None`` for new ones.
     candidates
         What may be measured, and is asked for: numbers of the context and the perturbation,
         ``(C, 2)``.
@@ -59,16 +65,17 @@ def suggest(
     """
     changes, whole = evidence.changes, evidence.whole
     k, p = candidates.T
-
-    def squares(controls: Sequence[Pseudobulk]) -> FloatArray:
-        return np.array([[distance(a, b) ** 2 for b in controls] for a in contexts])
-
-    among = squares(contexts)
-    np.fill_diagonal(among, 0)
-    slope, between = _costs(evidence, float(among.mean()))
     populations, place = np.unique(changes.population[whole], return_inverse=True)
-    measured = slope * squares([evidence.populations.pseudobulk(q) for q in populations])
-    among *= slope
+    known = [evidence.populations.pseudobulk(q) for q in populations]
+    # A context is no distance from itself, though the noise in that of two populations is taken
+    # off its square only on average.
+    to_measured = np.array([[distance(a, b) ** 2 for b in known] for a in contexts])
+    to_measured[np.array([[number == q for q in populations] for number in numbers])] = 0
+    among = np.array([[distance(a, b) ** 2 for b in contexts] for a in contexts])
+    np.fill_diagonal(among, 0)
+
+    slope, between = _costs(evidence, float(to_measured.mean()))
+    measured, among = slope * to_measured, slope * among
     now = np.full(len(candidates), np.inf)
     for at, q in zip(place, changes.perturbation[whole], strict=True):
         now = np.minimum(now, measured[k, at] + between[p, q])
@@ -97,9 +104,13 @@ def _costs(evidence: Evidence, usual: float) -> tuple[float, FloatArray]:
     size = max(float((changes.shift[whole] ** 2).sum(axis=1).mean()), TINY)
     a, b = whole[np.random.default_rng(0).integers(len(whole), size=(2, N_PAIRS))]
     perturbation, context = changes.perturbation, evidence.context
+    is_here = context[a] == context[b]
     noise = (changes.error[a] ** 2 + changes.error[b] ** 2).sum(axis=1)
+    # Changes of one context share its control cells, whose noise is not in their difference.
+    of_control = (evidence.populations.error[changes.population[a]] ** 2).sum(axis=1)
+    noise -= 2 * is_here * of_control
     differ = ((changes.shift[a] - changes.shift[b]) ** 2).sum(axis=1) - noise
-    is_same, is_here = perturbation[a] == perturbation[b], context[a] == context[b]
+    is_same = perturbation[a] == perturbation[b]
     elsewhere, others = np.flatnonzero(is_same & ~is_here), np.flatnonzero(is_here & ~is_same)
     bulk = evidence.populations.pseudobulk
     apart = sum(distance(bulk(context[a[i]]), bulk(context[b[i]])) ** 2 for i in elsewhere)

@@ -9,12 +9,13 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
+from spaperb._messages import shown
 from spaperb.data import (
+    FeatureTable,
     Query,
     Target,
     check_anndata,
     check_genes,
-    find_features,
     make_query,
     perturbations_of,
 )
@@ -66,12 +67,39 @@ class SpaPerbBase(BaseModelClass):
         """Find what the user asks for among what the model knows, or has features of."""
         self._check_if_trained(warn=False)
         known = perturbations_of(self.registry)
-        table = self._setup["perturbation_features"] if self.objective == "in_context" else None
+        table = self._setup["perturbation_features"]
         is_measured = perturbation is None or known.knows(perturbation)
-        features = find_features(perturbation, features, table, known.names, is_measured)
+        if features is not None:
+            self._check_features(perturbation, is_measured)
+        if table is not None and not is_measured and self.objective == "in_context":
+            table = FeatureTable(**table)
+            features = table.find(perturbation, features, known.names, known.control)
         return known.target(
             perturbation, dose, self._setup["dose_key"], self.state.dose_ranges, features
         )
+
+    def _check_features(self, perturbation: Any | None, is_measured: bool) -> None:
+        """Refuse features of a perturbation that was measured, and where none are known."""
+        if self.objective == "published":
+            raise ValueError(
+                "The published objective predicts measured perturbations alone and takes no "
+                '`features`. Use the default, `objective="in_context"`.'
+            )
+        if self._setup["perturbation_features"] is None:
+            raise ValueError(
+                "The model was set up without features of perturbations and takes no `features`. "
+                "Set it up with `perturbation_features=` to train one that does."
+            )
+        if perturbation is None:
+            raise ValueError(
+                "`features` are of a perturbation that was never measured: name it, "
+                "`perturbation=`."
+            )
+        if is_measured:
+            raise ValueError(
+                f"{shown(perturbation)} was measured, so what was measured tells of it. Leave out "
+                "`features`, or pass the name of a perturbation that was never measured."
+            )
 
     def _query(self, adata: AnnData | None, with_contexts: bool = False) -> tuple[AnnData, Query]:
         """Check the cells to predict, with what tells their contexts if these have a say."""

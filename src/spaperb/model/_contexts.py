@@ -30,6 +30,7 @@ from spaperb.evidence import (
     dose_shares,
     find_states,
     forget_perturbation,
+    is_told,
     leave_out,
     make_episode,
     nearest_state,
@@ -170,6 +171,9 @@ class ContextPredictor:
         held_out, unseen, told = [], [], []
         for f, plans in enumerate(plan_held_out(evidence, len(module.networks))):
             for plan in plans[:MAX_HELD_OUT]:
+                if is_told(evidence, plan):
+                    told.append(hold_out(f, plan))
+                    continue
                 held_out.append(hold_out(f, plan))
                 # Other perturbations in the context help, and a query may have none.
                 without = leave_out(evidence, plan.change, with_context=True)
@@ -180,7 +184,8 @@ class ContextPredictor:
                 by_features = forget_perturbation(evidence, plan)
                 if by_features is not None:
                     told.append(hold_out(f, by_features))
-        module.choose_share(held_out, evidence.settings.pull)
+        # In a screen of one context features alone tell of what is left out.
+        module.choose_share(held_out or told, evidence.settings.pull)
         evidence = evidence.without_thirds().compact()
         return cls(
             evidence,
@@ -248,7 +253,11 @@ class ContextPredictor:
         is_shown = pseudobulk.mean != 0
         for description in described:
             is_shown = is_shown | description.shifts.any(axis=0)
-        agreed, spread = np.tensordot(shares, [agreement(d) for d in described], 1)
+        compared = [
+            agreement(description, relation.perturbation)
+            for description, relation in zip(described, relations, strict=True)
+        ]
+        agreed, spread = np.tensordot(shares, compared, 1)
         prior = np.zeros(len(evidence.changes.population))
         for share, relation in zip(shares, relations, strict=True):
             prior[relation.kept] += share * (relation.shares.T @ np.exp(relation.log_prior))
@@ -471,7 +480,11 @@ class ContextPredictor:
         return CellMaker(survey, of_populations, **how)
 
     def _by_state(
-        self, survey: Survey, changes: dict[int, ContextChange], rows: IntArray, target: Target
+        self,
+        survey: Survey,
+        changes: dict[int, ContextChange],
+        rows: IntArray,
+        target: Target,
     ) -> tuple[Survey, dict[int, ContextChange]]:
         """Split contexts into states, and give each its own change.
 
@@ -480,9 +493,11 @@ class ContextPredictor:
         query, contexts = self._find_states(survey)
         if self.states is None or len(contexts) == len(changes):
             n = self.evidence.settings.state_cells
+            largest = max(pseudobulk.n for pseudobulk in survey.pseudobulks.values())
             raise ValueError(
-                f"`by_cell=True` tells states of some {n} control cells apart, and no cell type "
-                f"has the {2 * n} of two of them here. Leave `by_cell` out, or predict more cells."
+                f"`by_cell=True` needs at least {2 * n} control cells of a type, two "
+                f"neighbourhoods of {n}; the largest type here has {largest}. Leave `by_cell` "
+                "out, or predict more cells."
             )
         of_states = replace(self, evidence=self.states, states=None)
         survey = Survey.of(query, populations_of(query, rows))
@@ -493,11 +508,15 @@ class ContextPredictor:
         for code, change in changes.items():
             here = [state for state in by_state if contexts[state] == code]
             sizes = np.array([by_state[state].control.n for state in here])
+            if len(here) == 1:
+                by_state[here[0]] = change
+                continue
             kept = keep_mean(
                 np.array([by_state[state].mean for state in here]),
                 np.array([by_state[state].control.mean for state in here]),
                 sizes / sizes.sum(),
                 change.mean,
+                self.evidence.has_mean,
             )
             for state, mean in zip(here, kept, strict=True):
                 by_state[state] = by_state[state]._replace(mean=mean)
@@ -666,7 +685,11 @@ def populations_of(query: Query, rows: IntArray) -> IntArray:
 
 
 def keep_mean(
-    changes: FloatArray, control: FloatArray, shares: FloatArray, total: FloatArray
+    changes: FloatArray,
+    control: FloatArray,
+    shares: FloatArray,
+    total: FloatArray,
+    is_nonnegative: bool = True,
 ) -> FloatArray:
     """Move changes of states so that their mean is the context's, ``(n_states, G)``.
 
@@ -680,9 +703,11 @@ def keep_mean(
         Its share of the context's control cells, ``(n_states,)``.
     total
         Change of the context, ``(G,)``.
+    is_nonnegative
+        Whether expression cannot be negative.
     """
     after = control + changes + (total - shares @ changes)
-    if (control < 0).any():
+    if not is_nonnegative:
         return after - control
     # No mean falls below 0: what a state cannot lose, the others do, in proportion.
     after, mean = np.maximum(after, 0), np.maximum(shares @ control + total, 0)

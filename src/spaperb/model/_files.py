@@ -86,7 +86,9 @@ class FilesMixin(SpaPerbBase):
             other than numbers, text, arrays of numbers, and lists and dictionaries of these.
         """
         # scvi-tools saves the attributes that it finds on a model, so it is handed another one.
-        content = with_arrays(self._content(), lambda array, _: torch.tensor(array))
+        content = with_arrays(
+            self._content(), lambda array, _: torch.tensor(np.array(array, order="C"))
+        )
         plain_model = copy.copy(self)
         for name in filter(is_saved, vars(self)):
             del plain_model.__dict__[name]

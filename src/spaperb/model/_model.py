@@ -29,13 +29,15 @@ from scvi.utils import setup_anndata_dsp
 
 from spaperb._compat import forget_with
 from spaperb._messages import check_choice, format_list
-from spaperb._types import STIMULATED
+from spaperb._types import CONTROL, STIMULATED
 from spaperb.data import (
+    CLUSTER_NAME,
     CLUSTERS,
     CONDITION_KEY,
     DOSE_KEY,
     MIN_PAIRS,
     EpisodeSplitter,
+    FeatureTable,
     PairedDataSplitter,
     Perturbations,
     Scale,
@@ -54,9 +56,9 @@ from spaperb.data import (
     log_base,
     measure,
     measure_states,
+    name_clusters,
     perturbations_of,
     perturbations_with_pairs,
-    read_features,
     registered_codes,
     warn_of_unusual_expression,
     warn_of_whole_names,
@@ -283,7 +285,8 @@ class SpaPerbModel(
         labels_key
             Column of ``adata.obs`` with the cell type; only cells of one type are paired. ``None``
             if types are not known: clusters of the control cells stand in for them (scanpy's
-            Leiden), and each stimulated cell is put into the one that it was of.
+            Leiden), and each stimulated cell is put into the one that it was of. Cells to predict
+            then need no column.
         %(param_layer)s
         batch_key
             Column of ``adata.obs`` with the batch: only cells of one batch are paired, and changes
@@ -313,7 +316,8 @@ class SpaPerbModel(
             kinds, the control or a stimulated value does not occur, there is only one condition,
             no cell type (in one batch) has both, doses are missing, negative or not numbers,
             counts are none or not those of expression, features are missing for a perturbation,
-            differ in length or are the same for all, expression is empty, NaN, infinite or not
+            differ in length or are the same for all, there are too few control cells to cluster or
+            a column ``spaperb_cluster`` of your own, expression is empty, NaN, infinite or not
             in memory, or gene names repeat. ``adata`` is unchanged then.
 
         Notes
@@ -334,10 +338,17 @@ class SpaPerbModel(
         x = expression_matrix(adata, layer)
         scale = Scale.of(x, log_base(adata) or math.e)
         setup = setup_method_args["setup_args"]
+        is_training_data = "source_registry" not in kwargs
+        if not is_training_data and labels_key == CLUSTERS and CLUSTERS not in adata.obs:
+            raise ValueError(
+                "The model was set up with clusters for cell types (`labels_key=None`), and this "
+                f"AnnData has no adata.obs[{CLUSTERS!r}]. Load it with the AnnData as set-up left "
+                "it (keep that column when you write it), or without data, and pass the cells to "
+                "`predict_stimulated`."
+            )
         for argument in ("condition_key", "labels_key", "batch_key"):
             if setup[argument] is not None:
                 check_categories(adata, argument, setup[argument])
-        is_training_data = "source_registry" not in kwargs
         if is_training_data:
             check_conditions(adata, condition_key, control, stimulated)
             setup["stimulated"] = stimulated = perturbations_with_pairs(
@@ -350,9 +361,10 @@ class SpaPerbModel(
             known = Perturbations.of(stimulated, control, None, combination_separator)
             warn_of_whole_names(known)
             if perturbation_features is not None:
-                setup["perturbation_features"] = read_features(
-                    adata, perturbation_features, condition_key, known.singles
+                table = FeatureTable.read(
+                    adata, perturbation_features, condition_key, control, known.singles
                 )
+                setup["perturbation_features"] = table._asdict()
         else:
             state = kwargs["source_registry"]["field_registries"][REGISTRY_KEYS.X_KEY]
             check_genes(adata, state["state_registry"]["column_names"])
@@ -391,13 +403,26 @@ class SpaPerbModel(
         check_conditions(adata, key, control, stimulated)
         codes, values = pd.factorize(adata.obs[key].astype(object))
         arms = Perturbations.of(list(values), control, stimulated).arms[codes]
+        if setup["dose_key"] in adata.obs:
+            # Each dose of a perturbation moves cells by a shift of its own.
+            treatments = (
+                pd.Series(arms).astype(str) + adata.obs[setup["dose_key"]].astype(str).to_numpy()
+            )
+            arms = np.where(arms > CONTROL, STIMULATED + pd.factorize(treatments)[0], arms)
+        before = adata.obs.get(CLUSTERS)
+        if before is not None and not before.astype(str).str.fullmatch(CLUSTER_NAME).all():
+            raise ValueError(
+                f"adata.obs[{CLUSTERS!r}] is not what an earlier set-up wrote, and would be "
+                f"replaced. Rename it, or pass it: `labels_key={CLUSTERS!r}`."
+            )
         clusters = find_clusters(expression_matrix(adata, setup["layer"]), arms)
-        before = adata.obs
-        adata.obs = before.assign(**{CLUSTERS: pd.Categorical(clusters.astype(str))})
+        adata.obs[CLUSTERS] = name_clusters(clusters, adata.obs_names)
         try:
             cls.setup_anndata(adata, labels_key=CLUSTERS, **setup, **kwargs)
         except BaseException:
-            adata.obs = before
+            del adata.obs[CLUSTERS]
+            if before is not None:
+                adata.obs[CLUSTERS] = before
             raise
 
     def train(
@@ -590,12 +615,7 @@ class SpaPerbModel(
                 "it learns of the contexts then. Load it with the training AnnData, "
                 "`SpaPerbModel.load(path, adata)`."
             )
-        if digest(self.adata.obs_names) != self.state.split_of:
-            raise RuntimeError(
-                "This model was saved before its training ended (a checkpoint, say), and the "
-                "AnnData has other cells, or the same in another order, than those that were "
-                "split into training and test. Load it with the training AnnData as it was."
-            )
+        self._check_split("was saved before its training ended (a checkpoint, say)")
         self.module.eval()
         evidence = measure(self.adata_manager, self._used())
         self.state.predictor = ContextPredictor.learn(evidence, self.module)
@@ -610,6 +630,15 @@ class SpaPerbModel(
             self._check_data()
         return self._learn() if self.state.predictor is None else self.state.predictor
 
+    def _check_split(self, why: str) -> None:
+        """Check that the AnnData has the cells that were split into training and test."""
+        if digest(self.adata.obs_names) != self.state.split_of:
+            raise RuntimeError(
+                f"This model {why}, and the AnnData has other cells, or the same in another "
+                "order, than those that were split into training and test. Load it with the "
+                "training AnnData as it was."
+            )
+
     def _learned_states(self) -> ContextPredictor:
         """What training learned of the contexts, with their states: measured when first needed."""
         predictor = self._learned()
@@ -620,6 +649,7 @@ class SpaPerbModel(
                     "loaded without data. Load it with the training AnnData, "
                     "`SpaPerbModel.load(path, adata)`, or predict by cell before it is saved."
                 )
+            self._check_split("measures states of its training cells")
             self._check_data()
             predictor.states = measure_states(self.adata_manager, self._used(), predictor.evidence)
         return predictor

@@ -261,6 +261,7 @@ class PredictionMixin(SpaPerbBase):
             "objective": self.objective,
             "perturbation": target.name,
             **({} if target.dose is None else {"dose": target.dose}),
+            **({} if target.features is None else {"features": target.features}),
             "detection": self.objective == "in_context" and asked.how == "detection",
             "by_cell": asked.by_cell,
             "sample": asked.how == "counts",

@@ -48,7 +48,8 @@ class ResponseMixin(SpaPerbBase):
         perturbation, dose
             As for :meth:`predict_stimulated`.
         groupby
-            Column of ``adata.obs`` with the groups; ``None`` for the cell type's.
+            Column of ``adata.obs`` with the groups; ``None`` for the cell type's, or for the types
+            that cells without such a column are taken for.
         confidence_level
             Share of genes whose mean change an interval should contain, in (0, 1).
         features
@@ -103,15 +104,20 @@ class ResponseMixin(SpaPerbBase):
             )
         target = self._target(perturbation, dose, features)
         adata, query = self._query(adata, with_contexts=True)
-        groupby = groupby or self._setup["labels_key"]
-        check_column(adata, "groupby", groupby)
-        of_group = pd.Series(np.arange(adata.n_obs)).groupby(adata.obs[groupby].to_numpy()).indices
+        learned = self._learned()
+        query = learned.assign(query)
+        if groupby is None and (key := self._setup["labels_key"]) in adata.obs:
+            groupby = key
+        if groupby is None:
+            names = np.array(query.context_names, dtype=object)[query.context]
+        else:
+            check_column(adata, "groupby", groupby)
+            names = adata.obs[groupby].to_numpy()
+        of_group = pd.Series(np.arange(adata.n_obs)).groupby(names).indices
         groups = {
             name: rows[query.is_control[rows]] if query.is_control[rows].any() else rows
             for name, rows in of_group.items()
         }
-        learned = self._learned()
-        query = learned.assign(query)
         survey = Survey.of(query, populations_of(query, np.concatenate(list(groups.values()))))
         changes = learned.changes(survey, target)
         var_names = self.get_var_names().tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi.utils import track
 
-from spaperb._messages import format_list
+from spaperb._messages import format_list, shown
 from spaperb.cells import Survey
 from spaperb.data import Target, perturbations_of
 from spaperb.evidence import suggest
@@ -50,12 +51,12 @@ class SuggestMixin(SpaPerbBase):
         Parameters
         ----------
         adata
-            Cells as for :meth:`predict_stimulated`, with cell types; ``None`` for the AnnData of
-            the model. Types with control cells may be measured.
+            Cells as for :meth:`predict_stimulated`; ``None`` for the AnnData of the model. Types
+            with control cells may be measured.
         n
             How many to suggest at most.
         perturbation
-            The perturbation to measure; ``None`` for any that the model knows.
+            The perturbation to measure; ``None`` for any that was measured somewhere.
         confidence_level
             Of the intervals, in (0, 1).
 
@@ -69,16 +70,18 @@ class SuggestMixin(SpaPerbBase):
               measured
             - ``half_width_before``, ``half_width_after``: mean over genes and the other changes
               (50 of them at most, at random) of half their intervals, log-normalised units; NaN
-              where no other is left
+              where no other is left. A measurement that is as predicted tells little that is new,
+              so they may also grow by a little
 
         Raises
         ------
         ValueError
-            If ``n`` is below 1, the objective is the published one, everything is measured, or
-            :meth:`predict_response` would refuse.
+            If ``n`` is below 1 or no whole number, the objective is the published one, the
+            perturbation was never measured, everything is measured, or :meth:`predict_response`
+            would refuse.
         """
-        if n < 1:
-            raise ValueError(f"`n` must be at least 1; it is {n}.")
+        if not isinstance(n, Integral) or n < 1:
+            raise ValueError(f"`n` must be a whole number and at least 1; it is {n!r}.")
         if not 0 < confidence_level < 1:
             raise ValueError(
                 f"`confidence_level` must be between 0 and 1; it is {confidence_level}."
@@ -110,7 +113,13 @@ class SuggestMixin(SpaPerbBase):
             )
         codes = list(asked)
         numbers = np.array([[codes.index(c.context), c.target.number] for c in candidates])
-        choices = suggest(learned.evidence, [asked[code].pseudobulk for code in codes], numbers, n)
+        choices = suggest(
+            learned.evidence,
+            [asked[code].pseudobulk for code in codes],
+            [asked[code].number for code in codes],
+            numbers,
+            n,
+        )
         of_number = {target.number: target for target in targets}
         chosen = [
             Candidate(codes[choice.context], of_number[choice.perturbation]) for choice in choices
@@ -128,11 +137,12 @@ class SuggestMixin(SpaPerbBase):
 
     def _highest(self, name: Any) -> Target:
         """Find a measured perturbation, at its highest dose."""
-        target = perturbations_of(self.registry).find(name)
-        if target.number is None:
+        known = perturbations_of(self.registry)
+        target = known.find(name) if known.knows(name) else None
+        if target is None or target.number is None:
             raise ValueError(
-                f"{target.name} was never measured, so nothing tells where to measure it first. "
-                f"The model knows: {format_list(self.perturbations)}."
+                f"{shown(name)} was never measured. Suggestions are of perturbations that were: "
+                f"{format_list(self.perturbations)}."
             )
         if self._setup["dose_key"] is None:
             return target
@@ -188,14 +198,8 @@ def _widths(
         of = cells(choice.context, given)
         shift = given.change(of, choice.target).mean
         dose = np.nan if choice.target.dose is None else choice.target.dose
-        number = choice.target.number
         evidence = given.evidence.with_measured(
-            names[choice.context],
-            of.pseudobulk,
-            of.cells,
-            -1 if number is None else number,
-            shift,
-            dose,
+            names[choice.context], of.pseudobulk, of.cells, choice.target.number, shift, dose
         )
         before, given = given, replace(learned, evidence=evidence)
         some = left[:MAX_OTHERS]
