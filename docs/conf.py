@@ -59,7 +59,8 @@ nitpick_ignore_regex = [
     ("py:.*", rf"({packages.replace(' ', '|')})\..*"),
     (
         "py:class",
-        "AnnOrMuData|FloatArray|How|IntArray|Part|Predicted|Ranks|Tensors|pd.DataFrame|pd.Series",
+        "AnnOrMuData|FloatArray|How|IntArray|Part|Predicted|Ranks|Tensors|"
+        r"pd.(Categorical|DataFrame|Index|Series)|sparse.csr_matrix",
     ),  # fields of named tuples, whose types autodoc leaves unread, and a type of scvi-tools
 ]
 
