@@ -799,6 +799,13 @@ def check_table(handed: Handed) -> None:
     finally:
         check_unchanged(before, query)
     genes = list(model.get_var_names())
+    if case.groupby is None and TYPE not in before.obs:
+        # Cells without types are taken for those of training.
+        assert set(table["group"]) <= set(handed.train.obs[TYPE].astype(object))
+        assert sorted(table["gene"].unique()) == sorted(genes)
+        assert (table["lower"] <= table["mean_change"]).all()
+        assert (table["mean_change"] <= table["upper"]).all()
+        return
     groups = before.obs[groupby].astype(object)
     is_control = np.full(before.n_obs, True)
     if CONDITION in before.obs:
@@ -1041,7 +1048,10 @@ REFUSALS: dict[str, tuple[str, Callable[[Handed], bool]]] = {
         "Latent vectors are computed at once",
         lambda h: h.case.query["storage"] == "dask",
     ),
-    "no groups": ("There is no column", lambda h: (h.case.groupby or TYPE) not in h.query.obs),
+    "no groups": (
+        "There is no column",
+        lambda h: h.case.groupby is not None and h.case.groupby not in h.query.obs,
+    ),
     "intervals without the response": (
         "knows no error of its predictions",
         lambda h: h.model.objective == "published",

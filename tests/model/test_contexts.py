@@ -1,5 +1,6 @@
 """From contexts to cells, through the model: contexts by label or neighbours, saved and loaded."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -348,3 +349,16 @@ def test_the_users_cells_stay_as_they_are(model, split):
     before = snapshot(control)
     predict(model, control)
     assert snapshot(control) == before
+
+
+def test_expression_that_never_varies_changes_nothing():
+    """Sums of nothing, in single precision too."""
+    cells = small_cells(n_cell_types=3, n_cells=6, n_genes=2)
+    cells.X = np.full((cells.n_obs, 2), 3.0, dtype=np.float32)
+    SpaPerbModel.setup_anndata(cells)
+    model = SpaPerbModel(cells, **IN_CONTEXT)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "invalid value encountered in scalar")
+        model.train(max_epochs=1, batch_size=2, **QUIET)
+        predicted = model.predict_stimulated(cells, inplace=False)
+    assert np.isfinite(predicted).all()

@@ -74,8 +74,11 @@ class Populations(NamedTuple):
     correlation: FloatArray
 
     def pseudobulk(self, p: int) -> Pseudobulk:
-        """Pseudobulk of a population."""
-        return Pseudobulk(self.mean[p], self.variance[p], self.detection[p], int(self.n[p]))
+        """Pseudobulk of a population, in double precision."""
+        mean, variance, detection = (
+            x[p].astype(np.float64) for x in (self.mean, self.variance, self.detection)
+        )
+        return Pseudobulk(mean, variance, detection, int(self.n[p]))
 
 
 class Changes(NamedTuple):
@@ -113,16 +116,14 @@ class Changes(NamedTuple):
     dispersion: FloatArray
 
     def pseudobulk(self, s: int) -> Pseudobulk:
-        """Pseudobulk of the stimulated cells of a change."""
-        theta = self.dispersion[s]
+        """Pseudobulk of the stimulated cells of a change, in double precision."""
+        theta = self.dispersion[s].astype(np.float64)
         is_known = theta.size and not np.isnan(theta).any()
-        return Pseudobulk(
-            self.mean[s],
-            self.variance[s],
-            self.detection[s],
-            int(self.n[s]),
-            theta if is_known else None,
+        mean, variance, detection = (
+            x[s].astype(np.float64) for x in (self.mean, self.variance, self.detection)
         )
+        n = int(self.n[s])
+        return Pseudobulk(mean, variance, detection, n, theta if is_known else None)
 
 
 @dataclass(frozen=True)

@@ -293,8 +293,8 @@ class ContextPredictor:
             return mean
         (own,) = np.flatnonzero(is_own)
         return shrunk(
-            changes.shift[own],
-            changes.error[own] / query.likeness,
+            changes.shift[own].astype(np.float64),
+            changes.error[own].astype(np.float64) / query.likeness,
             mean,
             self.evidence.settings.max_errors,
         )
