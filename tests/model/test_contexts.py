@@ -354,7 +354,7 @@ def test_the_users_cells_stay_as_they_are(model, split):
 def test_expression_that_never_varies_changes_nothing():
     """Sums of nothing, in single precision too."""
     cells = small_cells(n_cell_types=3, n_cells=6, n_genes=2)
-    cells.X = np.full((cells.n_obs, 2), 3.0, dtype=np.float32)
+    cells.X = np.full((cells.n_obs, 2), 3.5, dtype=np.float32)
     SpaPerbModel.setup_anndata(cells)
     model = SpaPerbModel(cells, **IN_CONTEXT)
     with warnings.catch_warnings():
