@@ -101,6 +101,18 @@ class SpaPerbBase(BaseModelClass):
                 "`features`, or pass the name of a perturbation that was never measured."
             )
 
+    def _check_intervals(self, confidence_level: float) -> None:
+        """Refuse a level that is none, and intervals of a model that knows none."""
+        if not 0 < confidence_level < 1:
+            raise ValueError(
+                f"`confidence_level` must be between 0 and 1; it is {confidence_level}."
+            )
+        if self.objective == "published":
+            raise ValueError(
+                "The published objective knows no error of its predictions. Use the default, "
+                '`objective="in_context"`.'
+            )
+
     def _query(self, adata: AnnData | None, with_contexts: bool = False) -> tuple[AnnData, Query]:
         """Check the cells to predict, with what tells their contexts if these have a say."""
         self._check_if_trained(warn=False)

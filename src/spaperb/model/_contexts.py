@@ -507,10 +507,10 @@ class ContextPredictor:
         }
         for code, change in changes.items():
             here = [state for state in by_state if contexts[state] == code]
-            sizes = np.array([by_state[state].control.n for state in here])
             if len(here) == 1:
                 by_state[here[0]] = change
                 continue
+            sizes = np.array([by_state[state].control.n for state in here])
             kept = keep_mean(
                 np.array([by_state[state].mean for state in here]),
                 np.array([by_state[state].control.mean for state in here]),
@@ -528,7 +528,7 @@ class ContextPredictor:
         states: IntArray = np.full(len(populations), -1)
         contexts: list[int] = []
         for code in sorted({p // 2 for p in survey.pseudobulks}):
-            population = 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
+            population = control_population(survey, code)
             some = some_of(np.flatnonzero(populations == population), MAX_STATE_CELLS)
             centres = find_states(evidence.project(query.rows(some)), evidence.settings)
             of_context = np.flatnonzero(populations // 2 == code)
@@ -551,7 +551,7 @@ class ContextPredictor:
         number
             Number of the training context of its name.
         """
-        population = 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
+        population = control_population(survey, code)
         some = some_of(np.flatnonzero(survey.populations == population), MAX_CELLS)
         components = self.evidence.project(survey.query.rows(some))
         return ControlCells(
@@ -682,6 +682,11 @@ def populations_of(query: Query, rows: IntArray) -> IntArray:
     wanted = np.isin(populations, populations[rows])
     of_wanted = is_control & np.isin(codes, codes[rows])
     return np.where(wanted | of_wanted, populations, -1)
+
+
+def control_population(survey: Survey, code: int) -> int:
+    """Population of a context's control cells, or of all its cells if none is known to be one."""
+    return 2 * code if 2 * code in survey.pseudobulks else 2 * code + 1
 
 
 def keep_mean(

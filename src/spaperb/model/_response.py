@@ -93,15 +93,7 @@ class ResponseMixin(SpaPerbBase):
             in (0, 1), the objective is the published one, or :meth:`predict_stimulated` would
             refuse.
         """
-        if not 0 < confidence_level < 1:
-            raise ValueError(
-                f"`confidence_level` must be between 0 and 1; it is {confidence_level}."
-            )
-        if self.objective == "published":
-            raise ValueError(
-                "The published objective knows no error of its predictions. Use the default, "
-                '`objective="in_context"`.'
-            )
+        self._check_intervals(confidence_level)
         target = self._target(perturbation, dose, features)
         adata, query = self._query(adata, with_contexts=True)
         learned = self._learned()

@@ -82,15 +82,7 @@ class SuggestMixin(SpaPerbBase):
         """
         if not isinstance(n, Integral) or n < 1:
             raise ValueError(f"`n` must be a whole number and at least 1; it is {n!r}.")
-        if not 0 < confidence_level < 1:
-            raise ValueError(
-                f"`confidence_level` must be between 0 and 1; it is {confidence_level}."
-            )
-        if self.objective == "published":
-            raise ValueError(
-                "The published objective knows no error of its predictions. Use the default, "
-                '`objective="in_context"`.'
-            )
+        self._check_intervals(confidence_level)
         learned = self._learned()
         names = self.perturbations if perturbation is None else [perturbation]
         targets = [self._highest(name) for name in names]
